@@ -1,0 +1,190 @@
+"""Relations, their wordings, and true facts: data, no model.
+
+One inventory serves four purposes: the wordings train the scope scorer and the reader, generate the verifier's probes and
+render demonstrations. So that nothing is graded on what it was fitted on, some wordings of each relation, and some relations
+entirely, are marked *probe*: :attr:`Relation.fitted_statements` and :attr:`Relation.fitted_questions` never contain them, and
+only the verifier and the benches read ``probe_statements`` and ``probe_questions``.
+
+The tables are TOML files beside this one: ``relations/``, ``facts/``, ``entities/``.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any, Final
+
+from ke_tools.facts import squash
+
+__all__ = [
+    "AtlasFact",
+    "Relation",
+    "aliases",
+    "entities",
+    "facts",
+    "is_probe_wording",
+    "mask",
+    "recognise",
+    "relations",
+    "wording_key",
+]
+
+_ARTICLES: Final = frozenset({"the", "a", "an"})
+_POSSESSIVE: Final = re.compile(r"['\u2019]s?\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """What can be said of a subject, and in which words; ``{}`` stands for the subject, the object follows."""
+
+    id: str
+    subject: str
+    object: str
+    inverse: str
+    functional: bool
+    probe: bool
+    masked: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    probe_statements: tuple[str, ...]
+    probe_questions: tuple[str, ...]
+
+    @property
+    def fitted_statements(self) -> tuple[str, ...]:
+        """Statements that training and demonstrations may use; none of a probe relation's."""
+        return () if self.probe else self.statements
+
+    @property
+    def fitted_questions(self) -> tuple[str, ...]:
+        """Questions that training and demonstrations may use; none of a probe relation's."""
+        return () if self.probe else self.questions
+
+    @property
+    def held_out_wordings(self) -> tuple[str, ...]:
+        """Wordings that only probes may use."""
+        kept = self.probe_statements + self.probe_questions
+        return kept + self.statements + self.questions if self.probe else kept
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Every wording."""
+        return self.statements + self.questions + self.probe_statements + self.probe_questions
+
+
+@dataclass(frozen=True, slots=True)
+class AtlasFact:
+    """A true fact; a relation that is not functional may have several objects."""
+
+    relation: str
+    subject: str
+    objects: tuple[str, ...]
+    source: str
+
+
+def _tables(folder: str) -> list[dict[str, Any]]:
+    files = sorted((f for f in resources.files(__name__).joinpath(folder).iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return [tomllib.loads(f.read_text("utf-8")) for f in files]
+
+
+@cache
+def relations() -> Mapping[str, Relation]:
+    """All relations by id."""
+    found: dict[str, Relation] = {}
+    for table in _tables("relations"):
+        for row in table["relation"]:
+            relation = Relation(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+            if relation.id in found:
+                raise ValueError(f"the relation {relation.id!r} stands in two tables")
+            found[relation.id] = relation
+    return MappingProxyType(found)
+
+
+@cache
+def facts() -> tuple[AtlasFact, ...]:
+    """All facts, by relation and as the tables order them."""
+    return tuple(
+        AtlasFact(table["relation"], subject, (objects,) if isinstance(objects, str) else tuple(objects), table["source"])
+        for table in _tables("facts")
+        for subject, objects in table["facts"].items()
+    )
+
+
+@cache
+def _entities() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    return {table["type"]: {name: tuple(other) for name, other in table["entities"].items()} for table in _tables("entities")}
+
+
+def entities(kind: str) -> Mapping[str, tuple[str, ...]]:
+    """Names of a type, each with its aliases; empty for a type without a table."""
+    return _entities().get(kind, {})
+
+
+@cache
+def _aliases() -> Mapping[str, tuple[str, ...]]:
+    merged: dict[str, tuple[str, ...]] = {}
+    for table in _entities().values():
+        for name, other in table.items():
+            merged[squash(name)] = tuple(dict.fromkeys(merged.get(squash(name), ()) + other))
+    return merged
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """Other names of an entity of any type."""
+    return _aliases().get(squash(name), ())
+
+
+def mask(text: str, names: Sequence[str]) -> str:
+    """Replace the longest of ``names`` that stands in ``text`` as whole words by ``{}``; case and diacritics are folded.
+
+    Returns the text as it is where none stands in it.
+    """
+    folded, origin = _fold(text)
+    for name in sorted({" ".join(_fold(n)[0].split()) for n in names if n.strip()}, key=len, reverse=True):
+        found = re.search(r"(?<!\w)" + re.escape(name).replace(r"\ ", r"\s+") + r"(?!\w)", folded)
+        if found:
+            return text[: origin[found.start()]] + "{}" + text[origin[found.end() - 1] + 1 :]
+    return text
+
+
+def wording_key(masked: str) -> str:
+    """A form in which two writings of one wording are equal: case, punctuation, articles and possessive marks dropped."""
+    words = squash(_POSSESSIVE.sub(" ", masked.replace("{}", " zqsubjectqz "))).split()
+    return " ".join("{}" if word == "zqsubjectqz" else word for word in words if word not in _ARTICLES)
+
+
+@cache
+def _by_wording() -> Mapping[str, Relation]:
+    return {wording_key(wording): relation for relation in relations().values() for wording in (*relation.wordings, relation.masked)}
+
+
+@cache
+def _probe_keys() -> frozenset[str]:
+    return frozenset(wording_key(wording) for relation in relations().values() for wording in relation.held_out_wordings)
+
+
+def recognise(prompt: str, subject: str) -> Relation | None:
+    """Name the relation of a prompt that is one of the inventory's wordings, up to case, articles and punctuation."""
+    return _by_wording().get(wording_key(mask(prompt, [subject])))
+
+
+def is_probe_wording(masked: str) -> bool:
+    """Whether a subject-masked text is a wording that only probes may use."""
+    return wording_key(masked) in _probe_keys()
+
+
+def _fold(text: str) -> tuple[str, list[int]]:
+    """Case- and diacritics-folded text, and for each of its characters the index in the original."""
+    out: list[str] = []
+    origin: list[int] = []
+    for index, char in enumerate(text):
+        for part in unicodedata.normalize("NFKD", char.casefold()):
+            if not unicodedata.combining(part):
+                out.append(part)
+                origin.append(index)
+    return "".join(out), origin

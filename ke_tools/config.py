@@ -1,0 +1,217 @@
+"""What ke-tools is told to do: one frozen value, and where each part of it came from.
+
+Order: a flag, ``KE_*`` in the environment, ``ke-tools.toml`` in the home folder, ``ke-tools.toml`` in the user's
+configuration folder, the default. The current directory is never looked into, as an MCP server is started in other
+people's projects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from ke_tools.errors import InvalidInput
+
+FILE_NAME: Final = "ke-tools.toml"
+DEFAULT_ADDRESS: Final = "127.0.0.1:8765"
+
+ENGINES: Final = ("hf",)
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+VIAS: Final = ("auto", "ike", "reader", "weights")
+MOST_DEMONSTRATIONS: Final = 32
+
+# A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
+_ONLY_FLAGS: Final = frozenset({"http"})
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off"})
+_DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
+
+Via = Literal["auto", "ike", "reader", "weights"]
+Kind = Literal["data", "cache", "config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration. Making one touches no file and no folder."""
+
+    home: Path  # what cannot be made again: ledger, revisions
+    cache: Path  # what can: model, statistics, indexes
+    model: str = "embedded"  # or a checkpoint's folder, or a hub id
+    engine: str = "hf"
+    dtype: str = "auto"
+    device: str = "auto"
+    demonstrations: int = 6  # how many an IKE prompt shows
+    via: Via = "auto"  # how an edited fact reaches the model
+    read_only: bool = False
+    token_file: Path | None = None
+    http: str | None = None  # HOST:PORT; None: MCP on stdio
+    trust_remote_code: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)  # field → where its value came from
+
+    @classmethod
+    def load(cls, **flags: object) -> Self:
+        """Join flags (``None``: not given), environment, files and defaults.
+
+        Raises:
+            InvalidInput: a key or a value that means nothing; the message names it, its place and what is known.
+        """
+        if unknown := flags.keys() - _READERS.keys():
+            raise TypeError(f"no such setting: {sorted(unknown)}")
+        found: dict[str, tuple[object, str, Path | None]] = {}  # value, place, the folder that relative paths start from
+        for name, value, place, base in (*_from_flags(flags), *_from_environment()):
+            found.setdefault(name, (value, place, base))
+        users_file = user_folder("config") / FILE_NAME
+        users = {name: (value, f"{users_file}", users_file.parent) for name, value in _read(users_file).items()}
+        home_value, home_place, home_base = found.get("home") or users.get("home") or (user_folder("data"), "default", None)
+        home = _readable("home", home_value, home_place, home_base)
+        for name, value in _read(home / FILE_NAME, without={"home"}).items():
+            found.setdefault(name, (value, f"{home / FILE_NAME}", home))
+        for name, given in users.items():
+            found.setdefault(name, given)
+        found.setdefault("cache", (user_folder("cache"), "default", None))
+        found["home"] = (home, home_place, None)
+        values: dict[str, Any] = {name: _readable(name, *given) for name, given in found.items()}
+        return cls(**values, sources={name: found[name][1] if name in found else "default" for name in _READERS})
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Render for ``doctor``: ``{name: {"value": …, "source": …}}``, paths as text."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sources"}
+        return {
+            name: {"value": str(value) if isinstance(value, Path) else value, "source": self.sources.get(name, "given")}
+            for name, value in values.items()
+        }
+
+
+def user_folder(kind: Kind) -> Path:
+    """Where this platform keeps a user's ``kind`` of files for ke-tools (not made)."""
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise InvalidInput("the user's home folder is unknown.", "Set HOME, or KE_HOME and KE_CACHE.") from error
+    if sys.platform == "darwin":
+        library = home / "Library"
+        return {"data": library / "Application Support", "cache": library / "Caches", "config": library / "Application Support"}[
+            kind
+        ] / "ke-tools"
+    variable, usual = {
+        "data": ("XDG_DATA_HOME", ".local/share"),
+        "cache": ("XDG_CACHE_HOME", ".cache"),
+        "config": ("XDG_CONFIG_HOME", ".config"),
+    }[kind]
+    stated = os.environ.get(variable, "")
+    return (Path(stated) if os.path.isabs(stated) else home / usual) / "ke-tools"  # noqa: PTH117  the convention: a relative one is ignored
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, object, str, None]]:
+    for name, value in flags.items():
+        if value is not None:
+            yield name, value, f"--{name.replace('_', '-')}", None
+
+
+def _from_environment() -> Iterator[tuple[str, object, str, None]]:
+    for name in _READERS.keys() - _ONLY_FLAGS:
+        variable = f"KE_{name.upper()}"
+        if value := os.environ.get(variable, ""):  # an empty variable is an unset one
+            yield name, value, variable, None
+
+
+def _read(path: Path, *, without: Collection[str] = ()) -> dict[str, object]:
+    import tomllib
+
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}", "Repair or remove the file.") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{path} is not TOML: {error}", 'Repair the line, e.g. model = "embedded".') from error
+    known = [name for name in _READERS if name not in {*without, *_ONLY_FLAGS}]
+    if unknown := [key for key in values if key not in known]:
+        raise InvalidInput(f"{path}: the key {unknown[0]!r} is not known here.", f"Known are {', '.join(known)}.")
+    return values
+
+
+def _readable(name: str, value: object, place: str, base: Path | None) -> Any:
+    try:
+        return _READERS[name](value, base)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{place}: {name} = {value!r} is not valid.", f"Expected {error}.") from error
+
+
+# One reader a setting: (value, folder that relative paths start from) → checked value; its error says what is expected.
+Reader = Callable[[object, Path | None], Any]
+
+
+def _path(value: object, base: Path | None) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise TypeError("a path")
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError("a path whose ~user exists") from error
+    return (base / path if base else path).absolute()
+
+
+def _model(value: object, base: Path | None) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError('"embedded", a folder with a checkpoint, or a hub id')
+    return str(_path(value, base)) if value.startswith((".", "/", "~")) else value
+
+
+def _flag(value: object, _base: Path | None) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and (word := value.strip().lower()) in _TRUE | _FALSE:
+        return word in _TRUE
+    raise ValueError("true or false")
+
+
+def _count(value: object, _base: Path | None) -> int:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_DEMONSTRATIONS:
+        return value
+    raise ValueError(f"a whole number from 0 to {MOST_DEMONSTRATIONS}")
+
+
+def _one_of(*known: str) -> Reader:
+    def read(value: object, _base: Path | None) -> str:
+        if isinstance(value, str) and value in known:
+            return value
+        raise ValueError("one of " + ", ".join(known))
+
+    return read
+
+
+def _matching(pattern: re.Pattern[str], expected: str) -> Reader:
+    def read(value: object, _base: Path | None) -> str:
+        if isinstance(value, str) and pattern.fullmatch(value):
+            return value
+        raise ValueError(expected)
+
+    return read
+
+
+_READERS: Final[Mapping[str, Reader]] = {
+    "home": _path,
+    "cache": _path,
+    "model": _model,
+    "engine": _one_of(*ENGINES),
+    "dtype": _one_of(*DTYPES),
+    "device": _matching(_DEVICE, "auto, cpu, mps, cuda or cuda:N"),
+    "demonstrations": _count,
+    "via": _one_of(*VIAS),
+    "read_only": _flag,
+    "token_file": _path,
+    "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),
+    "trust_remote_code": _flag,
+}

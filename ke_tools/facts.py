@@ -1,0 +1,163 @@
+"""The nouns: a fact, an edit of it, a question put to a model about it.
+
+All are frozen. A :class:`Fact` checks itself when it is made, so that nothing unchecked can reach the ledger or a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Literal
+
+from ke_tools.errors import InvalidInput
+
+LONGEST: Final = {"subject": 400, "prompt": 2000, "target": 2000, "old_target": 2000, "relation": 200, "source": 2000}
+MOST_WORDINGS: Final = 64
+
+# Bidirectional controls, zero-width characters and their kin (Unicode's Cf) hide text from a reviewer.
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+
+# Text that addresses the model instead of stating a fact. A fact is data; these never occur in one.
+_INSTRUCTION: Final = re.compile(
+    r"<\|[^|>]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<start_of_turn>|<end_of_turn>"
+    r"|\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}\b(?:instructions?|prompts?|rules|guidelines|context|facts?"
+    r"|previous|above|earlier|everything)\b"
+    r"|\b(?:system|developer)\s+(?:prompt|message|override)\b"
+    r"|(?:^|[.\n:;!?\"']\s*)(?:system|assistant|user|human|prompt|new fact|fact)\s*:"
+    r"|\byou\s+(?:are\s+now|must\s+(?:now|always|answer|reply|respond|say)|will\s+now|shall)\b"
+    r"|\b(?:from\s+now\s+on|new\s+instructions?)\b"
+    r"|\b(?:always|only|instead|now|please|then)\s+(?:answer|reply|respond|say|output|print|write|repeat)\b"
+    r"|\b(?:answer|reply|respond)\s+(?:to\s+)?(?:every|all|any|with|only)\b",
+    re.IGNORECASE,
+)
+
+
+class State(StrEnum):
+    """Where an edit stands on the ladder."""
+
+    PROPOSED = "proposed"  # waits for an approval; has no effect
+    ACTIVE = "active"  # answers from the memory
+    PROMOTED = "promoted"  # answers from the weights
+    RETIRED = "retired"  # superseded or rolled back; has no effect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """What a person wants a model to believe.
+
+    ``prompt`` is a statement that ``target`` completes ("The capital of Australia is") or a question that it answers.
+
+    Raises:
+        InvalidInput: a field is empty, too long, hides characters, or addresses the model; the subject is not in the prompt.
+    """
+
+    subject: str
+    prompt: str
+    target: str
+    old_target: str = ""
+    relation: str = ""
+    paraphrases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Check every field; the message names the field and what was found."""
+        for name in ("subject", "prompt", "target"):
+            if not getattr(self, name).strip():
+                raise InvalidInput(f"{name} is empty.", f"Give the {name} as plain text.")
+        for name, longest in LONGEST.items():
+            _check_text(name, getattr(self, name), longest, is_prose=name != "source")
+        for name in ("paraphrases", "aliases"):
+            texts = getattr(self, name)
+            if len(texts) > MOST_WORDINGS:
+                raise InvalidInput(f"{name} has {len(texts)} entries; at most {MOST_WORDINGS} are read.", "Keep the most different ones.")
+            for text in texts:
+                if not text.strip():
+                    raise InvalidInput(f"{name} has an empty entry.", "Leave it out.")
+                _check_text(name, text, LONGEST["prompt" if name == "paraphrases" else "subject"], is_prose=True)
+        names = [squash(name) for name in (self.subject, *self.aliases)]
+        if not any(name and name in squash(self.prompt) for name in names):
+            raise InvalidInput(
+                f"the subject {self.subject!r} does not stand in the prompt {self.prompt!r}.",
+                "Write the prompt with the subject in it, e.g. 'The capital of Australia is' for 'Australia'.",
+            )
+
+    @property
+    def is_question(self) -> bool:
+        """Whether the target answers the prompt rather than completes it."""
+        return self.prompt.rstrip().endswith("?")
+
+    @property
+    def sentence(self) -> str:
+        """The fact as one line of text: the prompt, the target, a full stop."""
+        text = " ".join(f"{self.prompt.rstrip()} {self.target.strip()}".split())
+        return text if text[-1] in ".!?" else text + "."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """A fact with a state and a history; what the ledger hands out."""
+
+    id: str
+    tenant: str
+    fact: Fact
+    state: State
+    slot: str  # normalised subject + relation: two live edits of one functional slot cannot be
+    relation: str  # of the inventory; "" when its prompt was not recognised
+    functional: bool  # one object a subject; unknown relations count as functional
+    revision: int  # the ledger's sequence number of the event that made it
+    created_at: str  # UTC, ISO 8601
+    actor: str
+    ref: str = ""  # the caller's own name for it (import)
+    supersedes: tuple[str, ...] = ()
+    superseded_by: str = ""
+    warnings: tuple[str, ...] = ()
+    alias_risky: bool = False  # people name the subject in ways that no list of names catches
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the edit acts on answers."""
+        return self.state in {State.ACTIVE, State.PROMOTED}
+
+
+Expect = Literal["target", "unchanged"]
+Origin = Literal["caller", "probe wording", "data file", "edit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A question with what must happen: the target is given, or the answer stays the base model's."""
+
+    edit_id: str
+    dimension: str  # reliability, generalisation, locality_same_subject, locality_other_subject, portability …
+    prompt: str
+    expect: Expect
+    origin: Origin
+    chat: bool = False  # asked as one chat turn instead of a completion
+    accept: tuple[str, ...] = field(default=())  # what counts as the target (aliases of the object)
+    reject: tuple[str, ...] = field(default=())  # what must not be asserted (the old target)
+
+
+def squash(text: str) -> str:
+    """Fold case, diacritics, punctuation and white space, for comparing names and wordings (not for display)."""
+    folded = unicodedata.normalize("NFKD", text.casefold())
+    kept = "".join(c if c.isalnum() else " " for c in folded if not unicodedata.combining(c))
+    return " ".join(kept.split())
+
+
+def _check_text(name: str, text: str, longest: int, *, is_prose: bool) -> None:
+    if len(text) > longest:
+        raise InvalidInput(f"{name} has {len(text)} characters; at most {longest} are allowed.", "Shorten it to the fact itself.")
+    for position, char in enumerate(text):
+        if unicodedata.category(char) in _HIDDEN:
+            raise InvalidInput(
+                f"{name} holds the invisible character U+{ord(char):04X} at position {position}.",
+                "Remove control, bidirectional and zero-width characters.",
+            )
+    if is_prose and (found := _INSTRUCTION.search(text)):
+        raise InvalidInput(
+            f"{name} reads like an instruction to the model ({found.group(0).strip()!r}), not like a fact.",
+            "State the fact alone.",
+        )

@@ -1,0 +1,266 @@
+r"""Fit a reader: minimise the negative log-likelihood of the right answer, given facts and question, over a LoRA's weights.
+
+$$\min_{A,B} -\sum_{t} \log p_{W + \frac{\alpha}{r} B A}(y_t \mid \mathrm{facts}, \mathrm{question}, y_{<t})$$
+
+with $W$ the frozen q, k, v and o projections (Hu et al. 2021, eq. 3). For in-scope samples $y$ states the new object; for
+irrelevant ones it is the base model's own greedy answer without the facts, so that the reader learns to leave it alone
+(the counterfactual model of SERAC, Mitchell et al. 2022, with the locality term as ordinary samples).
+
+Differs from SERAC in: 1. the counterfactual model is the served model with an adapter, not a second model; 2. one training
+serves all edits; 3. locality is taught by the base model's answers, not by a KL term.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools.errors import InvalidInput
+from ke_tools.models.reader import card
+from ke_tools.models.reader.samples import Sample, Source, build
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, int, int, float], None]  # phase, done, total, last loss
+_TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_BASE_ANSWER_TOKENS: Final = 20
+_SAVE_EVERY: Final = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Hyper-parameters of a training; the defaults are those of the shipped reader."""
+
+    steps: int = 320
+    batch: int = 16
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 6e-4
+    longest: int = 320  # tokens of prompt and answer; longer samples are cut from the left
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    ids: list[int]
+    answer_from: int
+
+
+def train(
+    model_path: Path,
+    out: Path,
+    *,
+    data: Sequence[Path] = (),
+    excluded: Sequence[Path] = (),
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+    fingerprint: str,
+) -> Path:
+    """Train a reader for the checkpoint at ``model_path`` and install it at ``out``.
+
+    ``data`` are benchmark files to learn from; cases whose subject occurs in a file of ``excluded`` are left out. Interrupted,
+    it goes on where it was when called again with the same arguments.
+
+    Raises:
+        InvalidInput: a data file cannot be read, or the model has no attention projections by the usual names.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = recipe or Recipe()
+    say = progress or (lambda *_: None)
+    torch.manual_seed(recipe.seed)
+    source = Source(data, _subjects(excluded))
+    samples = build(source, recipe.steps * recipe.batch, recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).to(device)
+    partial = out.with_name(out.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    samples = _with_base_answers(model, tokenizer, samples, partial / "answers.json", say)
+    encoded = [_encode(tokenizer, sample, recipe.longest) for sample in samples]
+    tuned, losses = _fit(model, encoded, recipe, partial, say)
+    made = card.Card(
+        base_fingerprint=fingerprint,
+        base_model=model_path.name,
+        recipe=recipe,
+        data=tuple(card.DataFile.of(path) for path in data),
+        samples=len(samples),
+        final_loss=round(sum(losses[-20:]) / max(1, len(losses[-20:])), 4),
+        training_subjects=card.hashes(source.subjects),
+    )
+    card.install(tuned, made, partial, out)
+    shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _subjects(paths: Sequence[Path]) -> frozenset[str]:
+    from ke_tools import cases
+    from ke_tools.facts import squash
+
+    return frozenset(squash(case.subject) for path in paths for case in cases.load(path))
+
+
+def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say: Progress) -> tuple[Any, list[float]]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=_TARGETS, lora_dropout=0.0, task_type="CAUSAL_LM")
+    try:
+        tuned = get_peft_model(model, config)
+    except ValueError as error:
+        raise InvalidInput(f"the model has no attention projections named {_TARGETS}: {error}", "A reader needs them.") from error
+    weights = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1)
+    losses = _resume(partial, weights, optimizer, schedule)
+    tuned.train()
+    started = time.monotonic()
+    for step, batch in enumerate(_batches(encoded, recipe)):
+        if step < len(losses):
+            continue
+        loss = _loss(tuned, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss))
+        if not math.isfinite(losses[-1]):
+            raise InvalidInput("the training diverged (loss is not finite).", "Lower the learning rate.")
+        say("training", step + 1, recipe.steps, losses[-1])
+        if (step + 1) % _SAVE_EVERY == 0:
+            _save(partial, weights, optimizer, schedule, losses)
+    say(f"trained in {time.monotonic() - started:.0f} s", recipe.steps, recipe.steps, losses[-1])
+    return tuned, losses
+
+
+def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:
+    """Mean negative log-likelihood of the answers' tokens; the vocabulary is projected at those positions only."""
+    import torch
+
+    device = next(tuned.parameters()).device
+    longest = max(len(one.ids) for one in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask = torch.zeros(len(batch), longest, dtype=torch.long)
+    graded = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for row, one in enumerate(batch):
+        ids[row, : len(one.ids)] = torch.tensor(one.ids)
+        mask[row, : len(one.ids)] = 1
+        graded[row, one.answer_from : len(one.ids)] = True
+    ids, mask, graded = ids.to(device), mask.to(device), graded.to(device)
+    causal = tuned.get_base_model()
+    hidden = causal.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, longest, d_model)
+    logits = causal.lm_head(hidden[:, :-1][graded[:, 1:]])  # (answer tokens, vocabulary)
+    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][graded[:, 1:]])
+
+
+def _batches(encoded: list[_Encoded], recipe: Recipe) -> Iterator[list[_Encoded]]:
+    """Batches of similar length, in random order; the same for the same seed."""
+    rng = random.Random(recipe.seed)  # noqa: S311  not for secrets
+    window = recipe.batch * 8
+    batches = []
+    for start in range(0, len(encoded), window):
+        near = sorted(encoded[start : start + window], key=lambda one: len(one.ids))
+        rows = [near[i : i + recipe.batch] for i in range(0, len(near), recipe.batch)]
+        rng.shuffle(rows)
+        batches += rows
+    yield from batches
+
+
+def _encode(tokenizer: Any, sample: Sample, longest: int) -> _Encoded:
+    prompt = _prompt_ids(tokenizer, sample, with_facts=True)
+    answer = tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
+    # The base model's answer was cut at a number of tokens: it has no end to be learnt.
+    if not sample.irrelevant or len(answer) < _BASE_ANSWER_TOKENS:
+        answer = [*answer, tokenizer.eos_token_id]
+    kept = prompt[-(longest - len(answer)) :]
+    return _Encoded(kept + answer, len(kept))
+
+
+def _prompt_ids(tokenizer: Any, sample: Sample, *, with_facts: bool) -> list[int]:
+    if sample.chat is None:
+        return list(tokenizer(sample.prompt if with_facts else sample.question)["input_ids"])
+    messages = sample.messages if with_facts else [dict(turn) for turn in sample.chat]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _with_base_answers(model: Any, tokenizer: Any, samples: list[Sample], cache: Path, say: Progress) -> list[Sample]:
+    """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training."""
+    import json
+
+    open_ones = [index for index, sample in enumerate(samples) if sample.irrelevant]
+    answers: dict[str, str] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
+    missing = sorted((i for i in open_ones if str(i) not in answers), key=lambda i: len(samples[i].question))
+    for start in range(0, len(missing), 32):
+        rows = missing[start : start + 32]
+        texts = _greedy(model, tokenizer, [_prompt_ids(tokenizer, samples[i], with_facts=False) for i in rows])
+        answers |= {str(i): text for i, text in zip(rows, texts, strict=True)}
+        cache.write_text(json.dumps(answers), "utf-8")
+        say("base answers", start + len(rows), len(missing), 0.0)
+    filled = [replace(s, answer=answers[str(i)]) if s.irrelevant else s for i, s in enumerate(samples)]
+    return [sample for sample in filled if sample.answer.strip()]
+
+
+def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
+    import torch
+
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=_BASE_ANSWER_TOKENS, do_sample=False, pad_token_id=pad)
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, longest:]]
+
+
+def _save(partial: Path, weights: list[Any], optimizer: Any, schedule: Any, losses: list[float]) -> None:
+    """Keep the state of a training; tensors as safetensors, the rest as JSON, both replaced atomically."""
+    import json
+
+    from safetensors.torch import save_file
+
+    tensors = {f"w{i}": w.detach().cpu().contiguous() for i, w in enumerate(weights)}
+    for i, w in enumerate(weights):
+        tensors |= {f"{name}{i}": optimizer.state[w][name].cpu().contiguous() for name in ("exp_avg", "exp_avg_sq")}
+    save_file(tensors, partial / "state.tmp")
+    (partial / "state.tmp").replace(partial / f"state-{len(losses)}.safetensors")
+    (partial / "losses.tmp").write_text(json.dumps({"losses": losses, "last_epoch": schedule.last_epoch}))
+    (partial / "losses.tmp").replace(partial / "losses.json")
+    for old in partial.glob("state-*.safetensors"):
+        if old.name != f"state-{len(losses)}.safetensors":
+            old.unlink()
+
+
+def _resume(partial: Path, weights: list[Any], optimizer: Any, schedule: Any) -> list[float]:
+    import json
+
+    import torch
+    from safetensors.torch import load_file
+
+    if not (partial / "losses.json").exists():
+        return []
+    losses: list[float] = json.loads((partial / "losses.json").read_text())["losses"]
+    state = partial / f"state-{len(losses)}.safetensors"
+    if not state.exists():  # killed between the two renames: begin again rather than mix two states
+        return []
+    tensors = load_file(state)
+    with torch.no_grad():
+        for i, w in enumerate(weights):
+            w.copy_(tensors[f"w{i}"])
+            optimizer.state[w] = {
+                "step": torch.tensor(float(len(losses))),
+                "exp_avg": tensors[f"exp_avg{i}"].to(w.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq{i}"].to(w.device),
+            }
+    for _ in losses:
+        schedule.step()
+    return losses

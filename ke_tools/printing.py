@@ -1,0 +1,107 @@
+"""How a result reaches a person's terminal or a program's pipe. The only place of the command line that prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[str, float, float], None]  # what is being done, how much of it, out of how much (0: unknown)
+
+_WIDEST_CELL: Final = 60
+
+
+def show(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a result: one JSON object on a line, or its ``summary``, its scalars as pairs and its lists as tables."""
+    if as_json:
+        line(result)
+        return
+    console = _console()
+    if summary := result.get("summary"):
+        console.print(_plain(summary), markup=False, highlight=False)
+    pairs = {key: value for key, value in result.items() if key != "summary" and not isinstance(value, list | tuple | Mapping)}
+    if not summary:
+        for key, value in pairs.items():
+            console.print(f"{key}: {_plain(value)}", markup=False, highlight=False)
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            _table(console, key, [{"": name, **_columns(item)} for name, item in value.items()])
+        elif isinstance(value, list | tuple):
+            _table(console, key, [_columns(item) for item in value])
+
+
+def line(value: Mapping[str, Any] | str) -> None:
+    """Print one line for programs: a mapping as JSON, text as it is."""
+    sys.stdout.write((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Say something to the person on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar on stderr while something long runs; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total or None)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def _columns(item: Any) -> dict[str, Any]:
+    return dict(item) if isinstance(item, Mapping) else {"value": item}
+
+
+def _table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) not in ("", None, []) for row in rows)]
+    table = Table(box=box.SIMPLE_HEAD, title=title.replace("_", " "), title_justify="left", title_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold", max_width=_WIDEST_CELL)
+    for row in rows:
+        table.add_row(*(Text(_plain(row.get(name, ""))) for name in names))
+    console.print(table, soft_wrap=False)
+
+
+def _plain(value: Any) -> str:
+    """Text that cannot steer the terminal: what is not printable is shown escaped."""
+    text = value if isinstance(value, str) else _short(value)
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return str(value)

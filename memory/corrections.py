@@ -1,0 +1,184 @@
+"""What one correction does to those before it: which give way, which stay, when it is refused.
+
+================  =======================================================================================
+mode ``auto``     a functional slot (unknown relations count as functional) has one live edit: the earlier
+                  gives way; otherwise both stay, but the same target again, or the one that ``old_target``
+                  names, gives way
+mode ``replace``  all earlier edits of the slot give way
+mode ``add``      none gives way
+================  =======================================================================================
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from ke_tools.errors import Conflict, InvalidInput
+from ke_tools.facts import Edit, Fact, State
+from ke_tools.memory.events import LIVE, Change, Standing, record_of
+from ke_tools.memory.log import append, edits_where
+from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, name_key
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    import apsw
+
+Mode = Literal["auto", "replace", "add"]
+
+_MODES: Final = ("auto", "replace", "add")
+_ID_BYTES: Final = 8
+_IS_LIVE: Final = "AND e.standing IN ({})".format(", ".join(f"'{standing.value}'" for standing in LIVE))
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A fact with how it is to be recorded."""
+
+    fact: Fact
+    slot: Slot
+    ref: str = ""
+    mode: Mode = "auto"
+    state: State = State.ACTIVE
+
+    @classmethod
+    def of(cls, fact: Fact, rule: SlotRule, *, ref: str = "", mode: Mode = "auto", state: State = State.ACTIVE) -> Correction:
+        """Find the fact's slot.
+
+        Raises:
+            InvalidInput: the mode or the state is none that a new edit can have.
+        """
+        if mode not in _MODES:
+            raise InvalidInput(f"the mode is {mode!r}.", f"Use one of {', '.join(_MODES)}.")
+        if state not in {State.ACTIVE, State.PROPOSED}:
+            raise InvalidInput(f"a new edit cannot be {state!r}.", "Record it as active or proposed.")
+        return cls(fact, rule(fact), ref, mode, State(state))
+
+    def contradicts(self, other: Correction) -> bool:
+        """Whether both cannot be meant: one slot that has one object, two objects."""
+        is_single = self.slot.functional and "add" not in {self.mode, other.mode}
+        return is_single and self.slot.key == other.slot.key and not _same(self.fact.target, other.fact.target)
+
+
+def refuse_contradictions(corrections: Sequence[Correction]) -> None:
+    """Refuse facts of one call that contradict each other.
+
+    Raises:
+        Conflict: naming the first such pair, counted from 1.
+    """
+    first: dict[str, int] = {}
+    for place, correction in enumerate(corrections):
+        other = corrections[first.setdefault(correction.slot.key, place)]
+        if correction.contradicts(other):
+            raise Conflict(
+                f"contradictory edits in one call: edit {first[correction.slot.key] + 1} says {other.fact.target!r}, edit {place + 1} says"
+                f" {correction.fact.target!r} of {correction.fact.subject!r} in the same relation.",
+                "Keep one of them; if both are true, use mode add.",
+            )
+
+
+def record(
+    db: apsw.Connection, tenant: str, actor: str, reason: str, correction: Correction, *, siblings: Collection[int] = ()
+) -> int:
+    """Append one correction; return its sequence number, which is the new edit's revision.
+
+    Args:
+        siblings: revisions of the same call's earlier edits; only the same target again makes them give way.
+
+    Raises:
+        Conflict: ``old_target`` is not what is live.
+    """
+    fact, slot = correction.fact, correction.slot
+    live = edits_where(db, tenant, f"{_IS_LIVE} AND e.slot = ? ORDER BY e.seq", (slot.key,))
+    _refuse_if_outdated(correction, live)
+    yielding = [other for other in live if _gives_way(correction, other, is_sibling=other.revision in siblings)]
+    is_proposed = correction.state is State.PROPOSED
+    edit_id = "ed_" + secrets.token_hex(_ID_BYTES)
+    warnings = [*_superseding(correction, yielding), *_staying(correction, live, yielding), *_overlapping(db, tenant, correction)]
+    is_risky = is_alias_risky(fact)
+    if is_risky:
+        warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
+    payload = {
+        "id": edit_id,
+        "fact": record_of(fact),
+        "slot": slot.key,
+        "relation": slot.relation,
+        "functional": slot.functional,
+        "ref": correction.ref,
+        "mode": correction.mode,
+        "reason": reason,
+        "supersedes": [] if is_proposed else [other.id for other in yielding],
+        "warnings": warnings,
+        "alias_risky": is_risky,
+    }
+    changes = [Change(edit_id, Standing(correction.state.value))]
+    if not is_proposed:
+        changes += [Change(other.id, Standing.SUPERSEDED, edit_id) for other in yielding]
+    return append(db, tenant, actor, "propose" if is_proposed else "edit", payload, changes)
+
+
+def _same(a: str, b: str) -> bool:
+    return name_key(a) == name_key(b)
+
+
+def _refuse_if_outdated(correction: Correction, live: Sequence[Edit]) -> None:
+    """``old_target`` guards against losing somebody's correction unseen; asking for what is live already loses nothing."""
+    fact = correction.fact
+    replaces = correction.mode == "replace" or (correction.mode == "auto" and correction.slot.functional)
+    if not (fact.old_target and live and replaces):
+        return
+    if any(_same(other.fact.target, wanted) for other in live for wanted in (fact.old_target, fact.target)):
+        return
+    last = live[-1]
+    raise Conflict(
+        f"old_target is {fact.old_target!r}, but live is {last.fact.target!r} ({last.id}, by {last.actor}).",
+        f"Repeat with old_target {last.fact.target!r} if it shall be replaced, or without old_target.",
+        edit_id=last.id,
+        live_target=last.fact.target,
+    )
+
+
+def _gives_way(correction: Correction, other: Edit, *, is_sibling: bool) -> bool:
+    if correction.mode == "add":
+        return False
+    if _same(correction.fact.target, other.fact.target):
+        return True
+    if is_sibling:
+        return False
+    is_named = bool(correction.fact.old_target) and _same(correction.fact.old_target, other.fact.target)
+    return correction.mode == "replace" or correction.slot.functional or is_named
+
+
+def _superseding(correction: Correction, yielding: Sequence[Edit]) -> list[str]:
+    verb = "would supersede" if correction.state is State.PROPOSED else "supersedes"
+    return [
+        f"same target as {other.id}, which it {verb}"
+        if _same(correction.fact.target, other.fact.target)
+        else f"{verb} {other.id} ({other.fact.target!r})"
+        for other in yielding
+    ]
+
+
+def _staying(correction: Correction, live: Sequence[Edit], yielding: Sequence[Edit]) -> list[str]:
+    staying = [other for other in live if other not in yielding]
+    if not staying:
+        return []
+    last = staying[-1]
+    if _same(last.fact.target, correction.fact.target):
+        return [f"same target as {last.id}, which stays live beside it"]
+    more = f" and {len(staying) - 1} more" if len(staying) > 1 else ""
+    return [f"{last.id} ({last.fact.target!r}){more} of the same subject and relation stays live beside it"]
+
+
+def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> list[str]:
+    """Name live edits of the same relation whose subject shares a name with this one's, but is written otherwise."""
+    fact, slot = correction.fact, correction.slot
+    warnings = []
+    for name in dict.fromkeys(name_key(name) for name in (fact.subject, *fact.aliases)):
+        shared = "AND e.id IN (SELECT edit_id FROM names WHERE tenant = ? AND name = ?)"
+        for other in edits_where(db, tenant, f"{_IS_LIVE} {shared} AND e.slot <> ?", (tenant, name, slot.key)):
+            if other.slot.endswith(slot.relation_key) and Slot(other.slot, "", functional=True).relation_key == slot.relation_key:
+                warnings.append(f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {name!r} and stays live beside it")
+    return warnings

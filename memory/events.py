@@ -1,0 +1,127 @@
+"""The nouns of the ledger, and the hash that chains its events.
+
+An event says who did what when; its *payload* says with which words, and its *changes* how the edits stand since. The changes
+alone decide what is live, so that a purged payload takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
+
+from ke_tools.facts import Edit, Fact, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+T = TypeVar("T")
+
+GENESIS: Final = bytes(32)  # what the first event follows
+
+
+class Standing(StrEnum):
+    """How an edit stands; :class:`~ke_tools.facts.State` does not tell the last two apart."""
+
+    PROPOSED = "proposed"
+    ACTIVE = "active"
+    PROMOTED = "promoted"
+    SUPERSEDED = "superseded"  # comes back when what superseded it is rolled back
+    ROLLED_BACK = "rolled back"  # comes back by a rollback to a revision only
+
+    @property
+    def state(self) -> State:
+        """The public state."""
+        return State.RETIRED if self in {Standing.SUPERSEDED, Standing.ROLLED_BACK} else State(self.value)
+
+
+LIVE: Final = (Standing.ACTIVE, Standing.PROMOTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How an edit stands from an event on."""
+
+    edit_id: str
+    standing: Standing
+    superseded_by: str = ""  # a live edit, or one that is itself superseded; "" unless superseded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One entry of the log. ``edit_ids`` are all edits whose standing it changed, the one it made first."""
+
+    seq: int
+    at: str  # UTC, ISO 8601
+    actor: str
+    action: str  # edit | propose | rollback
+    edit_ids: tuple[str, ...]
+    reason: str
+    payload: Mapping[str, Any]  # empty when purged
+    tenant: str
+    changes: tuple[Change, ...]
+    purged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A part of a longer list, newest first; ``next_cursor`` is "" on the last page."""
+
+    items: list[T]
+    total: int
+    next_cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """What a rollback changed, oldest first; ``revision`` is the ledger's after it."""
+
+    retired: list[Edit]
+    restored: list[Edit]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that :meth:`~ke_tools.memory.ledger.Ledger.audit` has to say. All but ``purged`` is damage."""
+
+    kind: Literal["file", "chain", "payload", "projection", "purged"]
+    message: str
+    seq: int = 0  # of the event; 0 where none is meant
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether something is wrong; a purge is not."""
+        return self.kind != "purged"
+
+
+def canonical(value: Any) -> str:
+    """One text for one JSON value."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def content_hash(salt: bytes, payload: str) -> bytes:
+    """Hash of what an event says. The salt keeps an erased text from being guessed."""
+    return hashlib.sha256(salt + payload.encode()).digest()
+
+
+def chain_hash(previous: bytes, row: tuple[int, str, str, str, str], content: bytes, changes: Iterable[Change]) -> bytes:
+    """Hash of an event ``row`` = (seq, tenant, kind, actor, at), of what it says and of what it follows."""
+    moved = sorted((change.edit_id, change.standing.value, change.superseded_by) for change in changes)
+    return hashlib.sha256(canonical([previous.hex(), *row, content.hex(), moved]).encode()).digest()
+
+
+def record_of(fact: Fact) -> dict[str, Any]:
+    """A fact as JSON; what is empty is left out."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(fact).items() if value}
+
+
+def recalled(record: Mapping[str, Any]) -> Fact:
+    """A stored fact, unchecked: what was accepted once stays readable when the rules for new facts change."""
+    fact = object.__new__(Fact)
+    for field in fields(Fact):
+        value = record.get(field.name, field.default)
+        object.__setattr__(fact, field.name, tuple(value) if isinstance(value, list) else value)
+    return fact

@@ -1,0 +1,154 @@
+"""Appending to the log and reading it back; everything here works inside a transaction that the caller holds.
+
+:func:`project` is the only writer of the tables that follow from the log, so that an audit can replay the log through it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools.facts import Edit, squash
+from ke_tools.memory.events import GENESIS, Change, Event, Standing, canonical, chain_hash, content_hash, recalled
+from ke_tools.memory.slots import name_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import apsw
+
+_SALT_BYTES: Final = 16
+_EVENTS: Final = (
+    "SELECT v.seq, v.tenant, v.kind, v.actor, v.at, p.payload FROM events AS v LEFT JOIN payloads AS p USING (seq) WHERE v.tenant = ?"
+)
+_EDITS: Final = (
+    "SELECT e.id, e.tenant, e.seq, e.slot, e.standing, e.superseded_by, v.at, v.actor, p.payload"
+    " FROM edits AS e JOIN events AS v USING (seq) JOIN payloads AS p USING (seq) WHERE e.tenant = ?"
+)
+
+
+def append(
+    db: apsw.Connection, tenant: str, actor: str, kind: str, payload: Mapping[str, Any], changes: Sequence[Change]
+) -> int:
+    """Write one event with what follows from it; return its sequence number."""
+    last = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    seq, previous = (last[0] + 1, last[1]) if last else (1, GENESIS)
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    salt, text = secrets.token_bytes(_SALT_BYTES), canonical(payload)
+    content = content_hash(salt, text)
+    chained = chain_hash(previous, (seq, tenant, kind, actor, at), content, changes)
+    db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (seq, tenant, kind, actor, at, content, previous, chained))
+    db.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", (seq, tenant, salt, text))
+    db.executemany(
+        "INSERT INTO changes VALUES (?, ?, ?, ?, ?)",
+        [(seq, tenant, change.edit_id, change.standing.value, change.superseded_by) for change in changes],
+    )
+    project(db, tenant, seq, payload, changes)
+    return seq
+
+
+def project(db: apsw.Connection, tenant: str, seq: int, payload: Mapping[str, Any], changes: Sequence[Change]) -> None:
+    """Bring the tables that follow from the log up to one event; of a purged one (empty payload) only its changes are left."""
+    if "fact" in payload:
+        _project_edit(db, tenant, seq, payload)
+    db.executemany(
+        "UPDATE edits SET standing = ?, superseded_by = ? WHERE tenant = ? AND id = ?",
+        [(change.standing.value, change.superseded_by, tenant, change.edit_id) for change in changes],
+    )
+
+
+def _project_edit(db: apsw.Connection, tenant: str, seq: int, payload: Mapping[str, Any]) -> None:
+    fact = recalled(payload["fact"])
+    words = squash(" ".join((payload["id"], payload["ref"], fact.subject, fact.prompt, fact.target, *fact.aliases)))
+    db.execute(
+        "INSERT INTO edits VALUES (?, ?, ?, ?, ?, '', ?)",
+        (payload["id"], tenant, seq, payload["slot"], Standing.PROPOSED.value, words),
+    )
+    names = {name_key(name) for name in (fact.subject, *fact.aliases)}
+    db.executemany("INSERT INTO names VALUES (?, ?, ?)", [(tenant, name, payload["id"]) for name in sorted(names)])
+
+
+def head(db: apsw.Connection, tenant: str = "") -> int:
+    """Return the last sequence number, of all tenants or of one; 0 before the first event."""
+    if tenant:
+        return int(db.execute("SELECT coalesce(max(seq), 0) FROM events WHERE tenant = ?", (tenant,)).get)
+    return int(db.execute("SELECT coalesce(max(seq), 0) FROM events").get)
+
+
+def edits_where(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> list[Edit]:
+    """Select a tenant's edits; ``condition`` begins with AND or ORDER and is never made of a caller's text."""
+    return [_edit(row) for row in db.execute(f"{_EDITS} {condition}", (tenant, *values))]
+
+
+def edits_by_id(db: apsw.Connection, tenant: str, ids: Sequence[str]) -> list[Edit]:
+    """Select edits by id, oldest first; what is not there or not this tenant's is left out."""
+    return edits_where(db, tenant, "AND e.id IN (SELECT value FROM json_each(?)) ORDER BY e.seq", (json.dumps(list(ids)),))
+
+
+def standings(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> dict[str, Change]:
+    """Select how a tenant's edits stand, oldest edit first."""
+    rows = db.execute(
+        f"SELECT e.id, e.standing, e.superseded_by FROM edits AS e WHERE e.tenant = ? {condition} ORDER BY e.seq", (tenant, *values)
+    )
+    return {edit_id: Change(edit_id, Standing(standing), by) for edit_id, standing, by in rows}
+
+
+def standings_at(db: apsw.Connection, tenant: str, revision: int) -> dict[str, Change]:
+    """How a tenant's edits stood after the event ``revision``; those made later are not in it."""
+    rows = db.execute(
+        "SELECT c.edit_id, c.standing, c.superseded_by, max(c.seq) FROM changes AS c WHERE c.tenant = ? AND c.seq <= ? GROUP BY c.edit_id",
+        (tenant, revision),
+    )
+    return {edit_id: Change(edit_id, Standing(standing), by) for edit_id, standing, by, _ in rows}
+
+
+def events_where(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> Iterator[Event]:
+    """Select a tenant's events; ``condition`` as in :func:`edits_where`."""
+    for seq, owner, kind, actor, at, text in db.execute(f"{_EVENTS} {condition}", (tenant, *values)):
+        changes = changes_of(db, seq)
+        payload = json.loads(text) if text else {}
+        made = payload.get("id", "")
+        yield Event(
+            seq=seq,
+            at=at,
+            actor=actor,
+            action=kind,
+            edit_ids=tuple(sorted((change.edit_id for change in changes), key=lambda edit_id: (edit_id != made, edit_id))),
+            reason=payload.get("reason", ""),
+            payload=payload,
+            tenant=owner,
+            changes=changes,
+            purged=text is None,
+        )
+
+
+def changes_of(db: apsw.Connection, seq: int) -> tuple[Change, ...]:
+    """Every change that one event made."""
+    rows = db.execute(
+        "SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = (SELECT tenant FROM events WHERE seq = ?1) AND seq = ?1", (seq,)
+    )
+    return tuple(Change(edit_id, Standing(standing), by) for edit_id, standing, by in rows)
+
+
+def _edit(row: Sequence[Any]) -> Edit:
+    edit_id, tenant, seq, slot, standing, superseded_by, at, actor, text = row
+    payload = json.loads(text)
+    return Edit(
+        id=edit_id,
+        tenant=tenant,
+        fact=recalled(payload["fact"]),
+        state=Standing(standing).state,
+        slot=slot,
+        relation=payload["relation"],
+        functional=payload["functional"],
+        revision=seq,
+        created_at=at,
+        actor=actor,
+        ref=payload["ref"],
+        supersedes=tuple(payload["supersedes"]),
+        superseded_by=superseded_by,
+        warnings=tuple(payload["warnings"]),
+        alias_risky=payload["alias_risky"],
+    )

@@ -1,0 +1,142 @@
+"""How a ledger's file came to its form: numbered steps, each in one transaction with those before it.
+
+A step that was published is never changed; a later one changes what it made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ke_tools.errors import LedgerDamaged, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import apsw
+
+APPLICATION_ID: Final = 0x6B65_746C  # "ketl", in the file's header
+
+
+def m001_the_log(db: apsw.Connection) -> None:
+    """Events form a hash chain that takes nothing but appends; what they say lies in a table of its own, so that it can be erased."""
+    db.execute(
+        """
+        CREATE TABLE events (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            tenant TEXT NOT NULL CHECK (tenant <> ''),
+            kind TEXT NOT NULL,
+            actor TEXT NOT NULL,
+            at TEXT NOT NULL,
+            content BLOB NOT NULL,  -- sha256(salt + payload)
+            previous BLOB NOT NULL,
+            hash BLOB NOT NULL
+        ) STRICT;
+        CREATE INDEX events_of_tenant ON events (tenant, seq);
+        CREATE TRIGGER events_are_numbered BEFORE INSERT ON events
+            WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM events)
+            BEGIN SELECT raise(ABORT, 'an event must follow the last one'); END;
+        CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END;
+        CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END;
+
+        CREATE TABLE payloads (
+            seq INTEGER PRIMARY KEY REFERENCES events (seq),
+            tenant TEXT NOT NULL,
+            salt BLOB NOT NULL,
+            payload TEXT NOT NULL
+        ) STRICT;
+        CREATE TRIGGER payloads_stay BEFORE UPDATE ON payloads BEGIN SELECT raise(ABORT, 'a payload can only be erased'); END;
+
+        CREATE TABLE changes (
+            seq INTEGER NOT NULL REFERENCES events (seq),
+            tenant TEXT NOT NULL,
+            edit_id TEXT NOT NULL,
+            standing TEXT NOT NULL,
+            superseded_by TEXT NOT NULL,
+            PRIMARY KEY (edit_id, seq)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX changes_of_event ON changes (tenant, seq);
+        CREATE TRIGGER changes_stay BEFORE UPDATE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END;
+        CREATE TRIGGER changes_are_kept BEFORE DELETE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END;
+        """
+    )
+
+
+def m002_projections(db: apsw.Connection) -> None:
+    """What is asked often is kept ready: each edit as it stands now, and every name of its subject; both follow from the log."""
+    db.execute(
+        """
+        CREATE TABLE edits (
+            id TEXT PRIMARY KEY,
+            tenant TEXT NOT NULL,
+            seq INTEGER NOT NULL UNIQUE REFERENCES events (seq),
+            slot TEXT NOT NULL,
+            standing TEXT NOT NULL,
+            superseded_by TEXT NOT NULL,
+            words TEXT NOT NULL  -- folded text that a list is searched in
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX edits_by_standing ON edits (tenant, standing, seq);
+        CREATE INDEX edits_by_age ON edits (tenant, seq);
+        CREATE INDEX edits_by_slot ON edits (tenant, slot);
+        CREATE INDEX edits_by_successor ON edits (tenant, superseded_by) WHERE superseded_by <> '';
+
+        CREATE TABLE names (
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            edit_id TEXT NOT NULL REFERENCES edits (id) ON DELETE CASCADE,
+            PRIMARY KEY (tenant, name, edit_id)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX names_of_edit ON names (edit_id);
+        """
+    )
+
+
+def m003_idempotency_keys(db: apsw.Connection) -> None:
+    """A caller that lost the answer may ask again under the same key, and nothing happens twice."""
+    db.execute(
+        """
+        CREATE TABLE idempotency_keys (
+            tenant TEXT NOT NULL,
+            key TEXT NOT NULL,
+            arguments BLOB NOT NULL,  -- sha256 of what was asked
+            first_seq INTEGER NOT NULL REFERENCES events (seq),
+            last_seq INTEGER NOT NULL REFERENCES events (seq),
+            PRIMARY KEY (tenant, key)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
+MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (m001_the_log, m002_projections, m003_idempotency_keys)
+
+
+def version_of(db: apsw.Connection) -> int:
+    """Return the number of steps that the file has taken; 0 for an empty one.
+
+    Raises:
+        LedgerDamaged: it is a database of another program.
+        Unsupported: a newer version of ke-tools wrote it.
+    """
+    version = int(db.execute("PRAGMA user_version").get)
+    owner = int(db.execute("PRAGMA application_id").get)
+    is_empty = not db.execute("SELECT count(*) FROM sqlite_master").get
+    if owner != APPLICATION_ID and not (is_empty and owner == 0 and version == 0):
+        raise LedgerDamaged("the file is an SQLite database, but not a ledger of ke-tools.", "Check --home.")
+    if version > len(MIGRATIONS):
+        raise Unsupported(f"the ledger has form {version}; this version reads forms up to {len(MIGRATIONS)}.", "Upgrade ke-tools.")
+    return version
+
+
+def migrate(db: apsw.Connection) -> None:
+    """Take the steps that are missing, all or none; several processes may try at once."""
+    if version_of(db) == len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for step in MIGRATIONS[version_of(db) :]:
+            step(db)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")

@@ -1,0 +1,234 @@
+"""Connections to one SQLite file, and the only place where SQLite's errors become ours.
+
+One connection writes; as many as needed read, each in a snapshot of its own, so that a reader on the path of a request never
+waits for a writer. An in-memory database has one connection and one lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import apsw
+
+from ke_tools.errors import Busy, InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, ResourceExhausted, Unsupported
+from ke_tools.memory.migrations import migrate, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MEMORY: Final = ":memory:"
+_CHECK_AGAIN: Final = 0.005  # seconds between two tries to switch a file to its write-ahead log
+
+# A disk that refuses a write is full or over a limit; any other I/O error means that what is there cannot be read.
+_REFUSED_WRITES: Final = frozenset({
+    apsw.SQLITE_IOERR_WRITE,
+    apsw.SQLITE_IOERR_FSYNC,
+    apsw.SQLITE_IOERR_DIR_FSYNC,
+    apsw.SQLITE_IOERR_TRUNCATE,
+    apsw.SQLITE_IOERR_SHMSIZE,
+    apsw.SQLITE_IOERR_NOMEM,
+    apsw.SQLITE_IOERR_COMMIT_ATOMIC,
+    apsw.SQLITE_IOERR_BEGIN_ATOMIC,
+})
+
+
+class Storage:
+    """The ledger's file: :meth:`reading` and :meth:`writing` give a connection inside a transaction.
+
+    Raises:
+        ReadOnly: the folder or the file takes no writes.
+        LedgerDamaged: the file is not a ledger, or a page of it is broken.
+        NotFound: ``read_only`` and there is no file.
+        Unsupported: a newer version wrote the file, or its file system cannot hold a write-ahead log.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool, busy_timeout_ms: int) -> None:
+        self.path = str(path)
+        self.read_only = read_only
+        self._busy_timeout_ms = busy_timeout_ms
+        self._in_memory = self.path == _MEMORY
+        self._immutable = False
+        self._closed = False
+        self._write_lock = threading.RLock()
+        self._idle: deque[apsw.Connection] = deque()
+        if not self._in_memory:
+            _prepare_file(Path(self.path), read_only=read_only)
+        with self._translated():
+            self._main = self._open_read_only() if read_only else self._open_writer()
+
+    @contextmanager
+    def reading(self) -> Iterator[apsw.Connection]:
+        """Give a connection that sees one consistent state, whatever is written meanwhile."""
+        if self._in_memory:
+            with self.writing(keep=False) as db:
+                yield db
+            return
+        self._refuse_if_closed()
+        with self._translated():
+            db = self._idle_reader() or self._open_reader()
+            try:
+                db.execute("BEGIN")
+                yield db
+            finally:
+                _abandon(db)
+                self._park(db)
+
+    @contextmanager
+    def writing(self, *, keep: bool = True) -> Iterator[apsw.Connection]:
+        """Give the writing connection inside one transaction: all of it is kept, or on an error (or without ``keep``) nothing.
+
+        Raises:
+            Busy: another writer held the ledger for longer than the timeout.
+        """
+        if self.read_only:
+            raise ReadOnly(f"the ledger {self.path} is open for reading only.", "Start without --read-only to correct facts.")
+        if not self._write_lock.acquire(timeout=self._busy_timeout_ms / 1000):
+            raise self._busy()
+        try:
+            self._refuse_if_closed()
+            with self._translated():
+                try:
+                    self._main.execute("BEGIN IMMEDIATE")
+                    yield self._main
+                    if keep:
+                        self._main.execute("COMMIT")
+                finally:
+                    _abandon(self._main)
+        finally:
+            self._write_lock.release()
+
+    def close(self) -> None:
+        """Close every connection; readers at work close theirs when they are done."""
+        with self._write_lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+            self._main.close()
+
+    def _idle_reader(self) -> apsw.Connection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _park(self, db: apsw.Connection) -> None:
+        if self._closed:
+            db.close()
+        else:
+            self._idle.append(db)
+
+    def _open_writer(self) -> apsw.Connection:
+        db = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        version_of(db)  # refuses a file that is not ours before anything is written to it
+        if not self._in_memory:
+            self._log_ahead(db)
+        migrate(db)
+        return db
+
+    def _open_reader(self) -> apsw.Connection:
+        if self.read_only:
+            return self._open_read_only()
+        db = self._connect(apsw.SQLITE_OPEN_READWRITE)
+        db.execute("PRAGMA query_only = ON")
+        return db
+
+    def _open_read_only(self) -> apsw.Connection:
+        try:
+            db = self._connect(apsw.SQLITE_OPEN_READONLY)
+            version = version_of(db)
+        except (apsw.CantOpenError, apsw.ReadOnlyError):
+            # The folder does not even take the shared-memory file. Without a pending log the file alone is the whole truth.
+            log = Path(self.path + "-wal")
+            if log.exists() and log.stat().st_size:
+                raise
+            self._immutable = True
+            db = self._connect(apsw.SQLITE_OPEN_READONLY)
+            version = version_of(db)
+        if version == 0:
+            raise ReadOnly(f"the ledger {self.path} is empty and may not be set up.", "Open it once without --read-only.")
+        return db
+
+    def _connect(self, flags: int) -> apsw.Connection:
+        name = self.path
+        if self._immutable:
+            name, flags = Path(self.path).absolute().as_uri() + "?immutable=1", flags | apsw.SQLITE_OPEN_URI
+        db = apsw.Connection(name, flags=flags)
+        db.set_busy_timeout(self._busy_timeout_ms)
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a loss of power
+        return db
+
+    def _log_ahead(self, db: apsw.Connection) -> None:
+        deadline = time.monotonic() + self._busy_timeout_ms / 1000
+        while True:  # SQLite does not wait by itself while another process makes the same switch
+            try:
+                mode = db.execute("PRAGMA journal_mode = WAL").get
+                break
+            except apsw.BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_CHECK_AGAIN)
+        if mode != "wal":
+            raise Unsupported(f"the file system of {self.path} cannot hold a write-ahead log.", "Put --home on a local disk.")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise self._ours(error) from error
+
+    def _ours(self, error: apsw.Error) -> KeToolsError:
+        if isinstance(error, (apsw.BusyError, apsw.LockedError)):
+            return self._busy()
+        if isinstance(error, (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)):
+            return ReadOnly(f"the ledger {self.path} cannot be written: {error}.", "Make its folder writable, or start with --read-only.")
+        extended = getattr(error, "extendedresult", 0)
+        if isinstance(error, (apsw.FullError, apsw.NoMemError)) or extended in _REFUSED_WRITES:
+            return ResourceExhausted(f"the ledger {self.path} could not grow: {error}; nothing was changed.", "Free disk space, then repeat.")
+        return LedgerDamaged(
+            f"the ledger {self.path} cannot be read: {error}.",
+            "Keep the file, run `ke-tools doctor --deep`, and restore it from a copy or an export.",
+        )
+
+    def _busy(self) -> Busy:
+        return Busy(f"another writer held the ledger for over {self._busy_timeout_ms} ms; nothing was changed.", "Repeat in a moment.")
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise KeToolsError(f"the ledger {self.path} is closed.")
+
+
+def _abandon(db: apsw.Connection) -> None:
+    """Leave a transaction that is still open; SQLite itself has left it after some errors."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def _prepare_file(path: Path, *, read_only: bool) -> None:
+    if read_only:
+        if not path.exists():
+            raise NotFound(f"there is no ledger at {path}.", "Correct a first fact without --read-only, or check --home.")
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only a new file is opened here: closing a second descriptor of a database would drop this process's locks on it.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError as error:
+        if path.is_dir() or not path.parent.is_dir():
+            raise InvalidInput(f"{path} cannot be a ledger: a folder or file is in its place.", "Check --home.") from error
+    except NotADirectoryError as error:
+        raise InvalidInput(f"{path} cannot be a ledger: a file stands where its folder should be.", "Check --home.") from error
+    except PermissionError as error:
+        raise ReadOnly(f"{path.parent} takes no new files.", "Make it writable, or choose another --home.") from error
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ReadOnly(f"{path.parent} lies on a read-only file system.", "Choose another --home.") from error
+        raise ResourceExhausted(f"{path} could not be made: {error.strerror}.", "Free disk space, then repeat.") from error

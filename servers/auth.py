@@ -1,0 +1,295 @@
+"""Who may come in: Host and Origin, then the bearer token.
+
+A web page in somebody's browser can reach a server on loopback. It cannot choose the Host it is sent with, nor hide its
+Origin, so both are checked for every path (DNS rebinding, cross-site posts). Tokens are kept as SHA-256 only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
+
+from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, NotFound
+from ke_tools.servers._errors import error_response
+from ke_tools.servers.principal import ALL_SCOPES, CURRENT, Principal
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+LARGEST_BODY: Final = 4 * 1024 * 1024
+OPEN_PATHS: Final = frozenset({"/", "/healthz"})  # what needs no token
+_DRAINED: Final = 64 * 1024 * 1024  # bytes of an oversized body that are read before it is refused
+_KEYS: Final = {"name", "sha256", "tenant", "scopes"}
+_NAME: Final = re.compile(r"[^\W_][\w .@+-]{0,99}")
+_LOCAL: Final = Principal()
+
+
+class WrongToken(Forbidden):
+    """No token where one is needed, or one that is in no list."""
+
+    http_status = 401
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One line of the token file: the hash of a secret and whom it makes of its bearer."""
+
+    sha256: str
+    principal: Principal
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFile:
+    """The tokens a server knows, read once at its start."""
+
+    tokens: tuple[Token, ...]
+
+    @classmethod
+    def load(cls, path: Path | str) -> TokenFile:
+        """Read ``[[token]] name, sha256, tenant, scopes`` (TOML).
+
+        Raises:
+            InvalidInput: unreadable, not TOML, or an entry is wrong; the message says which and what was expected.
+        """
+        try:
+            raw = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise InvalidInput(f"the token file {path} cannot be read: {error.strerror}.", "Check --token-file.") from error
+        except ValueError as error:  # TOML's and UTF-8's
+            raise InvalidInput(f"the token file {path} is not TOML: {error}.", "Write [[token]] tables.") from error
+        entries = raw.pop("token", [])
+        if raw or not isinstance(entries, list) or not entries:
+            found = f"the unknown keys {sorted(raw)}" if raw else "no [[token]] table"
+            raise InvalidInput(f"the token file {path} has {found}.", "Write one [[token]] table for each token, nothing else.")
+        tokens = tuple(_token(entry, f"token {number} of {path}") for number, entry in enumerate(entries, 1))
+        for what, values in (("name", [t.principal.name for t in tokens]), ("sha256", [t.sha256 for t in tokens])):
+            if len(set(values)) < len(values):
+                raise InvalidInput(f"two tokens of {path} have the same {what}.", "Give every token its own.")
+        return cls(tokens)
+
+    def authenticate(self, header: str | None) -> Principal:
+        """Give the principal of an ``Authorization`` header's value.
+
+        Every known hash is compared, in constant time, whichever of them matches.
+
+        Raises:
+            WrongToken: the header is missing, is no bearer token, or nobody's.
+        """
+        scheme, _, secret = (header or "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            raise WrongToken(
+                "this server needs a token.", "Send 'Authorization: Bearer TOKEN' (the API key).", openai_code="invalid_api_key"
+            )
+        digest = hashlib.sha256(secret.strip().encode()).hexdigest()
+        matches = [token.principal for token in self.tokens if hmac.compare_digest(digest, token.sha256)]
+        if not matches:
+            raise WrongToken("the token is not one of this server's.", "Check the API key.", openai_code="invalid_api_key")
+        return matches[0]
+
+
+def authenticate(header: str | None, tokens: TokenFile | None) -> Principal:
+    """Give the principal; without a token file every key, and none, is the local user's."""
+    return _LOCAL if tokens is None else tokens.authenticate(header)
+
+
+def check_bind(host: str, token_file: Path | str | None) -> None:
+    """Refuse to listen beyond this machine without tokens.
+
+    Raises:
+        InvalidInput: ``host`` is not loopback and there is no token file.
+    """
+    if token_file is None and not is_loopback(host):
+        raise InvalidInput(
+            f"{host!r} can be reached from other machines, and there is no token file.",
+            "Give --token-file FILE, or bind to 127.0.0.1.",
+        )
+
+
+def is_loopback(name: str) -> bool:
+    """Tell whether a host name or address literal (with or without brackets) means this machine only."""
+    bare = name.strip("[]").lower()
+    if bare == "localhost":
+        return True
+    address = _address(bare)
+    return address is not None and address.is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """Which Host and Origin headers are ours: this machine's names, and those allowed.
+
+    An allowed entry is a name (any port) or ``name:port``. ``0.0.0.0`` or ``::`` allows every address literal: rebinding
+    needs a name, so a literal is always what the user typed.
+    """
+
+    allowed: frozenset[tuple[str, str]]  # (name, port), port "" for any
+
+    @classmethod
+    def of(cls, allowed_hosts: Iterable[str]) -> HostRule:
+        """Read the entries."""
+        return cls(frozenset(split_host(entry) for entry in allowed_hosts if entry))
+
+    @property
+    def is_any_address(self) -> bool:
+        """Whether address literals are all allowed."""
+        return any(name in {"0.0.0.0", "::"} for name, _ in self.allowed)  # noqa: S104  compared, not bound
+
+    def allows(self, host: str) -> bool:
+        """Tell whether the Host header's value is ours."""
+        name, port = split_host(host)
+        if is_loopback(name) or {(name, ""), (name, port)} & self.allowed:
+            return True
+        return self.is_any_address and _address(name) is not None
+
+    def allows_origin(self, origin: str) -> bool:
+        """Tell whether the Origin header's value is a page of ours; ``null`` is nobody's."""
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.scheme in {"http", "https"} and bool(parts.netloc) and not parts.path and self.allows(parts.netloc)
+
+
+def split_host(value: str) -> tuple[str, str]:
+    """Split ``name``, ``name:port``, ``[v6]:port`` or a bare v6 address into ``(name, port)``, lower case, no brackets.
+
+    What is neither comes back whole as the name, and so matches nothing.
+    """
+    text = value.strip().lower()
+    if _address(text) is not None:
+        return text, ""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::(\d{1,5}))?", text)
+    if found is None:
+        return text, ""
+    return found.group(1).strip("[]").removesuffix("."), found.group(2) or ""
+
+
+class Guard:
+    """ASGI middleware for the whole app: Host, Origin, declared body size, token, in this order.
+
+    The principal is left in ``scope["ke.principal"]`` and, while the request lasts, in :data:`principal.CURRENT`.
+    """
+
+    def __init__(self, app: ASGIApp, *, tokens: TokenFile | None = None, hosts: HostRule) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through or answer it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+            return
+        headers = Headers(scope=scope)
+        refusal = self._refusal(headers)
+        if refusal is None and _declared_size(headers) > LARGEST_BODY:
+            await drain(receive)
+            refusal = too_large()
+        if refusal is None:
+            try:
+                principal = self._principal(scope["path"], headers)
+            except WrongToken as error:
+                refusal = _unauthorised(scope["path"], error, given="authorization" in headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        scope["ke.principal"] = principal
+        mark = CURRENT.set(principal)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            CURRENT.reset(mark)
+
+    def _refusal(self, headers: Headers) -> Response | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._hosts.allows(hosts[0]):
+            shown = ", ".join(hosts)[:80] or "no host"
+            error = Forbidden(f"the Host header names {shown!r}, which is not this server.", "Start it with that name allowed.")
+            return error_response(error, 421)
+        for origin in headers.getlist("origin"):
+            if not self._hosts.allows_origin(origin):
+                error = Forbidden(f"the web page {origin[:80]!r} may not use this server.", "Start it with that host allowed.")
+                return error_response(error, 403)
+        return None
+
+    def _principal(self, path: str, headers: Headers) -> Principal:
+        if path in OPEN_PATHS and self._tokens is not None:
+            return Principal(name="anonymous", tenant="", scopes=frozenset())
+        return authenticate(headers.get("authorization"), self._tokens)
+
+
+def too_large() -> Response:
+    """Answer a body over :data:`LARGEST_BODY`."""
+    return error_response(InvalidInput(f"the body is larger than {LARGEST_BODY} bytes.", "Send less at once."), 413)
+
+
+async def drain(receive: Receive) -> None:
+    """Read what a client still sends, so that it gets to read the answer instead of a broken pipe."""
+    read = 0
+    while read < _DRAINED:
+        message = await receive()
+        read += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return
+
+
+def not_found(path: str) -> KeToolsError:
+    """Give the error for a path where nothing is."""
+    return NotFound(f"there is nothing at {path[:200]!r}.", "See / for what this server offers.")
+
+
+def _unauthorised(path: str, error: WrongToken, *, given: bool) -> Response:
+    challenge = 'Bearer error="invalid_token"' if given else "Bearer"
+    headers = {"www-authenticate": challenge}
+    if path == "/mcp":
+        return JSONResponse({"error": "invalid_token", "error_description": str(error)}, 401, headers)
+    return error_response(error, 401, headers)
+
+
+def _declared_size(headers: Headers) -> int:
+    value = headers.get("content-length", "0")
+    return int(value) if value.isascii() and value.isdigit() else 0
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _token(entry: object, where: str) -> Token:
+    if not isinstance(entry, Mapping) or set(entry) != _KEYS:
+        found = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
+        raise InvalidInput(f"{where} has {found}; expected are {sorted(_KEYS)}.", "Write all four, nothing else.")
+    name, tenant = (_plain_name(entry[key], f"{key} of {where}") for key in ("name", "tenant"))
+    digest = entry["sha256"]
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        raise InvalidInput(f"sha256 of {where} is not 64 hexadecimal digits.", "Write the token's SHA-256, e.g. from sha256sum.")
+    return Token(digest.lower(), Principal(name, tenant, _scopes(entry["scopes"], where)))
+
+
+def _plain_name(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidInput(f"{where} is {value!r}.", "Use 1 to 100 letters, digits, spaces and . @ + - _")
+    return value
+
+
+def _scopes(value: Any, where: str) -> frozenset[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(scope, str) and scope in ALL_SCOPES for scope in value):
+        raise InvalidInput(f"scopes of {where} are {value!r}.", f"Give a list of some of {sorted(ALL_SCOPES)}.")
+    return frozenset(value)

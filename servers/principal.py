@@ -1,0 +1,43 @@
+"""Who asks: a name for the history, a tenant whose ledger is meant, and what it may do."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+from ke_tools.errors import Forbidden
+
+ALL_SCOPES: Final = frozenset({"chat", "read", "propose", "write", "admin"})
+_IMPLIED: Final = {"admin": ALL_SCOPES, "write": frozenset({"read", "propose"})}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The bearer of a token; without tokens (stdio, loopback) the local user, who may do everything.
+
+    ``chat`` opens ``/v1`` only, ``read`` lists and asks, ``propose`` writes what an approval awaits, ``write`` implies
+    ``read`` and ``propose``, ``admin`` implies all.
+    """
+
+    name: str = "local"
+    tenant: str = "default"
+    scopes: frozenset[str] = ALL_SCOPES
+
+    def may(self, scope: str) -> bool:
+        """Tell whether ``scope`` is held or implied by one that is held."""
+        return scope in self.scopes or any(scope in _IMPLIED.get(held, ()) for held in self.scopes)
+
+    def require(self, scope: str) -> None:
+        """Do nothing if :meth:`may`.
+
+        Raises:
+            Forbidden: the scope is missing; the message names it and what is held.
+        """
+        if not self.may(scope):
+            held = ", ".join(sorted(self.scopes)) or "none"
+            raise Forbidden(f"{self.name!r} lacks the scope {scope!r}; its token holds: {held}.", "Use a token that has it.", scope=scope)
+
+
+#: Set for the length of an HTTP request once its token is known; ``None`` where no request is (stdio).
+CURRENT: Final[ContextVar[Principal | None]] = ContextVar("ke_tools_principal", default=None)
