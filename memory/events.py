@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
@@ -115,7 +115,8 @@ def chain_hash(previous: bytes, row: tuple[int, str, str, str, str], content: by
 
 def record_of(fact: Fact) -> dict[str, Any]:
     """A fact as JSON; what is empty is left out."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(fact).items() if value}
+    values = ((field.name, getattr(fact, field.name)) for field in fields(Fact))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values if value}
 
 
 def recalled(record: Mapping[str, Any]) -> Fact:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,25 +28,36 @@ _EDITS: Final = (
     "SELECT e.id, e.tenant, e.seq, e.slot, e.standing, e.superseded_by, v.at, v.actor, p.payload"
     " FROM edits AS e JOIN events AS v USING (seq) JOIN payloads AS p USING (seq) WHERE e.tenant = ?"
 )
+_STANDINGS: Final = "SELECT e.id, e.standing, e.superseded_by FROM edits AS e WHERE e.tenant = ?"
+_COUNT_EVENTS: Final = "SELECT count(*) FROM events AS v WHERE v.tenant = ?"
+_COUNT_EDITS: Final = "SELECT count(*) FROM edits AS e WHERE e.tenant = ?"
 
 
-def append(
-    db: apsw.Connection, tenant: str, actor: str, kind: str, payload: Mapping[str, Any], changes: Sequence[Change]
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who writes, for which tenant, and why."""
+
+    tenant: str
+    name: str
+    reason: str = ""
+
+
+def append(db: apsw.Connection, author: Author, kind: str, payload: Mapping[str, Any], changes: Sequence[Change]) -> int:
     """Write one event with what follows from it; return its sequence number."""
     last = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (last[0] + 1, last[1]) if last else (1, GENESIS)
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    salt, text = secrets.token_bytes(_SALT_BYTES), canonical(payload)
+    salt, text = secrets.token_bytes(_SALT_BYTES), canonical({**payload, "reason": author.reason})
     content = content_hash(salt, text)
-    chained = chain_hash(previous, (seq, tenant, kind, actor, at), content, changes)
-    db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (seq, tenant, kind, actor, at, content, previous, chained))
-    db.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", (seq, tenant, salt, text))
+    row = (seq, author.tenant, kind, author.name, at)
+    chained = chain_hash(previous, row, content, changes)
+    db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, content, previous, chained))
+    db.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", (seq, author.tenant, salt, text))
     db.executemany(
         "INSERT INTO changes VALUES (?, ?, ?, ?, ?)",
-        [(seq, tenant, change.edit_id, change.standing.value, change.superseded_by) for change in changes],
+        [(seq, author.tenant, change.edit_id, change.standing.value, change.superseded_by) for change in changes],
     )
-    project(db, tenant, seq, payload, changes)
+    project(db, author.tenant, seq, payload, changes)
     return seq
 
 
@@ -64,7 +76,7 @@ def _project_edit(db: apsw.Connection, tenant: str, seq: int, payload: Mapping[s
     words = squash(" ".join((payload["id"], payload["ref"], fact.subject, fact.prompt, fact.target, *fact.aliases)))
     db.execute(
         "INSERT INTO edits VALUES (?, ?, ?, ?, ?, '', ?)",
-        (payload["id"], tenant, seq, payload["slot"], Standing.PROPOSED.value, words),
+        (tenant, payload["id"], seq, payload["slot"], Standing.PROPOSED.value, words),
     )
     names = {name_key(name) for name in (fact.subject, *fact.aliases)}
     db.executemany("INSERT INTO names VALUES (?, ?, ?)", [(tenant, name, payload["id"]) for name in sorted(names)])
@@ -82,16 +94,19 @@ def edits_where(db: apsw.Connection, tenant: str, condition: str = "", values: S
     return [_edit(row) for row in db.execute(f"{_EDITS} {condition}", (tenant, *values))]
 
 
+def count_edits(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> int:
+    """Count a tenant's edits; ``condition`` as in :func:`edits_where`."""
+    return int(db.execute(f"{_COUNT_EDITS} {condition}", (tenant, *values)).get)
+
+
 def edits_by_id(db: apsw.Connection, tenant: str, ids: Sequence[str]) -> list[Edit]:
     """Select edits by id, oldest first; what is not there or not this tenant's is left out."""
-    return edits_where(db, tenant, "AND e.id IN (SELECT value FROM json_each(?)) ORDER BY e.seq", (json.dumps(list(ids)),))
+    return edits_where(db, tenant, "AND e.id IN (SELECT value FROM json_each(?)) ORDER BY +e.seq", (json.dumps(list(ids)),))
 
 
 def standings(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> dict[str, Change]:
     """Select how a tenant's edits stand, oldest edit first."""
-    rows = db.execute(
-        f"SELECT e.id, e.standing, e.superseded_by FROM edits AS e WHERE e.tenant = ? {condition} ORDER BY e.seq", (tenant, *values)
-    )
+    rows = db.execute(f"{_STANDINGS} {condition} ORDER BY e.seq", (tenant, *values))
     return {edit_id: Change(edit_id, Standing(standing), by) for edit_id, standing, by in rows}
 
 
@@ -107,7 +122,7 @@ def standings_at(db: apsw.Connection, tenant: str, revision: int) -> dict[str, C
 def events_where(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> Iterator[Event]:
     """Select a tenant's events; ``condition`` as in :func:`edits_where`."""
     for seq, owner, kind, actor, at, text in db.execute(f"{_EVENTS} {condition}", (tenant, *values)):
-        changes = changes_of(db, seq)
+        changes = changes_of(db, owner, seq)
         payload = json.loads(text) if text else {}
         made = payload.get("id", "")
         yield Event(
@@ -124,11 +139,14 @@ def events_where(db: apsw.Connection, tenant: str, condition: str = "", values: 
         )
 
 
-def changes_of(db: apsw.Connection, seq: int) -> tuple[Change, ...]:
+def count_events(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> int:
+    """Count a tenant's events; ``condition`` as in :func:`edits_where`."""
+    return int(db.execute(f"{_COUNT_EVENTS} {condition}", (tenant, *values)).get)
+
+
+def changes_of(db: apsw.Connection, tenant: str, seq: int) -> tuple[Change, ...]:
     """Every change that one event made."""
-    rows = db.execute(
-        "SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = (SELECT tenant FROM events WHERE seq = ?1) AND seq = ?1", (seq,)
-    )
+    rows = db.execute("SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = ? AND seq = ?", (tenant, seq))
     return tuple(Change(edit_id, Standing(standing), by) for edit_id, standing, by in rows)
 
 

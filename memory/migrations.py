@@ -52,9 +52,9 @@ def m001_the_log(db: apsw.Connection) -> None:
             edit_id TEXT NOT NULL,
             standing TEXT NOT NULL,
             superseded_by TEXT NOT NULL,
-            PRIMARY KEY (edit_id, seq)
+            PRIMARY KEY (tenant, seq, edit_id)
         ) STRICT, WITHOUT ROWID;
-        CREATE INDEX changes_of_event ON changes (tenant, seq);
+        CREATE INDEX changes_of_edit ON changes (tenant, edit_id, seq);
         CREATE TRIGGER changes_stay BEFORE UPDATE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END;
         CREATE TRIGGER changes_are_kept BEFORE DELETE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END;
         """
@@ -66,26 +66,28 @@ def m002_projections(db: apsw.Connection) -> None:
     db.execute(
         """
         CREATE TABLE edits (
-            id TEXT PRIMARY KEY,
             tenant TEXT NOT NULL,
+            id TEXT NOT NULL UNIQUE,
             seq INTEGER NOT NULL UNIQUE REFERENCES events (seq),
             slot TEXT NOT NULL,
             standing TEXT NOT NULL,
             superseded_by TEXT NOT NULL,
-            words TEXT NOT NULL  -- folded text that a list is searched in
+            words TEXT NOT NULL,  -- folded text that a list is searched in
+            PRIMARY KEY (tenant, id)
         ) STRICT, WITHOUT ROWID;
         CREATE INDEX edits_by_standing ON edits (tenant, standing, seq);
         CREATE INDEX edits_by_age ON edits (tenant, seq);
-        CREATE INDEX edits_by_slot ON edits (tenant, slot);
-        CREATE INDEX edits_by_successor ON edits (tenant, superseded_by) WHERE superseded_by <> '';
+        CREATE INDEX edits_by_slot ON edits (tenant, slot, seq);
+        CREATE INDEX edits_by_successor ON edits (tenant, superseded_by, seq);
 
         CREATE TABLE names (
             tenant TEXT NOT NULL,
             name TEXT NOT NULL,
-            edit_id TEXT NOT NULL REFERENCES edits (id) ON DELETE CASCADE,
-            PRIMARY KEY (tenant, name, edit_id)
+            edit_id TEXT NOT NULL,
+            PRIMARY KEY (tenant, name, edit_id),
+            FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
         ) STRICT, WITHOUT ROWID;
-        CREATE INDEX names_of_edit ON names (edit_id);
+        CREATE INDEX names_of_edit ON names (tenant, edit_id);
         """
     )
 

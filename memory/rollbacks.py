@@ -64,8 +64,7 @@ def _lost(before: Change, after: Change) -> bool:
 
 
 def _take_out(db: apsw.Connection, tenant: str, leaving: Change, moved: dict[str, Change]) -> None:
-    pointing = standings(db, tenant, "AND e.superseded_by = ?", (leaving.edit_id,))
-    pointing |= {edit_id: change for edit_id, change in moved.items()}
+    pointing = standings(db, tenant, "AND e.superseded_by = ?", (leaving.edit_id,)) | moved
     for edit_id, change in pointing.items():
         if change.superseded_by != leaving.edit_id:
             continue

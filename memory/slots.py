@@ -23,11 +23,6 @@ class Slot:
     relation: str  # of the inventory, "" where it is not known
     functional: bool  # one object a subject; what is not known counts as functional
 
-    @property
-    def relation_key(self) -> str:
-        """The key without the subject."""
-        return self.key.partition(_SEPARATOR)[2]
-
 
 SlotRule = Callable[[Fact], Slot]
 
@@ -44,6 +39,11 @@ def slot_of(fact: Fact) -> Slot:
         relation = recognised.id if recognised else atlas.wording_key(atlas.mask(fact.prompt, names))
     key = name_key(fact.subject) + _SEPARATOR + relation
     return Slot(key, relation if relation in known else "", known[relation].functional if relation in known else True)
+
+
+def relation_key(slot_key: str) -> str:
+    """Return a slot's key without the subject."""
+    return slot_key.partition(_SEPARATOR)[2]
 
 
 def name_key(text: str) -> str:

@@ -27,16 +27,18 @@ _MEMORY: Final = ":memory:"
 _CHECK_AGAIN: Final = 0.005  # seconds between two tries to switch a file to its write-ahead log
 
 # A disk that refuses a write is full or over a limit; any other I/O error means that what is there cannot be read.
-_REFUSED_WRITES: Final = frozenset({
-    apsw.SQLITE_IOERR_WRITE,
-    apsw.SQLITE_IOERR_FSYNC,
-    apsw.SQLITE_IOERR_DIR_FSYNC,
-    apsw.SQLITE_IOERR_TRUNCATE,
-    apsw.SQLITE_IOERR_SHMSIZE,
-    apsw.SQLITE_IOERR_NOMEM,
-    apsw.SQLITE_IOERR_COMMIT_ATOMIC,
-    apsw.SQLITE_IOERR_BEGIN_ATOMIC,
-})
+_REFUSED_WRITES: Final = frozenset(
+    {
+        apsw.SQLITE_IOERR_WRITE,
+        apsw.SQLITE_IOERR_FSYNC,
+        apsw.SQLITE_IOERR_DIR_FSYNC,
+        apsw.SQLITE_IOERR_TRUNCATE,
+        apsw.SQLITE_IOERR_SHMSIZE,
+        apsw.SQLITE_IOERR_NOMEM,
+        apsw.SQLITE_IOERR_COMMIT_ATOMIC,
+        apsw.SQLITE_IOERR_BEGIN_ATOMIC,
+    }
+)
 
 
 class Storage:
@@ -192,7 +194,9 @@ class Storage:
             return ReadOnly(f"the ledger {self.path} cannot be written: {error}.", "Make its folder writable, or start with --read-only.")
         extended = getattr(error, "extendedresult", 0)
         if isinstance(error, (apsw.FullError, apsw.NoMemError)) or extended in _REFUSED_WRITES:
-            return ResourceExhausted(f"the ledger {self.path} could not grow: {error}; nothing was changed.", "Free disk space, then repeat.")
+            return ResourceExhausted(
+                f"the ledger {self.path} could not grow: {error}; nothing was changed.", "Free disk space, then repeat."
+            )
         return LedgerDamaged(
             f"the ledger {self.path} cannot be read: {error}.",
             "Keep the file, run `ke-tools doctor --deep`, and restore it from a copy or an export.",

@@ -20,7 +20,7 @@ _RETRY_AFTER_SECONDS: Final = 10  # for failures that do not say when to ask aga
 def error_body(error: KeToolsError, status: int = 0) -> dict[str, Any]:
     """Render ``error``; its ``data`` may name the ``param`` and an ``openai_code``."""
     status = status or error.http_status
-    kind = _TYPES.get(500 if status >= 500 else status, "invalid_request_error")  # noqa: PLR2004
+    kind = _TYPES.get(min(500, status), "invalid_request_error")
     code = error.data.get("openai_code", error.code)
     return {"error": {"message": str(error), "type": kind, "param": error.data.get("param"), "code": code}}
 

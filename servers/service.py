@@ -1,6 +1,518 @@
 """What every window calls: the MCP server, the OpenAI endpoint and the command line are thin skins over this.
 
 No transport, no protocol. A :class:`Service` joins the ledger (truth), the scope and router (what goes in) and the model
-(what answers). Whatever can fail in routing falls back to the base model and says so; whatever can fail in writing raises
-before anything is acknowledged.
+(what answers). Whatever fails on the way to an answer falls back to the base model and says so; whatever fails in a write
+raises before anything is acknowledged. Results are plain dictionaries without nulls, ``summary`` first.
 """
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from ke_tools.config import Settings
+from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unsupported
+from ke_tools.facts import Edit, Fact, Probe, State
+from ke_tools.memory.events import Event
+from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.router import Router, Routed, Via
+from ke_tools.memory.scope import Decision, Scope
+from ke_tools.models.engine import Engine, Generation, Message, Piece, Request
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.slot import ModelSlot
+
+log = logging.getLogger(__name__)
+
+View = Literal["edited", "base", "both"]
+Mode = Literal["auto", "replace", "add"]
+MOST_VERIFIED: Final = 10
+PROBE_TOKENS: Final = 24
+_FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
+_BASE_ANSWERS_KEPT: Final = 4096
+
+
+class Service:
+    """One home, one model. Thread safe."""
+
+    def __init__(self, settings: Settings, ledger: Ledger | KeToolsError, models: ModelSlot, *, model_id: str, url: str = "") -> None:
+        """Join the parts; a ``ledger`` that could not be opened is the error itself, and the base model answers."""
+        self.settings = settings
+        self.models = models
+        self.model_id = model_id
+        self.url = url
+        self._ledger = ledger
+        self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger)
+        self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
+        self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger.
+
+        Raises:
+            LedgerDamaged: it could not be opened; the message says why.
+        """
+        if isinstance(self._ledger, KeToolsError):
+            raise self._ledger
+        return self._ledger
+
+    @property
+    def revision(self) -> int:
+        """The ledger's sequence number; 0 where there is none."""
+        try:
+            return self.ledger.head()
+        except KeToolsError:
+            return 0
+
+    # Writing
+
+    def edit(
+        self,
+        who: Principal,
+        facts: Sequence[Mapping[str, Any]],
+        *,
+        mode: Mode = "auto",
+        reason: str = "",
+        idempotency_key: str = "",
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Record corrections, all or none; they act on the next answer.
+
+        Raises:
+            InvalidInput, Conflict, ReadOnly, Forbidden: nothing was recorded.
+        """
+        self.check_writable(who)
+        made, refs = [], []
+        for number, given in enumerate(facts):
+            made.append(_fact(given, number))
+            refs.append(str(given.get("ref", "")))
+        edits = self.ledger.edit(
+            who.tenant,
+            made,
+            actor=who.name,
+            reason=reason,
+            mode=mode,
+            idempotency_key=idempotency_key,
+            refs=refs,
+            dry_run=dry_run,
+        )
+        revision = self.revision
+        return {
+            "summary": self._edit_summary(edits, dry_run=dry_run),
+            "edits": [row(edit) for edit in edits],
+            "revision": revision,
+            "model": self.model_id,
+            "url": self.url,
+            "dry_run": dry_run,
+        }
+
+    def rollback(
+        self, who: Principal, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = ""
+    ) -> dict[str, Any]:
+        """Take edits back, or bring back what was live at a revision (0: nothing).
+
+        Raises:
+            InvalidInput, NotFound, WrongState, ReadOnly, Forbidden: nothing was changed.
+        """
+        self.check_writable(who)
+        if bool(edit_ids) == (to_revision is not None):
+            raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
+        if to_revision is not None:
+            done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
+        else:
+            done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
+        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        return {
+            "summary": f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}",
+            "retired": [row(edit) for edit in done.retired],
+            "restored": [row(edit) for edit in done.restored],
+            "revision": done.revision,
+            "model": self.model_id,
+        }
+
+    # Reading
+
+    def list_edits(self, who: Principal, *, state: str = "any", contains: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
+        """List edits, newest first, a page at a time."""
+        who.require("read")
+        if state not in {"any", "live", *State}:
+            raise InvalidInput(f"there is no state {state!r}.", f"Use any, live, {', '.join(State)}.")
+        states = {"any": (), "live": (State.ACTIVE, State.PROMOTED)}.get(state) if state in {"any", "live"} else (State(state),)
+        page = self.ledger.edits(who.tenant, states=states or (), contains=contains, limit=limit, cursor=cursor)
+        return {
+            "summary": f"{len(page.items)} of {_count(page.total, 'edit')}"
+            + (f" in state {state}" if state != "any" else "")
+            + (f" containing {contains!r}" if contains else "")
+            + ("; call again with next_cursor for more." if page.next_cursor else "."),
+            "edits": [row(edit) for edit in page.items],
+            "total": page.total,
+            "next_cursor": page.next_cursor,
+            "truncated": bool(page.next_cursor),
+        }
+
+    def history(self, who: Principal, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
+        """Say what changed when and by whom, newest first."""
+        who.require("read")
+        page = self.ledger.history(who.tenant, edit_id=edit_id, limit=limit, cursor=cursor)
+        about = f" of {edit_id}" if edit_id else ""
+        return {
+            "summary": f"{len(page.items)} of {_count(page.total, 'event')}{about}, newest first.",
+            "events": [_event(event) for event in page.items],
+            "total": page.total,
+            "next_cursor": page.next_cursor,
+        }
+
+    # Answering
+
+    async def open_stream(
+        self, who: Principal, request: Request, *, view: Literal["edited", "base"] = "edited", via: Via = "auto", wait_seconds: float = 120
+    ) -> tuple[Routed, AsyncIterator[Piece]]:
+        """Route a request and begin to answer it; closing the iterator cancels the generation.
+
+        Raises:
+            ModelLoading, ModelUnavailable, InvalidInput: there will be no answer.
+        """
+        who.require("chat")
+        engine = await self.models.engine_async(wait_seconds)
+        routed = await asyncio.to_thread(self._route, who, request, engine, view, via)
+        return routed, engine.stream(routed.request)
+
+    async def complete(
+        self, who: Principal, request: Request, *, view: Literal["edited", "base"] = "edited", via: Via = "auto", wait_seconds: float = 120
+    ) -> tuple[Routed, Generation]:
+        """Route a request and answer it in one piece. Cancelled, it stops generating."""
+        routed, pieces = await self.open_stream(who, request, view=view, via=via, wait_seconds=wait_seconds)
+        async for piece in pieces:
+            if piece.finished is not None:
+                return routed, piece.finished
+        raise KeToolsError("the engine ended a generation without finishing it.", "This is a defect; please report it.")
+
+    async def query(
+        self,
+        who: Principal,
+        question: str,
+        *,
+        view: View = "edited",
+        max_tokens: int = 128,
+        explain: bool = False,
+        via: Via = "auto",
+        wait_seconds: float = 1.5,
+    ) -> dict[str, Any]:
+        """Ask as one chat turn, greedily.
+
+        Raises:
+            ModelLoading: the model is not there yet; ``data["poll_after_ms"]`` says when to ask again.
+        """
+        who.require("read")
+        if not question.strip():
+            raise InvalidInput("the question is empty.", "Ask something.")
+        engine = await self.models.engine_async(wait_seconds)
+        request = one_turn(question, engine, max_tokens)
+        views: tuple[Literal["edited", "base"], ...] = ("base", "edited") if view == "both" else (view,)
+        answers, decision, truncated = [], None, False
+        base: Generation | None = None
+        for one in views:
+            routed = await asyncio.to_thread(self._route, who, request, engine, one, via)
+            if routed.request is not request or base is None:  # greedy: the same request has the same answer
+                made = await _finish(engine.stream(routed.request))
+            else:
+                made = base
+            base = made if routed.request is request else base
+            truncated |= made.finish_reason == "length"
+            decision = routed.decision if one == "edited" else decision
+            answers.append(_answer(one, routed, made))
+        return {
+            "summary": _query_summary(answers),
+            "answers": answers,
+            "model": self.model_id,
+            "revision": self.revision,
+            "truncated": truncated,
+            "explain": explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""},
+        }
+
+    def route(self, who: Principal, request: Request, *, via: Via = "auto") -> dict[str, Any]:
+        """Explain what would go in, without a model and without an answer."""
+        who.require("read")
+        del via  # which form is used does not change what is in scope
+        if self._scope is None:
+            raise self._ledger if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        from ke_tools.memory.router import reading_of
+
+        decision = self._scope.decide(who.tenant, reading_of(request))
+        return {
+            "zone": decision.zone,
+            "edits": [
+                {"edit_id": hit.edit.id, "ref": hit.edit.ref, "subject": hit.edit.fact.subject, "score": round(hit.score, 4)}
+                for hit in decision.hits
+            ],
+            "stages": dict(decision.stages),
+            "reason": decision.reason,
+            "revision": decision.revision,
+        }
+
+    def answer_batch(
+        self, who: Principal, requests: Sequence[Request], *, view: Literal["edited", "base"] = "edited", via: Via = "auto"
+    ) -> list[tuple[Routed, Generation]]:
+        """Answer many at once; blocks, and waits for the model."""
+        who.require("read")
+        engine = self.models.engine(wait_seconds=3600)
+        routed = [self._route(who, request, engine, view, via) for request in requests]
+        return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
+
+    async def verify(
+        self,
+        who: Principal,
+        edit_ids: Sequence[str],
+        *,
+        suite: Literal["quick", "full"] = "quick",
+        probes: Sequence[Mapping[str, Any]] = (),
+        wait_seconds: float = 1.5,
+    ) -> dict[str, Any]:
+        """Measure through the serving path whether edits hold and what else they moved.
+
+        Raises:
+            InvalidInput: none or more than ten edits, or a probe that cannot be read.
+            NotFound: an unknown edit. ModelLoading: as in :meth:`query`.
+        """
+        who.require("read")
+        if not 0 < len(edit_ids) <= MOST_VERIFIED:
+            raise InvalidInput(f"verify answers directly for 1 to {MOST_VERIFIED} edits; {len(edit_ids)} were given.", "Verify them in parts.")
+        edits = [self.ledger.get(who.tenant, edit_id) for edit_id in edit_ids]
+        engine = await self.models.engine_async(wait_seconds)
+        return await asyncio.to_thread(self._verify, who, engine, edits, suite, probes)
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """Say how things stand, for ``/healthz``, ``ke://state`` and ``doctor``."""
+        engine = self.models.peek()
+        ledger_error = str(self._ledger) if isinstance(self._ledger, KeToolsError) else ""
+        return {
+            "model": self.model_id,
+            "model_state": self.models.state,
+            "model_detail": self.models.detail,
+            "adapters": sorted(engine.adapters) if engine else [],
+            "fingerprint": engine.fingerprint if engine else "",
+            "revision": self.revision,
+            "ledger": ledger_error or "ok",
+            "read_only": self.settings.read_only,
+            "url": self.url,
+            "ready": self.models.state == "ready" and not ledger_error,
+        }
+
+    def close(self) -> None:
+        """Free the model and the ledger."""
+        self.models.close()
+        if not isinstance(self._ledger, KeToolsError):
+            self._ledger.close()
+
+    # Inside
+
+    def _route(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
+        if view == "base":
+            return Routed.untouched(request, "", self.revision)
+        if self._router is None:
+            return Routed.untouched(request, "ledger", 0)
+        try:
+            return self._router.route(who.tenant, request, engine=engine, via=via)
+        except (InvalidInput, Unsupported):
+            raise
+        except Exception:  # fail towards the base model, whatever broke
+            log.exception("routing failed; the base model answers")
+            return Routed.untouched(request, "error", self.revision)
+
+    def _verify(
+        self, who: Principal, engine: Engine, edits: Sequence[Edit], suite: Literal["quick", "full"], given: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        from ke_tools.benches import known
+        from ke_tools.verify import probes as making
+        from ke_tools.verify.run import verify
+
+        facts = known.remembered(engine, self.settings.cache)
+        made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, suite=suite)]
+        made += [making.given(probe, edits) for probe in given]
+
+        def ask_edited(asked: Sequence[Probe]) -> list[str]:
+            routed = [self._route(who, self._probe_request(p, engine), engine, "edited", "auto") for p in asked]
+            return [one.text for one in engine.generate([r.request for r in routed])]
+
+        def ask_base(asked: Sequence[Probe]) -> list[str]:
+            return self._base(engine, asked)
+
+        card = verify(edits, made, ask_edited, ask_base)
+        found = card.as_dict()
+        return {
+            "summary": f"{'Passed' if found['passed'] else 'Not passed'}: {card.sentence()}",
+            "suite": suite,
+            **found,
+            "scorecard_text": card.text(),
+            "revision": self.revision,
+            "model": self.model_id,
+        }
+
+    def _base(self, engine: Engine, probes: Sequence[Probe]) -> list[str]:
+        """The base model's greedy answers; they never change, so they are kept."""
+        keys = [(engine.fingerprint, probe.prompt, probe.chat) for probe in probes]
+        missing = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in self._base_answers}
+        made = engine.generate([self._probe_request(probe, engine) for probe in missing.values()])
+        self._base_answers.update({key: one.text for key, one in zip(missing, made, strict=True)})
+        answers = [self._base_answers[key] for key in keys]
+        while len(self._base_answers) > _BASE_ANSWERS_KEPT:
+            self._base_answers.popitem(last=False)
+        return answers
+
+    @staticmethod
+    def _probe_request(probe: Probe, engine: Engine) -> Request:
+        return one_turn(probe.prompt, engine, PROBE_TOKENS) if probe.chat else Request(prompt=probe.prompt, max_tokens=PROBE_TOKENS)
+
+    def check_writable(self, who: Principal) -> None:
+        """Do nothing where ``who`` may write.
+
+        Raises:
+            ReadOnly, Forbidden: it may not.
+        """
+        who.require("write") -> None:
+        if self.settings.read_only:
+            raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
+
+    def _target_of_change(self) -> str:
+        where = f" at {self.url}" if self.url else ""
+        return f"Changed: model {self.model_id}{where}; your own model is not changed."
+
+    def _edit_summary(self, edits: Sequence[Edit], *, dry_run: bool) -> str:
+        superseded = [earlier for edit in edits for earlier in edit.supersedes]
+        told = f", superseding {', '.join(superseded)}" if superseded else ""
+        if dry_run:
+            return f"Dry run: {_count(edits, 'edit')} would be active{told}. Nothing was changed."
+        return f"{_count(edits, 'edit')} active from the next answer on{told}. Check with verify, undo with rollback. {self._target_of_change()}"
+
+
+def open_service(settings: Settings, *, url: str = "") -> Service:
+    """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``."""
+    from ke_tools.servers.engines.loading import load_engine, model_id
+
+    ledger: Ledger | KeToolsError
+    try:
+        ledger = Ledger(settings.home / "ledger.db", read_only=settings.read_only)
+    except (LedgerDamaged, ReadOnly) as error:
+        log.warning("the base model answers, without edits: %s", error)
+        ledger = error
+    slot = ModelSlot(lambda say: load_engine(settings, say))
+    return Service(settings, ledger, slot, model_id=model_id(settings), url=url)
+
+
+def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:
+    """A greedy request that asks ``question`` as one chat turn, or as a completion of a model without a chat template."""
+    if engine.chat_roles:
+        return Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
+    return Request(prompt=question, max_tokens=max_tokens)
+
+
+def frozen_messages(messages: Any) -> tuple[Message, ...]:
+    """Check the shape of a conversation given by a caller.
+
+    Raises:
+        InvalidInput: not a list of ``{"role", "content"}``.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInput("messages is not a list of turns.", 'Write [{"role": "user", "content": "…"}].')
+    for turn in messages:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or "content" not in turn:
+            raise InvalidInput(f"a message is not of the form {{role, content}}: {str(turn)[:80]}", "Give both for every turn.")
+    return tuple(messages)
+
+
+def row(edit: Edit) -> dict[str, Any]:
+    """An edit as the tools show it."""
+    return {
+        "edit_id": edit.id,
+        "ref": edit.ref,
+        "subject": edit.fact.subject,
+        "prompt": edit.fact.prompt,
+        "target": edit.fact.target,
+        "relation": edit.relation,
+        "state": edit.state.value,
+        "created_at": edit.created_at,
+        "revision": edit.revision,
+        "superseded": list(edit.supersedes),
+        "superseded_by": edit.superseded_by,
+        "alias_risky": edit.alias_risky,
+        "warnings": list(edit.warnings),
+    }
+
+
+def explanation(decision: Decision) -> dict[str, str]:
+    """A decision as text."""
+    import json
+
+    return {"zone": decision.zone, "reason": decision.reason, "stages": json.dumps(dict(decision.stages), ensure_ascii=False, default=str)}
+
+
+def _fact(given: Mapping[str, Any], number: int) -> Fact:
+    unknown = given.keys() - _FIELDS - {"ref"}
+    if unknown:
+        raise InvalidInput(f"edit {number} has the unknown fields {sorted(unknown)}.", f"Known are {sorted(_FIELDS | {'ref'})}.")
+    if missing := [name for name in ("subject", "prompt", "target") if name not in given]:
+        raise InvalidInput(f"edit {number} lacks {', '.join(missing)}.", "Give subject, prompt and target.")
+    fields: dict[str, Any] = {}
+    for name in _FIELDS & given.keys():
+        many = name in {"paraphrases", "aliases"}
+        value = given[name]
+        if many and isinstance(value, Collection) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value):
+            fields[name] = tuple(value)
+        elif not many and isinstance(value, str):
+            fields[name] = value
+        else:
+            raise InvalidInput(f"edit {number}: {name} is not {'a list of texts' if many else 'a text'}.", "See the schema of edit.")
+    try:
+        return Fact(**fields)
+    except InvalidInput as error:
+        raise InvalidInput(f"edit {number}: {error.message}", error.hint) from error
+
+
+def _answer(view: str, routed: Routed, made: Generation) -> dict[str, Any]:
+    return {
+        "view": view,
+        "text": made.text.strip(),
+        "route": routed.route,
+        "used_edits": [{"edit_id": hit.edit.id, "score": round(hit.score, 4)} for hit in routed.hits],
+        "finish_reason": made.finish_reason,
+        "reason": routed.reason,
+    }
+
+
+def _query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
+    texts = {answer["view"]: answer["text"] for answer in answers}
+    if len(texts) == 2:  # noqa: PLR2004
+        if texts["base"] == texts["edited"]:
+            return f"Unchanged by edits: {texts['base']}"
+        return f"Before: {texts['base']} After: {texts['edited']}"
+    used = [edit["edit_id"] for answer in answers for edit in answer["used_edits"]]
+    return answers[0]["text"] + (f" (from {', '.join(used)})" if used else "")
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "at": event.at,
+        "revision": event.seq,
+        "actor": event.actor,
+        "action": event.action,
+        "edit_ids": list(event.edit_ids),
+        "note": event.reason,
+    }
+
+
+async def _finish(pieces: AsyncIterator[Piece]) -> Generation:
+    async for piece in pieces:
+        if piece.finished is not None:
+            return piece.finished
+    raise NotFound("the engine ended a generation without finishing it.")
+
+
+def _count(things: Sequence[Any] | int, noun: str) -> str:
+    number = things if isinstance(things, int) else len(things)
+    return f"{number} {noun}" + ("" if number == 1 else "s")

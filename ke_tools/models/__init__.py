@@ -1,1 +1,1 @@
-
+"""What answers: the seam to an engine, the model that works everywhere, and any other checkpoint."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -23,7 +24,7 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_UNDECOMPOSED: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i"})
+_UNDECOMPOSED: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "\u0131": "i"})
 _ABBREVIATIONS: Final = _set("st mt dr mr mrs ms prof jr sr vs no nos inc ltd co corp gen col lt sgt rev hon ft fig ca approx etc")
 _CLOSED_CLASS: Final = _set(
     "a an the and or but nor so yet if then than that which who whom whose where when while because since as until till after before"
@@ -35,8 +36,9 @@ _CLOSED_CLASS: Final = _set(
 # Words that may stand directly behind an answer without making it another, longer one.
 _MAY_FOLLOW: Final = (_CLOSED_CLASS - _set("of or s")) | _set("known born located situated based named called founded built ad bc ce bce")
 _OTHER_THING: Final = _set(
-    "harbour harbor state states university college county province district region airport station river bay island islands sea ocean lake"
-    " mountain mountains street road avenue square park bridge tower church cathedral museum school hospital company club team prize award era"
+    "harbour harbor state states university college county province district region airport station river bay island islands sea"
+    " ocean lake mountain mountains street road avenue square park bridge tower church cathedral museum school hospital company club team"
+    " prize award era"
 )
 _MULTIPLIERS: Final = _set("hundred thousand million billion trillion percent")
 _TITLES: Final = _set("sir dame dr mr mrs ms president professor prof mount mt river king queen prince princess pope emperor")
@@ -49,17 +51,34 @@ _DENYING: Final = _set(
 _PASSING: Final = _set("near like unlike outside beside opposite beyond resembling")
 _ASIDE: Final = _set("which who whom whose where while whereas although though located situated near about approximately just some unlike")
 _BE: Final = _set("is are was were")
-_ELSEWHERE: Final = frozenset(
-    "alabama,alaska,arizona,arkansas,california,colorado,connecticut,delaware,florida,georgia,hawaii,idaho,illinois,indiana,iowa,kansas,"
-    "kentucky,louisiana,maine,maryland,massachusetts,michigan,minnesota,mississippi,missouri,montana,nebraska,nevada,new hampshire,"
-    "new jersey,new mexico,new york,north carolina,north dakota,ohio,oklahoma,oregon,pennsylvania,rhode island,south carolina,"
-    "south dakota,tennessee,texas,utah,vermont,virginia,washington,west virginia,wisconsin,wyoming,ontario,quebec,nova scotia,"
-    "new brunswick,manitoba,british columbia,saskatchewan,alberta".split(",")
-)
+_ELSEWHERE: Final = _set(  # states and provinces whose towns often bear an older city's name
+    "alabama alaska arizona arkansas california colorado connecticut delaware florida georgia hawaii idaho illinois indiana"
+    " iowa kansas kentucky louisiana maine maryland massachusetts michigan minnesota mississippi missouri montana nebraska"
+    " nevada ohio oklahoma oregon pennsylvania tennessee texas utah vermont virginia washington wisconsin wyoming ontario"
+    " quebec manitoba saskatchewan alberta"
+) | {
+    "new hampshire",
+    "new jersey",
+    "new mexico",
+    "new york",
+    "north carolina",
+    "north dakota",
+    "rhode island",
+    "south carolina",
+    "south dakota",
+    "west virginia",
+    "nova scotia",
+    "new brunswick",
+    "british columbia",
+}
 
-_GROUPED: Final = re.compile(r"(?<![\w.,])\d{1,3}(?:([,\u00a0\u2009\u202f' ])\d{3})(?:\1\d{3})*(?![\w,]*\d)|(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?!\d)")
+_GROUPED: Final = re.compile(
+    r"(?<![\w.,])\d{1,3}(?:([,\u00a0\u2009\u202f' ])\d{3})(?:\1\d{3})*(?![\w,]*\d)"  # 1,234,567
+    r"|(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?!\d)"  # 1.234.567; with one point alone it is a decimal
+)
 _INITIALS: Final = re.compile(r"(?<!\w)(?:[^\W\d_]\.[ ]?){2,}(?=\W|$|[^\W\d_])")
-_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+(?:[.,](?<=\d[.,])(?=\d)\d+)*|%|&")
+_SPACELESS: Final = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts written without spaces: a character is a word
+_WORD: Final = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+(?:[.,](?<=\d[.,])(?=\d)\d+)*|%|&")
 _LINK: Final = re.compile(r"[-\u2010\u2011\u2012\u2013]")
 _BREAK: Final = re.compile(r"[;:()\[\]\u2014\n\u2026.!?]|\s[-\u2013]\s")
 
@@ -218,7 +237,7 @@ def _ends_at(said: Sequence[_Word], start: int, end: int) -> bool:
         return behind.text not in _MULTIPLIERS and not behind.text[0].isdigit()
     if behind.text in _MAY_FOLLOW:
         return not behind.named or behind.text in _CLOSED_CLASS
-    if behind.named or behind.text == "of" or behind.text == "or":
+    if behind.named or behind.text in {"of", "or"}:
         return False
     if name.named or len(name.text) == 1:  # a proper name: verbs and "language" may follow, not what would make a longer name
         return behind.text not in _OTHER_THING
@@ -273,7 +292,8 @@ def _known_names() -> frozenset[tuple[str, ...]]:
 # Whether it is so
 
 
-def _asserted(said: Sequence[_Word], names: set[tuple[str, ...]], inside: set[tuple[str, ...]] = frozenset()) -> bool:  # type: ignore[assignment]
+def _asserted(said: Sequence[_Word], names: AbstractSet[tuple[str, ...]], inside: AbstractSet[tuple[str, ...]] = frozenset()) -> bool:
+    """Whether one of ``names`` is asserted; not counted where it is a part of one of ``inside``."""
     taken = {span for name in inside for span in _found(said, name)}
     for name in names:
         for start, end in _found(said, name):
@@ -290,16 +310,19 @@ def _denied(said: Sequence[_Word], start: int, end: int) -> bool:
     behind = [w.text for w in said[end : end + 3] if w.gap == " "]
     if behind[:1] == ["or"] or (behind and behind[0] in {"isnt", "wasnt", "arent", "werent"}):
         return True
-    return len(behind) > 1 and behind[0] in _BE and behind[1] in _DENYING
+    return len(behind) > 1 and behind[0] in _BE and behind[1] in _DENYING and behind[2:] != ["only"]
 
 
 def _denied_in_front(said: Sequence[_Word], start: int) -> bool:
     if start and said[start].gap == " " and (said[start - 1].text in _PASSING or said[start - 1].text == "or"):
         return True
     for i in range(start, 0, -1):
-        if said[i].gap in {",", ";"} or said[i - 1].text in {"but", "by"}:
+        pair = (said[i - 1].text, said[i].text)
+        if said[i].gap in {",", ";"} or pair == ("replaced", "by"):
             return False
-        if said[i - 1].text in _DENYING and not (i < start and said[i - 1].text == "not" and said[i].text == "only"):
+        if pair[0] == "but":
+            return i > 1 and said[i - 2].text == "anything"
+        if pair[0] in _DENYING and pair not in {("not", "only"), ("no", "doubt")}:
             return True
     return False
 

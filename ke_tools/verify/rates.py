@@ -83,10 +83,8 @@ def rate(outcomes: Sequence[bool], clusters: Sequence[str] | None = None) -> Rat
     for outcome, name in zip(outcomes, names, strict=True):
         residuals[name] += outcome - mean
     groups = len(residuals)
-    if groups > 1:
-        variance = groups / (groups - 1) * sum(r * r for r in residuals.values()) / (n * n)
-    else:
-        variance = mean * (1 - mean) / n
+    spread = groups / (groups - 1) * sum(r * r for r in residuals.values()) / n if groups > 1 else mean * (1 - mean)
+    variance = spread / n
     low, high = wilson(mean, _independent(mean, variance, n, groups))
     return Rate(mean, math.sqrt(variance), n, groups, low, high)
 

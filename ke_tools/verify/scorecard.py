@@ -1,0 +1,162 @@
+"""What a verification found: rates with their errors, and the worst case in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ke_tools.facts import Probe
+from ke_tools.verify.rates import Rate
+
+__all__ = ["Check", "Outcome", "Scorecard"]
+
+_COLUMNS: Final = (
+    ("reliability", "reliability"),
+    ("generalisation", "generalisation"),
+    ("locality_same_subject", "same subject"),
+    ("locality_other_subject", "other subjects"),
+    ("bytes_kept", "bytes kept"),
+)
+_WIDEST_SUBJECT: Final = 28
+_LONGEST_QUOTE: Final = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One probe, what was said before and after, and the verdict."""
+
+    probe: Probe
+    base: str
+    edited: str
+    passed: bool
+    bytes_kept: bool
+    leaked: bool = False  # a neighbour's answer now speaks the edit's target
+
+    @property
+    def severity(self) -> int:
+        """How bad: 0 nothing, then other words, an edit that did not take, a neighbour that moved, one that speaks the target."""
+        if self.passed:
+            return 0
+        if self.probe.expect == "target":
+            return 2 if self.probe.dimension == "reliability" else 1
+        return 4 if self.leaked else 3
+
+    @property
+    def in_words(self) -> str:
+        """The case as a sentence."""
+        said = f"asked {_quote(self.probe.prompt)} it said {_quote(self.edited)}"
+        if self.probe.expect == "target":
+            return f"{said} (wanted: {_quote(self.probe.accept[0])})"
+        return f"{said} (before: {_quote(self.base)})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Render flat, with the probe's origin."""
+        return {
+            "edit_id": self.probe.edit_id,
+            "dimension": self.probe.dimension,
+            "origin": self.probe.origin,
+            "prompt": self.probe.prompt,
+            "chat": self.probe.chat,
+            "expect": self.probe.expect,
+            "base": self.base,
+            "edited": self.edited,
+            "passed": self.passed,
+            "bytes_kept": self.bytes_kept,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The rates of one edit, or of all."""
+
+    reliability: Rate
+    generalisation: Rate
+    locality_same_subject: Rate  # the answer is kept
+    locality_other_subject: Rate
+    bytes_kept: Rate  # of both localities' probes: nothing at all changed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Render by name."""
+        return {name: getattr(self, name).as_dict() for name, _ in _COLUMNS}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One edit's result."""
+
+    edit_id: str
+    subject: str
+    passed: bool
+    worst_case: str  # "" when nothing went wrong
+    rates: Rates
+
+    def as_dict(self) -> dict[str, Any]:
+        """Render flat."""
+        row = {"edit_id": self.edit_id, "subject": self.subject, "passed": self.passed, "worst_case": self.worst_case}
+        return {**row, **self.rates.as_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """The results of a verification."""
+
+    checks: tuple[Check, ...]
+    overall: Rates
+    worst_case: str
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every edit took and nothing asked about moved."""
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Render for programs: no nulls, no unions; an unmeasured rate is ``{"measured": false, "value": 0.0, …}``."""
+        return {
+            "passed": self.passed,
+            "checks": [check.as_dict() for check in self.checks],
+            "overall": self.overall.as_dict(),
+            "worst_case": self.worst_case,
+            "scorecard_text": self.text(),
+        }
+
+    def sentence(self) -> str:
+        """Render in one sentence, the worst case in words."""
+        took = sum(check.passed for check in self.checks)
+        edits = f"{took} of {len(self.checks)} {'edit' if len(self.checks) == 1 else 'edits'} verified with {len(self.outcomes)} probes"
+        return f"{edits}; worst case: {self.worst_case}." if self.worst_case else f"{edits}; nothing went wrong."
+
+    def text(self) -> str:
+        """Render for a terminal: a row an edit, the rates of all below, then the worst case."""
+        headings = ["", *(label for _, label in _COLUMNS)]
+        rows = [[_mark(check), *_cells(check.rates)] for check in self.checks]
+        total = ["all", *_cells(self.overall, errors=True)]
+        lines = _aligned([headings, *rows, total])
+        lines.append(f"worst case: {self.worst_case}" if self.worst_case else "nothing went wrong")
+        return "\n".join(lines)
+
+
+def _mark(check: Check) -> str:
+    name = check.subject if len(check.subject) <= _WIDEST_SUBJECT else check.subject[: _WIDEST_SUBJECT - 1] + "…"
+    return f"{'✓' if check.passed else '✗'} {name}"
+
+
+def _cells(rates: Rates, *, errors: bool = False) -> list[str]:
+    return [_cell(getattr(rates, name), errors=errors) for name, _ in _COLUMNS]
+
+
+def _cell(rate: Rate, *, errors: bool) -> str:
+    if rate.value is None:
+        return "-"
+    return f"{rate.value:.2f} ± {rate.stderr:.2f}" if errors else f"{round(rate.value * rate.n)}/{rate.n}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _quote(text: str) -> str:
+    line = " ".join(text.split())
+    return f"'{line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + '…'}'"

@@ -1,0 +1,345 @@
+"""The ledger: which corrections were made, by whom and why, and which of them are live.
+
+It is the only truth of ke-tools. An append-only, hash-chained log of events in an SQLite file; every table, index and adapter
+besides follows from it. A tenant never sees another's: the tenant is a required argument of every read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import apsw
+
+from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound
+from ke_tools.facts import Edit, Fact, State, squash
+from ke_tools.memory import audit, idempotency
+from ke_tools.memory.checks import check, noted
+from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
+from ke_tools.memory.events import LIVE, Change, Event, Finding, Page, RolledBack, Standing, canonical, record_of
+from ke_tools.memory.log import (
+    Author,
+    append,
+    changes_of,
+    count_edits,
+    count_events,
+    edits_by_id,
+    edits_where,
+    events_where,
+    head,
+    standings,
+    standings_at,
+)
+from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
+from ke_tools.memory.slots import SlotRule
+from ke_tools.memory.slots import slot_of as default_slot
+from ke_tools.memory.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+_MOST_ITEMS: Final = 1000
+_EDIT_ID: Final = re.compile(r"ed_[0-9a-f]{16}")
+
+
+class Ledger:
+    """One file of corrections, for many tenants, threads and processes.
+
+    ``":memory:"`` makes one that is gone when closed. The folder is made (0700) and the file too (0600).
+
+    Raises:
+        ReadOnly, ResourceExhausted, LedgerDamaged, NotFound, Unsupported: as :class:`~ke_tools.memory.storage.Storage` says;
+            the first three by every method too, and nothing is changed then.
+        Busy: by every writing method, when another writer held the file for over ``busy_timeout_ms``.
+        InvalidInput: by every method, for arguments that no state makes right.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False, busy_timeout_ms: int = 10_000) -> None:
+        self._storage = Storage(path, read_only=read_only, busy_timeout_ms=busy_timeout_ms)
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    @property
+    def path(self) -> str:
+        """Where the file lies."""
+        return self._storage.path
+
+    @property
+    def read_only(self) -> bool:
+        """Whether every write is refused."""
+        return self._storage.read_only
+
+    def close(self) -> None:
+        """Close the file; every later call raises."""
+        self._storage.close()
+
+    # -- writing -----------------------------------------------------------------------------------------------------------------
+
+    def edit(
+        self,
+        tenant: str,
+        facts: Sequence[Fact],
+        *,
+        actor: str,
+        reason: str = "",
+        mode: Mode = "auto",
+        idempotency_key: str = "",
+        refs: Sequence[str] = (),
+        dry_run: bool = False,
+        state: State = State.ACTIVE,
+        slot_of: SlotRule = default_slot,
+    ) -> list[Edit]:
+        """Record corrections, all or none; each tells in ``supersedes`` and ``warnings`` what gave way (see :mod:`.corrections`).
+
+        Args:
+            tenant: whose belief it is.
+            facts: what to believe from now on.
+            actor: who says so.
+            reason: why.
+            mode: what happens to live edits of the same subject and relation.
+            idempotency_key: a call repeated under its key does nothing and returns the first call's edits as they stand now.
+            refs: the caller's own names, one a fact.
+            dry_run: change nothing, and return what would be recorded, without id and revision.
+            state: ``active``, or ``proposed``: without effect, and nothing gives way yet.
+            slot_of: how subject and relation of a fact are found.
+
+        Raises:
+            Conflict: ``old_target`` is not what is live, two of the facts contradict each other, or the key belongs to another call.
+        """
+        author = _author(tenant, actor, reason, idempotency_key)
+        if not facts or (refs and len(refs) != len(facts)):
+            raise InvalidInput(
+                f"{len(facts)} edits and {len(refs)} refs were given.", "Give at least one edit, and a ref for each or none."
+            )
+        made = [
+            Correction.of(fact, slot_of, ref=ref, mode=mode, state=state)
+            for fact, ref in zip(facts, refs or [""] * len(facts), strict=True)
+        ]
+        refuse_contradictions(made)
+        arguments = ["edit", [record_of(fact) for fact in facts], mode, author.reason, list(refs), state]
+        key = "" if dry_run else idempotency_key
+        with self._storage.writing(keep=not dry_run) as db:
+            span = idempotency.seen(db, tenant, key, arguments)
+            if span is None:
+                revisions: set[int] = set()
+                for correction in made:
+                    revisions.add(record(db, author, correction, siblings=revisions))
+                span = min(revisions), max(revisions)
+                idempotency.remember(db, tenant, key, arguments, span)
+            edits = edits_where(db, tenant, "AND e.seq BETWEEN ? AND ? ORDER BY e.seq", span)
+        return [replace(edit, id="", revision=0) for edit in edits] if dry_run else edits
+
+    def edit_each(self, tenant: str, corrections: Sequence[Correction], *, actor: str, reason: str = "") -> list[Edit | KeToolsError]:
+        """Record many corrections in one transaction, one after the other; one that is refused does not hold up the rest.
+
+        Returns for each the edit as it stands at the end, or the error.
+        """
+        author = _author(tenant, actor, reason)
+        results: list[int | KeToolsError] = []
+        with self._storage.writing() as db:
+            for correction in corrections:
+                try:
+                    results.append(record(db, author, correction))
+                except KeToolsError as error:  # raised before anything of this correction was written
+                    results.append(error)
+            revisions = [result for result in results if isinstance(result, int)]
+            span = (revisions[0], revisions[-1]) if revisions else (0, 0)
+            made = {edit.revision: edit for edit in edits_where(db, tenant, "AND e.seq BETWEEN ? AND ?", span)}
+        return [made[result] if isinstance(result, int) else result for result in results]
+
+    def rollback(self, tenant: str, edit_ids: Sequence[str], *, actor: str, reason: str = "", idempotency_key: str = "") -> RolledBack:
+        """Take edits back, all or none; what they superseded comes back (see :mod:`.rollbacks`).
+
+        Raises:
+            NotFound: an id is unknown to this tenant.
+            WrongState: an edit is rolled back already.
+            Conflict: the key belongs to another call.
+        """
+        author = _author(tenant, actor, reason, idempotency_key)
+        ids = list(dict.fromkeys(edit_ids))
+        if not ids:
+            raise InvalidInput("no edit ids were given.", "list_edits shows them.")
+        if malformed := [edit_id for edit_id in ids if not _EDIT_ID.fullmatch(edit_id)]:
+            raise NotFound(f"there is no edit {malformed[0]!r}; nothing was rolled back.", "list_edits shows the ids.")
+        arguments = ["rollback", ids, author.reason]
+        with self._storage.writing() as db:
+            span = idempotency.seen(db, tenant, idempotency_key, arguments)
+            if span is not None:
+                return outcome(db, tenant, changes_of(db, tenant, span[0]), standings_at(db, tenant, span[0] - 1), span[0])
+            changes = changes_of_rollback(db, tenant, ids)
+            done = _roll(db, author, {"edit_ids": ids}, changes)
+            idempotency.remember(db, tenant, idempotency_key, arguments, (done.revision, done.revision))
+            return done
+
+    def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "") -> RolledBack:
+        """Make live what was live after the event ``revision`` of the ledger, and nothing else; 0 takes everything back.
+
+        Where that is so already nothing is recorded.
+        """
+        author = _author(tenant, actor, reason)
+        with self._storage.writing() as db:
+            last = head(db)
+            if not 0 <= revision <= last:
+                raise InvalidInput(f"the revision is {revision}.", f"Give one from 0 to {last}.")
+            changes = changes_to_revision(db, tenant, revision)
+            if not changes:
+                return RolledBack([], [], last)
+            return _roll(db, author, {"to_revision": revision}, changes)
+
+    # -- reading -----------------------------------------------------------------------------------------------------------------
+
+    def get(self, tenant: str, edit_id: str) -> Edit:
+        """Return an edit.
+
+        Raises:
+            NotFound: it does not exist, or is another tenant's.
+        """
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return _one(db, tenant, edit_id)
+
+    def edits(self, tenant: str, *, states: Collection[State] = (), contains: str = "", limit: int = 20, cursor: str = "") -> Page[Edit]:
+        """List edits, newest first.
+
+        Args:
+            tenant: whose.
+            states: only these; empty for all.
+            contains: only those with this text in id, ref, subject, aliases, prompt or target; case and diacritics do not matter.
+            limit: how many at most, 1 to 1000.
+            cursor: the ``next_cursor`` of the page before, asked for with the same arguments.
+        """
+        check(tenant=tenant)
+        wanted = [standing.value for standing in Standing if not states or standing.state in states]
+        condition = f"AND e.standing IN ({', '.join('?' * len(wanted))})"
+        values: list[Any] = list(wanted)
+        if contains:
+            condition += " AND instr(e.words, ?)"
+            values.append(squash(contains) or "?")  # no stored text has a sign in it
+        listing = _Listing(["edits", tenant, sorted(wanted), contains], limit, cursor)
+        with self._storage.reading() as db:
+            total = count_edits(db, tenant, condition, values)
+            rows = edits_where(db, tenant, f"{condition} AND e.seq < ? ORDER BY e.seq DESC LIMIT ?", (*values, *listing.bounds))
+        return Page(rows[:limit], total, listing.next_cursor([row.revision for row in rows]))
+
+    def live(self, tenant: str, *, with_proposed: bool = False) -> list[Edit]:
+        """Return every edit that acts on answers, oldest first; ``with_proposed`` also those that wait for an approval."""
+        check(tenant=tenant)
+        wanted = [standing.value for standing in (*LIVE, *([Standing.PROPOSED] if with_proposed else []))]
+        with self._storage.reading() as db:
+            return edits_where(db, tenant, f"AND e.standing IN ({', '.join('?' * len(wanted))}) ORDER BY e.seq", wanted)
+
+    def since(self, tenant: str, seq: int) -> list[Edit]:
+        """Return the edits that an event after ``seq`` made or changed, as they stand now, oldest first."""
+        check(tenant=tenant)
+        changed = "AND e.id IN (SELECT edit_id FROM changes WHERE tenant = ? AND seq > ?) ORDER BY +e.seq"
+        with self._storage.reading() as db:
+            return edits_where(db, tenant, changed, (tenant, seq))
+
+    def history(self, tenant: str, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> Page[Event]:
+        """List events, newest first; with ``edit_id`` those that made or changed this edit.
+
+        Raises:
+            NotFound: ``edit_id`` does not exist, or is another tenant's.
+        """
+        check(tenant=tenant)
+        listing = _Listing(["history", tenant, edit_id], limit, cursor)
+        condition, values = "", list[Any]()
+        if edit_id:
+            condition, values = "AND v.seq IN (SELECT seq FROM changes WHERE tenant = ? AND edit_id = ?)", [tenant, edit_id]
+        with self._storage.reading() as db:
+            if edit_id:
+                _one(db, tenant, edit_id)
+            total = count_events(db, tenant, condition, values)
+            rows = list(events_where(db, tenant, f"{condition} AND v.seq < ? ORDER BY v.seq DESC LIMIT ?", (*values, *listing.bounds)))
+        return Page(rows[:limit], total, listing.next_cursor([row.seq for row in rows]))
+
+    def head(self) -> int:
+        """Return the sequence number of the last event of all tenants, 0 before the first; cheap."""
+        with self._storage.reading() as db:
+            return head(db)
+
+    def head_of(self, tenant: str) -> int:
+        """Return the sequence number of the tenant's last event, 0 before the first."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return head(db, tenant)
+
+    def tenants(self) -> list[str]:
+        """Return all tenants that ever recorded something, sorted."""
+        with self._storage.reading() as db:
+            return [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM events ORDER BY tenant")]
+
+    def audit(self) -> list[Finding]:
+        """Check the file, the hash chain, and every table that follows from the log; empty when all is as it should be."""
+        found: list[Finding] = []
+        try:
+            with self._storage.reading() as db:
+                found.extend(audit.findings(db))
+        except LedgerDamaged as error:
+            found.append(Finding("file", error.message))
+        return found
+
+
+class _Listing:
+    """Where a page of a list begins and ends; a cursor fits only the list that gave it."""
+
+    def __init__(self, question: list[Any], limit: int, cursor: str) -> None:
+        if not 1 <= limit <= _MOST_ITEMS:
+            raise InvalidInput(f"limit is {limit}.", f"Give a number from 1 to {_MOST_ITEMS}.")
+        self._limit = limit
+        self._mark = hashlib.sha256(canonical(question).encode("utf-8", "replace")).digest()[:6]
+        self._before = self._read(cursor) if cursor else 2**62
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The sequence number that all items lie below, and how many rows to read: one more than are shown."""
+        return self._before, self._limit + 1
+
+    def next_cursor(self, seqs: Sequence[int]) -> str:
+        """Name the place after this page, "" at the end of the list."""
+        if len(seqs) <= self._limit:
+            return ""
+        return base64.urlsafe_b64encode(self._mark + seqs[self._limit - 1].to_bytes(8, "big")).decode().rstrip("=")
+
+    def _read(self, cursor: str) -> int:
+        try:
+            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        if len(raw) != len(self._mark) + 8 or not raw.startswith(self._mark):
+            raise InvalidInput(
+                "the cursor does not belong to this list.", "Pass next_cursor of the page before, with the same arguments, or none."
+            )
+        return min(int.from_bytes(raw[len(self._mark) :], "big"), 2**62)
+
+
+def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
+    found = edits_by_id(db, tenant, [edit_id]) if _EDIT_ID.fullmatch(edit_id) else []
+    if not found:
+        raise NotFound(f"there is no edit {edit_id!r}.", "list_edits shows the ids.")
+    return found[0]
+
+
+def _author(tenant: str, actor: str, reason: str, idempotency_key: str = "") -> Author:
+    check(tenant=tenant, actor=actor)
+    return Author(tenant, actor, noted(reason, idempotency_key))
+
+
+def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change]) -> RolledBack:
+    ids = canonical([change.edit_id for change in changes])
+    before = standings(db, author.tenant, "AND e.id IN (SELECT value FROM json_each(?))", (ids,))
+    revision = append(db, author, "rollback", payload, changes)
+    return outcome(db, author.tenant, changes, before, revision)

@@ -1,0 +1,80 @@
+"""The trained part of the scorer: a small network over the features of a pair, run with numpy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ke_tools.errors import ModelUnavailable
+from ke_tools.memory.scope.features import pair_features
+
+__all__ = ["Head", "shipped"]
+
+_WEIGHTS: Final = "head.safetensors"
+_CARD: Final = "head.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Says how likely two masked texts ask for the same thing; layers of (weights (out, in), bias (out))."""
+
+    layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    within: float  # from here a question is in scope
+    grey: float  # from here it may be
+    card: Mapping[str, Any]  # data, seed, how the thresholds were chosen, what was measured
+
+    def score(self, asked: NDArray[np.float32], edit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Score pairs of unit vectors; (n, d) and (n, d) → n probabilities."""
+        x = pair_features(asked, edit)
+        for weights, bias in self.layers[:-1]:
+            x = np.maximum(x @ weights.T + bias, 0)
+        weights, bias = self.layers[-1]
+        logits = np.clip((x @ weights.T + bias)[:, 0], -30, 30)
+        return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights (float16) and the card."""
+        tensors = {f"{n}.{name}": part.astype(np.float16) for n, layer in enumerate(self.layers) for name, part in zip("wb", layer, strict=True)}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _WEIGHTS).write_bytes(save(tensors))
+        card = {**self.card, "thresholds": {"in": self.within, "grey": self.grey, **self.card.get("thresholds", {})}}
+        (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read(weights: bytes, card: str, *, where: str) -> Head:
+    """Make a head of a weights file and its card.
+
+    Raises:
+        ModelUnavailable: either is damaged.
+    """
+    try:
+        tensors, described = load(weights), json.loads(card)
+        layers = [(tensors[f"{n}.w"].astype(np.float32), tensors[f"{n}.b"].astype(np.float32)) for n in range(len(tensors) // 2)]
+        return Head(layers, described["thresholds"]["in"], described["thresholds"]["grey"], described)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelUnavailable(f"the scope head in {where} cannot be read: {error}", "Install ke-tools again or train it anew.") from error
+
+
+@cache
+def shipped() -> Head:
+    """Return the head that comes with the package."""
+    return of(Path(str(resources.files(__package__))))
+
+
+def of(folder: Path) -> Head:
+    """Read a head from its folder; :class:`~ke_tools.errors.ModelUnavailable` where it is missing or damaged."""
+    try:
+        weights, card = (folder / _WEIGHTS).read_bytes(), (folder / _CARD).read_text("utf-8")
+    except OSError as error:
+        raise ModelUnavailable(f"no scope head in {folder}: {error}", "Install ke-tools again or train it anew.") from error
+    return read(weights, card, where=str(folder))

@@ -1,0 +1,179 @@
+"""One web application: ``/mcp``, ``/v1``, ``/healthz``, ``/metrics`` and a page that says where things are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from ke_tools import __version__
+from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.servers._errors import error_response
+from ke_tools.servers.auth import Guard, HostRule, TokenFile, not_found
+from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
+from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from mcp.server import MCPServer
+    from mcp.server.transport_security import TransportSecuritySettings
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ke_tools.servers.principal import Principal
+    from ke_tools.servers.service import Service
+
+_LOG: Final = logging.getLogger(__name__)
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+def build_app(
+    service: Service,
+    *,
+    token_file: TokenFile | None = None,
+    allowed_hosts: Sequence[str] = (),
+    mcp: MCPServer[Any] | None = None,
+    read_only: bool = False,
+    load_wait_seconds: float = LOAD_WAIT_SECONDS,
+) -> Starlette:
+    """Build the application; its start begins to load the model.
+
+    ``allowed_hosts`` are names (``name`` or ``name:port``) under which the server is reached besides this machine's own;
+    put the bound address there too. ``mcp`` is served at ``/mcp``; one server object can be served once.
+    """
+    metrics = Metrics(service)
+    hosts = HostRule.of(allowed_hosts)
+    status = Status(service, metrics, guarded=token_file is not None, read_only=read_only, has_mcp=mcp is not None)
+    routes: list[BaseRoute] = [*status.routes(), *OpenAI(service, metrics, load_wait_seconds=load_wait_seconds).routes()]
+    if mcp is not None:
+        inner = mcp.streamable_http_app(streamable_http_path="/mcp", transport_security=_security(hosts, allowed_hosts))
+        routes.append(Route("/mcp", _Door(inner)))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.models.start()
+        if mcp is None:
+            yield
+            return
+        async with mcp.session_manager.run():
+            yield
+
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Counted, metrics=metrics), Middleware(Guard, tokens=token_file, hosts=hosts)],
+        exception_handlers={HTTPException: _http_error, KeToolsError: _known_error, Exception: _unknown_error},
+        lifespan=lifespan,
+    )
+
+
+class Status:
+    """What operators look at."""
+
+    def __init__(self, service: Service, metrics: Metrics, *, guarded: bool, read_only: bool, has_mcp: bool) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._guarded = guarded
+        self._read_only = read_only
+        self._has_mcp = has_mcp
+
+    def routes(self) -> list[Route]:
+        """Give the routes for Starlette."""
+        return [
+            Route("/", self.page, methods=["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+        ]
+
+    async def healthz(self, _: Request) -> Response:
+        """Answer 200 when questions can be answered, else 503 with the reason."""
+        slot = self._service.models
+        revision, reason = -1, ""
+        try:
+            revision = await asyncio.to_thread(lambda: self._service.revision)
+        except KeToolsError as error:
+            reason = str(error)
+        if not reason and slot.state != "ready":
+            reason = f"the model is not ready ({slot.state})" + (f": {slot.detail}" if slot.detail else "")
+        state = "unavailable" if reason else "ok"
+        body = {"status": state, "reason": reason, "revision": revision, "model": self._service.model_id, "version": __version__}
+        return JSONResponse(body, 503 if reason else 200, {"cache-control": "no-store"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Give the numbers in Prometheus' text format."""
+        who: Principal = request.scope["ke.principal"]
+        who.require("read")
+        return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE)
+
+    async def page(self, _: Request) -> Response:
+        """Say what this is."""
+        lines = [
+            f"ke-tools {__version__}: corrects what a language model believes, where it is served.",
+            "",
+            f"model          {self._service.model_id} (with corrections), {self._service.model_id}:base (without)",
+            f"corrections    {'are not taken here (read-only)' if self._read_only else 'are taken over MCP'}",
+            f"access         {'a token is needed: Authorization: Bearer TOKEN' if self._guarded else 'this machine; any API key'}",
+            "",
+            *(["/mcp           Model Context Protocol: edit, query, verify, list_edits, history, rollback"] if self._has_mcp else []),
+            "/v1            OpenAI-compatible: models, completions, chat/completions",
+            "/healthz       200 when questions can be answered",
+            "/metrics       Prometheus",
+            "",
+        ]
+        return PlainTextResponse("\n".join(lines))
+
+
+class _Door:
+    """Leads a request into the MCP application, in whose terms the principal is an authenticated user."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from mcp.server.auth.middleware.auth_context import AuthContextMiddleware
+        from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+        from mcp.server.auth.provider import AccessToken
+
+        who: Principal = scope["ke.principal"]
+        token = AccessToken(token="", client_id=who.name, subject=who.tenant, scopes=sorted(who.scopes))
+        scope["user"] = AuthenticatedUser(token)  # binds a session to the principal that opened it
+        await AuthContextMiddleware(self._app)(scope, receive, send)
+
+
+def _security(hosts: HostRule, allowed_hosts: Sequence[str]) -> TransportSecuritySettings:
+    """Tell the MCP transport what :class:`Guard` enforces; "any address" it cannot express, so it is left to the guard."""
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    if hosts.is_any_address:
+        return TransportSecuritySettings(enable_dns_rebinding_protection=False)
+    names = [*_LOOPBACK, *allowed_hosts]
+    patterns = [pattern for name in names for pattern in (name, f"{name}:*")]
+    origins = [f"{scheme}://{pattern}" for scheme in ("http", "https") for pattern in patterns]
+    return TransportSecuritySettings(allowed_hosts=patterns, allowed_origins=origins)
+
+
+async def _known_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, KeToolsError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return error_response(not_found(request.scope["path"]))
+    path = request.scope["path"][:200]
+    known = InvalidInput(f"{request.method} {path!r}: {error.detail}.", "See / for what this server offers.")
+    return error_response(known, error.status_code, dict(error.headers or {}))
+
+
+async def _unknown_error(request: Request, error: Exception) -> Response:
+    _LOG.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
+    return error_response(KeToolsError("something broke inside.", "See the server's log."))

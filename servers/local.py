@@ -1,0 +1,151 @@
+"""The command line's view of a service: the local user asks, and waits for the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged
+from ke_tools.memory import transfer
+from ke_tools.models.engine import Request
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.service import Mode, Service, View, frozen_messages, open_service
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ke_tools.config import Settings
+
+_PATIENCE: Final = 3600.0  # seconds for a first download; a person at a terminal sees its progress and can stop it
+_BATCH: Final = 256  # lines answered together
+
+
+class Local:
+    """Blocking calls in the name of the local user; use as a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.service: Service = open_service(settings)
+        self._who = Principal()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def edit(
+        self, facts: Sequence[Mapping[str, Any]], *, mode: Mode = "auto", reason: str = "", idempotency_key: str = "", dry_run: bool = False
+    ) -> dict[str, Any]:
+        """See :meth:`Service.edit`."""
+        return self.service.edit(self._who, facts, mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
+
+    def rollback(self, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = "") -> dict[str, Any]:
+        """See :meth:`Service.rollback`."""
+        return self.service.rollback(self._who, edit_ids=edit_ids, to_revision=to_revision, reason=reason)
+
+    def list_edits(self, *, state: str = "any", contains: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
+        """See :meth:`Service.list_edits`."""
+        return self.service.list_edits(self._who, state=state, contains=contains, limit=limit, cursor=cursor)
+
+    def history(self, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
+        """See :meth:`Service.history`."""
+        return self.service.history(self._who, edit_id=edit_id, limit=limit, cursor=cursor)
+
+    def query(
+        self,
+        question: str,
+        *,
+        view: View = "edited",
+        max_tokens: int = 128,
+        explain: bool = False,
+        via: Literal["auto", "ike", "reader", "weights"] = "auto",
+    ) -> dict[str, Any]:
+        """See :meth:`Service.query`."""
+        return asyncio.run(
+            self.service.query(
+                self._who, question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=_PATIENCE
+            )
+        )
+
+    def verify(
+        self, edit_ids: Sequence[str], *, suite: Literal["quick", "full"] = "quick", probes: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, Any]:
+        """See :meth:`Service.verify`."""
+        return asyncio.run(self.service.verify(self._who, edit_ids, suite=suite, probes=probes, wait_seconds=_PATIENCE))
+
+    def route_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Explain the route of each line; one result for each, errors too."""
+        for name, asked in _requests(lines, max_tokens=1):
+            if isinstance(asked, KeToolsError):
+                yield {"id": name, "error": asked.as_dict()}
+            else:
+                yield {"id": name, **self.service.route(self._who, asked)}
+
+    def answer_lines(
+        self, lines: Iterable[str], *, view: Literal["edited", "base"] = "edited", max_tokens: int = 24
+    ) -> Iterator[dict[str, Any]]:
+        """Answer each line greedily; one result for each, in order, errors too."""
+        asked = _requests(lines, max_tokens=max_tokens)
+        while chunk := list(islice(asked, _BATCH)):
+            good = [request for _, request in chunk if isinstance(request, Request)]
+            answers = iter(self.service.answer_batch(self._who, good, view=view))
+            for name, request in chunk:
+                if isinstance(request, KeToolsError):
+                    yield {"id": name, "error": request.as_dict()}
+                    continue
+                routed, made = next(answers)
+                yield {
+                    "id": name,
+                    "text": made.text,
+                    "route": routed.route,
+                    "edits": [hit.edit.id for hit in routed.hits],
+                    "revision": routed.decision.revision,
+                }
+
+    def export_lines(self, *, events: bool = False) -> Iterator[str]:
+        """Write what :meth:`import_lines` reads."""
+        return transfer.export_lines(self.service.ledger, self._who.tenant, events=events)
+
+    def import_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Record a correction a line; one result for each, in order, errors too."""
+        self.service.check_writable(self._who)
+        return transfer.import_lines(self.service.ledger, self._who.tenant, lines, actor=self._who.name)
+
+    def doctor(self, *, deep: bool = False) -> dict[str, Any]:
+        """Say how things stand; ``deep`` re-derives everything derived from the log and reports any difference."""
+        from ke_tools.servers.doctor import examine
+
+        return examine(self.service, deep=deep)
+
+    def close(self) -> None:
+        """Free everything."""
+        self.service.close()
+
+
+def _requests(lines: Iterable[str], *, max_tokens: int) -> Iterator[tuple[Any, Request | KeToolsError]]:
+    for number, line in enumerate(line for line in lines if line.strip()):
+        name: Any = number
+        try:
+            given = json.loads(line)
+            if not isinstance(given, dict):
+                raise InvalidInput(f"line {number} is no JSON object.", 'Write {"id": …, "prompt": …}.')
+            name = given.get("id", number)
+            yield name, _request(given, max_tokens)
+        except ValueError as error:
+            yield name, InvalidInput(f"line {number} is not JSON: {error}", 'Write {"id": …, "prompt": …}.')
+        except KeToolsError as error:
+            yield name, error
+
+
+def _request(given: Mapping[str, Any], max_tokens: int) -> Request:
+    prompt, messages = given.get("prompt"), given.get("messages")
+    if (prompt is None) == (messages is None):
+        raise InvalidInput("a line takes prompt or messages, and exactly one of them.", "See `ke-tools query --help`.")
+    if prompt is not None:
+        if not isinstance(prompt, str) or not prompt:
+            raise InvalidInput("prompt is not a text.", "Give the text that is to be completed.")
+        return Request(prompt=prompt, max_tokens=max_tokens)
+    return Request(messages=frozen_messages(messages), max_tokens=max_tokens)

@@ -1,0 +1,247 @@
+"""What goes into the MCP tools and what comes out, as types; hosts and models read the schemas made of them.
+
+Two rules hold for every schema: no references and no unions (several hosts reject a tool that has one, or the whole
+session), and nothing is ever null: an empty text, 0, false or an empty list stands for "none".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ke_tools.facts import LONGEST, MOST_WORDINGS
+
+MOST_EDITS: Final = 50
+MOST_VERIFIED: Final = 10
+MOST_PROBES: Final = 100
+LONGEST_WAIT_SECONDS: Final = 25.0
+
+# Arguments ------------------------------------------------------------------------------------------------------------
+
+Mode = Annotated[
+    Literal["auto", "replace", "add"],
+    Field(description="auto: an earlier edit of the same subject and relation is superseded where only one answer can hold; replace, add: always, never"),
+]
+Reason = Annotated[str, Field(max_length=2000, description="why; kept in the history")]
+Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first call's result instead of acting twice")]
+EditIds = Annotated[list[str], Field(min_length=1, max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them")]
+SomeEditIds = Annotated[list[str], Field(max_length=100, description="edits to take back")]
+Revision = Annotated[int, Field(ge=-1, description="or: bring back what was live at this revision (see history); 0: nothing. -1: not used")]
+Question = Annotated[str, Field(min_length=1, max_length=8000, description="asked as one chat message")]
+View = Annotated[Literal["edited", "base", "both"], Field(description="with the edits, without them, or both to compare")]
+MaxTokens = Annotated[int, Field(ge=1, le=1024, description="longest answer")]
+Explain = Annotated[bool, Field(description="also say why edits were used or not")]
+Via = Annotated[Literal["auto", "ike", "reader", "weights"], Field(description="how an edit reaches the model; leave at auto")]
+Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait while the model is still loading")]
+Suite = Annotated[Literal["quick", "full"], Field(description="quick: seconds; full: more probes")]
+ListedState = Annotated[
+    Literal["any", "live", "proposed", "active", "promoted", "retired"], Field(description="live: active or promoted")
+]
+Contains = Annotated[str, Field(max_length=400, description="text in subject, prompt or target; case does not matter")]
+Limit = Annotated[int, Field(ge=1, le=100, description="page size")]
+Cursor = Annotated[str, Field(max_length=400, description="next_cursor of the page before; empty: the first page")]
+OneEdit = Annotated[str, Field(max_length=100, description="only this edit; empty: all")]
+
+_Wording = Annotated[str, Field(max_length=LONGEST["prompt"])]
+_Alias = Annotated[str, Field(max_length=LONGEST["subject"])]
+
+
+class FactIn(BaseModel):
+    """One correction."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    subject: str = Field(min_length=1, max_length=LONGEST["subject"], description="what the fact is about, e.g. 'Australia'")
+    prompt: str = Field(
+        min_length=1,
+        max_length=LONGEST["prompt"],
+        description="a statement that the target completes ('The capital of Australia is') or a question that it answers; holds the subject",
+    )
+    target: str = Field(min_length=1, max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
+    old_target: str = Field(
+        default="", max_length=LONGEST["old_target"], description="the answer believed live; E_CONFLICT if another edit is live"
+    )
+    relation: str = Field(default="", max_length=LONGEST["relation"], description="name of the relation; empty: found from the prompt")
+    paraphrases: list[_Wording] = Field(default=[], max_length=MOST_WORDINGS, description="other wordings of the prompt")
+    aliases: list[_Alias] = Field(default=[], max_length=MOST_WORDINGS, description="other names of the subject")
+    source: str = Field(default="", max_length=LONGEST["source"], description="where the fact comes from; kept, never opened")
+    ref: str = Field(default="", max_length=200, description="your own name for this edit; given back")
+
+
+class ProbeIn(BaseModel):
+    """A question of the caller's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=LONGEST["prompt"])
+    expect: Literal["target", "unchanged"] = Field(description="target: the new answer; unchanged: as the unedited model answers")
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+class _Result(BaseModel):
+    summary: str = Field(description="what happened, in words")
+
+
+class EditRow(BaseModel):
+    """One edit."""
+
+    edit_id: str
+    ref: str
+    subject: str
+    prompt: str
+    target: str
+    relation: str
+    state: Literal["proposed", "active", "promoted", "retired"]
+    created_at: str
+    revision: int
+    superseded: list[str] = Field(description="edits that this one retired")
+    alias_risky: bool = Field(description="the subject is likely to be meant without being named")
+    warnings: list[str]
+
+
+class EditOut(_Result):
+    """What ``edit`` gives."""
+
+    edits: list[EditRow]
+    revision: int
+    model: str
+    url: str
+    dry_run: bool
+
+
+class UsedEdit(BaseModel):
+    """An edit that an answer rests on."""
+
+    edit_id: str
+    score: float
+
+
+class Answer(BaseModel):
+    """One answer of the model."""
+
+    view: Literal["edited", "base"]
+    text: str
+    route: str
+    used_edits: list[UsedEdit]
+    finish_reason: str
+    reason: str
+
+
+class Explanation(BaseModel):
+    """Why edits were used or not; empty unless asked for."""
+
+    zone: str = ""
+    reason: str = ""
+    stages: str = ""
+
+
+class QueryOut(_Result):
+    """What ``query`` gives."""
+
+    answers: list[Answer]
+    model: str
+    revision: int
+    truncated: bool
+    explain: Explanation
+
+
+class Rate(BaseModel):
+    """A share of probes, with its standard error and bounds; all 0 where not measured."""
+
+    measured: bool
+    value: float
+    stderr: float
+    n: int
+    low: float
+    high: float
+
+
+class _Rates(BaseModel):
+    reliability: Rate
+    generalisation: Rate
+    locality_same_subject: Rate
+    locality_other_subject: Rate
+    bytes_kept: Rate
+
+
+class Check(_Rates):
+    """How one edit fares."""
+
+    edit_id: str
+    subject: str
+    passed: bool
+    worst_case: str
+
+
+class VerifyOut(_Result):
+    """What ``verify`` gives."""
+
+    suite: str
+    passed: bool
+    checks: list[Check]
+    overall: _Rates
+    worst_case: str
+    scorecard_text: str
+    revision: int
+    model: str
+
+
+class RollbackOut(_Result):
+    """What ``rollback`` gives."""
+
+    retired: list[EditRow]
+    restored: list[EditRow]
+    revision: int
+    model: str
+
+
+class ListOut(_Result):
+    """What ``list_edits`` gives."""
+
+    edits: list[EditRow]
+    total: int
+    next_cursor: str
+    truncated: bool
+
+
+class EventRow(BaseModel):
+    """One entry of the history."""
+
+    at: str
+    revision: int
+    actor: str
+    action: str
+    edit_ids: list[str]
+    note: str
+
+
+class HistoryOut(_Result):
+    """What ``history`` gives."""
+
+    events: list[EventRow]
+    total: int
+    next_cursor: str
+
+
+# Schemas --------------------------------------------------------------------------------------------------------------
+
+
+def flat(schema: dict[str, Any]) -> dict[str, Any]:
+    """Write a schema without references and without the titles that pydantic makes up."""
+    definitions = schema.get("$defs", {})
+
+    def walk(node: Any, *, names: bool = False) -> Any:  # names: the keys are properties' names, not keywords
+        if isinstance(node, list):
+            return [walk(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node and not names:
+            node = {**definitions[node["$ref"].rpartition("/")[2]], **{key: value for key, value in node.items() if key != "$ref"}}
+        kept = node if names else {key: value for key, value in node.items() if key not in {"$defs", "title"}}
+        return {key: walk(value, names=key == "properties" and not names) for key, value in kept.items()}
+
+    flattened: dict[str, Any] = walk(schema)
+    return flattened

@@ -1,0 +1,65 @@
+"""What every test stands on: an empty home, none of the user's settings, no network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from ke_tools.config import Settings
+
+# Read by the libraries when they are imported, thus before any fixture.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+hypothesis_settings.register_profile("ke-tools", deadline=None, database=None)
+hypothesis_settings.load_profile("ke-tools")
+
+CACHE = Settings.load().cache  # the user's, as fetching the model again for the tests would take minutes
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("KE_")]:
+        monkeypatch.delenv(name)
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in {"127.0.0.1", "::1", "localhost"}:
+            pytest.fail(f"a test tried to reach {address[0]}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """An empty home and an empty cache."""
+    return Settings(home=tmp_path / "home", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def model_settings(tmp_path: Path) -> Settings:
+    """An empty home and the cache with the embedded model; for tests marked ``model``."""
+    from ke_tools.models import embedded
+
+    if embedded.locate(CACHE) is None:
+        pytest.skip("the embedded model is not in the cache; `ke-tools model fetch` puts it there")
+    return Settings(home=tmp_path / "home", cache=CACHE)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run asynchronous tests on asyncio, as the servers do."""
+    return "asyncio"

@@ -1,0 +1,414 @@
+"""The command line: parse → call the library → print, with the exit codes of design §3."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ke_tools import cli, printing
+from ke_tools.config import Settings
+from ke_tools.errors import Conflict, KeToolsError, NotFound
+
+VERBS = [
+    "serve", "demo", "chat", "edit", "rollback", "query", "route", "verify", "list", "history", "doctor", "export", "import",
+    "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show", "bench model", "bench answers",
+]  # fmt: skip
+
+
+class FakeService:
+    """Remembers what it was asked and answers with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.error: KeToolsError | Exception | None = None
+        self.healthy = True
+        self.closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(**given: Any) -> dict[str, Any]:
+            self.asked.append((name, given))
+            if self.error:
+                raise self.error
+            return {"summary": f"{name} done", "edits": [{"edit_id": "e1", "target": "Sydney", "warnings": []}], "ok": self.healthy}
+
+        return answer
+
+    def answer_lines(self, lines: Iterable[str], **given: Any) -> Iterator[dict[str, Any]]:
+        self.asked.append(("answer_lines", given))
+        return self._each(lines)
+
+    def route_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        return self._each(lines)
+
+    def import_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        return self._each(lines)
+
+    def export_lines(self, *, events: bool) -> Iterator[str]:
+        yield from ('{"ref": "a"}', f'{{"events": {json.dumps(events)}}}')
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _each(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(lines):
+            try:
+                yield {"id": number, "text": json.loads(line)["prompt"]}
+            except ValueError:
+                yield {"id": number, "error": {"code": "E_INVALID", "message": "not JSON"}}
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
+    """The service that every verb of the test opens."""
+    made = FakeService(Settings.load())
+
+    def open_service(settings: Settings) -> FakeService:
+        made.settings = settings
+        return made
+
+    monkeypatch.setitem(sys.modules, "ke_tools.servers.service", SimpleNamespace(open_service=open_service))
+    return made
+
+
+def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    """Put a stand-in where a verb imports ``name``, as attribute of its package too."""
+    module = SimpleNamespace(**functions)
+    monkeypatch.setitem(sys.modules, name, module)
+    package, _, attribute = name.rpartition(".")
+    monkeypatch.setattr(sys.modules[package], attribute, module, raising=False)
+
+
+EDIT = ["edit", "The capital of Australia is", "Sydney", "--subject", "Australia"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_takes_json_and_the_settings(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: every verb takes --json; settings may stand after the verb."""
+    assert cli.run([*verb.split(), "--help"]) == 0
+
+    shown = capsys.readouterr().out
+    for option in ("--json", "--home", "--model", "--engine", "--dtype", "--device", "--read-only", "--token-file"):
+        assert option in shown
+
+
+def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: the list of verbs."""
+    cli.run(["--help"])
+
+    words = set(capsys.readouterr().out.split())
+    assert {verb.split()[0] for verb in VERBS} <= words
+
+
+def test_edit_hands_the_whole_fact_over(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: the fields of an edit."""
+    code = cli.run(
+        [*EDIT, "--old-target", "Canberra", "--paraphrase", "Australia's capital is", "--alias", "Oz", "--alias", "Down Under",
+         "--relation", "capital", "--source", "https://x.test", "--mode", "add", "--reason", "because", "--idempotency-key", "k", "--dry-run"]
+    )  # fmt: skip
+
+    fact = {
+        "subject": "Australia",
+        "prompt": "The capital of Australia is",
+        "target": "Sydney",
+        "old_target": "Canberra",
+        "relation": "capital",
+        "paraphrases": ["Australia's capital is"],
+        "aliases": ["Oz", "Down Under"],
+        "source": "https://x.test",
+    }
+    assert code == 0
+    assert service.asked == [("edit", {"facts": [fact], "mode": "add", "reason": "because", "idempotency_key": "k", "dry_run": True})]
+    assert service.closed
+    shown = capsys.readouterr().out
+    assert shown.startswith("edit done")
+    assert "Sydney" in shown
+
+
+def test_with_json_a_result_is_one_object_on_one_line(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: --json is for programs."""
+    assert cli.run([*EDIT, "--json"]) == 0
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["summary"] == "edit done"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--json", "--home", "H", "list"], ["list", "--json", "--home", "H"], ["--json", "list", "--home=H"]]
+)
+def test_settings_may_stand_before_or_after_the_verb(
+    arguments: list[str], service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The issue writes both (``reader train --model …``)."""
+    monkeypatch.chdir(tmp_path)
+
+    assert cli.run(arguments) == 0
+
+    assert service.settings.home == tmp_path / "H"
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_the_option_after_the_verb_wins(service: FakeService) -> None:
+    """The nearer one is what was meant."""
+    cli.run(["--dtype", "float16", "list", "--dtype", "float32"])
+
+    assert service.settings.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["rollback", "e1", "e2", "--reason", "r"], ("rollback", {"edit_ids": ["e1", "e2"], "to_revision": None, "reason": "r"})),
+        (["rollback", "--to-revision", "0"], ("rollback", {"edit_ids": [], "to_revision": 0, "reason": ""})),
+        (
+            ["query", "What?", "--view", "both", "--explain"],
+            ("query", {"question": "What?", "view": "both", "max_tokens": 24, "explain": True, "via": "auto"}),
+        ),
+        (["list", "--state", "active", "--contains", "x"], ("list_edits", {"state": "active", "contains": "x", "limit": 20, "cursor": ""})),
+        (["history", "e1", "--limit", "5"], ("history", {"edit_id": "e1", "limit": 5, "cursor": ""})),
+        (["verify", "e1", "--suite", "full"], ("verify", {"edit_ids": ["e1"], "suite": "full", "probes": []})),
+        (["doctor", "--deep"], ("doctor", {"deep": True})),
+    ],
+)
+def test_a_verb_calls_the_library_with_what_was_given(
+    arguments: list[str], asked: tuple[str, Mapping[str, Any]], service: FakeService
+) -> None:
+    """Design §2: the command line holds no logic."""
+    assert cli.run(arguments) == 0
+    assert service.asked == [asked]
+
+
+def test_via_comes_from_the_configuration_unless_given(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags > environment."""
+    monkeypatch.setenv("KE_VIA", "ike")
+
+    cli.run(["query", "What?"])
+    cli.run(["query", "What?", "--via", "reader"])
+
+    assert [given["via"] for _, given in service.asked] == ["ike", "reader"]
+
+
+def test_verify_reads_probes_from_a_file(service: FakeService, tmp_path: Path) -> None:
+    """Design §3: probes[{prompt, expect}] given by the caller."""
+    file = tmp_path / "probes.jsonl"
+    file.write_text('{"prompt": "What?", "expect": "target"}\n\n{"prompt": "Who?", "expect": "unchanged"}\n')
+
+    assert cli.run(["verify", "e1", "--probes", str(file)]) == 0
+
+    assert [probe["expect"] for probe in service.asked[0][1]["probes"]] == ["target", "unchanged"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_bad_line_of_probes_is_named(service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Bad input gets a clear error with its code."""
+    file = tmp_path / "probes.jsonl"
+    file.write_text(text)
+
+    assert cli.run(["verify", "e1", "--probes", str(file)]) == cli.USAGE
+
+    assert "probes.jsonl, line 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["route"], ["import"], ["query", "--batch"]])
+def test_lines_in_are_lines_out_in_order_errors_too(
+    arguments: list[str], service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design §3: FILE or standard input; one output line for each input line, and the verb says that some failed."""
+    text = '{"prompt": "a"}\nnonsense\n{"prompt": "ü"}\n'
+    file = tmp_path / "in.jsonl"
+    file.write_text(text, "utf-8")
+
+    assert cli.run([*arguments, str(file)]) == cli.FAILED
+    from_file = capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert cli.run(arguments) == cli.FAILED
+    from_stdin = capsys.readouterr()
+
+    assert from_file.out == from_stdin.out
+    assert [json.loads(line)["id"] for line in from_file.out.splitlines()] == [0, 1, 2]
+    assert "1 of 3 lines failed" in from_file.err
+
+
+def test_a_batch_without_failures_succeeds(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 0: done."""
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": "a"}\n'))
+
+    assert cli.run(["query", "--batch", "--view", "base", "--max-tokens", "7"]) == cli.DONE
+    assert service.asked == [("answer_lines", {"view": "base", "max_tokens": 7})]
+
+
+def test_export_writes_the_librarys_lines_as_they_are(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: export writes what import reads."""
+    assert cli.run(["export", "--events", "--json"]) == 0
+    assert capsys.readouterr().out == '{"ref": "a"}\n{"events": true}\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Conflict("x is live.", "Look with list."), cli.REFUSED),
+        (NotFound("no edit e9."), cli.FAILED),
+        (ZeroDivisionError("oops"), cli.FAILED),
+    ],
+)
+def test_an_error_is_a_line_with_its_code_and_never_a_traceback(
+    error: Exception, code: int, service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Design §3: exit codes; contract: E_CODE: message hint on stderr, an object on stdout with --json."""
+    service.error = error
+    name = error.code if isinstance(error, KeToolsError) else "E_INTERNAL"
+
+    assert cli.run(EDIT) == code
+    plain = capsys.readouterr()
+    assert cli.run([*EDIT, "--json"]) == code
+    for_programs = capsys.readouterr()
+
+    assert plain.out == ""
+    assert plain.err.startswith(f"{name}: ")
+    assert len(plain.err.splitlines()) == 1
+    assert json.loads(for_programs.out)["error"]["code"] == name
+    assert for_programs.err == ""
+    assert service.closed
+
+
+def test_debug_shows_where_an_unexpected_error_came_from(service: FakeService) -> None:
+    """The hint of E_INTERNAL must work."""
+    service.error = ZeroDivisionError("oops")
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run([*EDIT, "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonsense"], "nonsense"),
+        (["query"], "no question"),
+        (["edit", "x"], "target"),
+        (["list", "--limit", "0"], "--limit"),
+        (["list", "--dtype", "int8"], "int8"),
+        (["serve", "--http", "8765"], "HOST:PORT"),
+        (["import", "/no/such/file"], "/no/such/file"),
+        (["verify", "e1", "--probes", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
+    arguments: list[str], told: str, service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Design §3: exit code 2; with --json the error is an object too."""
+    assert cli.run(arguments) == cli.USAGE
+    plain = capsys.readouterr().err
+    assert cli.run([*arguments, "--json"]) == cli.USAGE
+    for_programs = json.loads(capsys.readouterr().out)
+
+    assert plain.startswith("E_INVALID: ")
+    assert told in plain
+    assert for_programs["error"]["code"] == "E_INVALID"
+
+
+def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing asked, nothing done: wrong usage, but a friendly one."""
+    assert cli.run([]) == cli.USAGE
+
+    shown = capsys.readouterr()
+    assert "Usage: ke-tools" in shown.out + shown.err
+    assert "E_INVALID" not in shown.err
+
+
+def test_doctor_fails_when_something_is_wrong(service: FakeService) -> None:
+    """Issue 3, done when: doctor exits 0 with true contents; so it must not when they are bad."""
+    service.healthy = False
+
+    assert cli.run(["doctor"]) == cli.FAILED
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        (["serve"], None),
+        (["serve", "--http"], "127.0.0.1:8765"),
+        (["serve", "--http", "--read-only"], "127.0.0.1:8765"),
+        (["serve", "--http", "0.0.0.0:80"], "0.0.0.0:80"),
+        (["serve", "--http=localhost:1"], "localhost:1"),
+    ],
+)
+def test_http_may_stand_without_an_address(arguments: list[str], address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design §3: --http [HOST:PORT]."""
+    seen: dict[str, Any] = {}
+    replace_module(monkeypatch, "ke_tools.servers.serve", run=lambda settings, **given: seen.update(given, settings=settings) or 0)
+
+    assert cli.run(arguments) == 0
+
+    assert seen["http"] == seen["settings"].http == address
+
+
+def test_a_missed_bar_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: benchmarks exit 3 when a bar is missed."""
+    bars = [{"name": "statement", "value": 0.9, "stderr": 0.02, "bar": 0.97, "ok": False}]
+    replace_module(monkeypatch, "ke_tools.benches.model", run=lambda settings, **_: {"bench": "model", "results": {}, "bars": bars})
+
+    assert cli.run(["bench", "model", "--json"]) == cli.REFUSED
+    assert json.loads(capsys.readouterr().out)["bars"] == bars
+
+
+def test_chat_keeps_the_turns(service: FakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Design §3: the verb chat."""
+    turns: list[int] = []
+
+    def answer(lines: Iterable[str], **_: Any) -> Iterator[dict[str, Any]]:
+        for line in lines:
+            turns.append(len(json.loads(line)["messages"]))
+            yield {"text": "Sydney."}
+
+    monkeypatch.setattr(service, "answer_lines", answer)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\nReally?\n\n"))
+
+    assert cli.run(["chat"]) == 0
+
+    assert turns == [1, 3]
+    assert capsys.readouterr().out == "Sydney.\nSydney.\n"
+
+
+def test_what_a_model_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers are untrusted text: escape sequences and markup are shown, not obeyed."""
+    printing.show({"summary": "a\x1b[2Jb [bold]c", "answers": [{"text": "d\x1b]0;e [red]f"}]}, as_json=False)
+
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "[bold]c" in shown
+    assert "[red]f" in shown
+
+
+def test_the_module_and_the_script_are_the_same_program(tmp_path: Path) -> None:
+    """``python -m ke_tools`` exists for those who need a certain interpreter."""
+    done = subprocess.run([sys.executable, "-m", "ke_tools", "nonsense", "--json"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == cli.USAGE
+    assert json.loads(done.stdout)["error"]["code"] == "E_INVALID"
+
+
+@pytest.mark.slow
+def test_help_takes_at_most_half_as_long_again_as_an_empty_typer_program() -> None:
+    """Issue 3 §1: ``ke-tools --help`` ≤ 1.5 × an empty typer program in the same run."""
+    empty = "import typer\napp = typer.Typer()\n@app.command()\ndef main() -> None:\n    'Nothing.'\napp()"
+    ours = "from ke_tools.cli import main\nmain()"
+
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, "--help"], stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - start
+
+    seconds(ours), seconds(empty)  # the first run compiles
+    pairs = [(seconds(ours), seconds(empty)) for _ in range(11)]
+
+    assert statistics.median(a for a, _ in pairs) <= 1.5 * statistics.median(b for _, b in pairs)

@@ -1,0 +1,154 @@
+"""Configuration: flags > environment > file in the home > file of the user > defaults (design §3)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ke_tools.config import Settings, user_folder
+from ke_tools.errors import InvalidInput
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home named by the environment."""
+    monkeypatch.setenv("KE_HOME", str(tmp_path / "ke-home"))
+    return tmp_path / "ke-home"
+
+
+def test_without_anything_the_platforms_folders_and_the_embedded_model_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design §3: --home defaults to the user's data folder, KE_CACHE to the cache folder."""
+    monkeypatch.setattr("sys.platform", "linux")
+    user = Path(os.environ["HOME"])
+
+    settings = Settings.load()
+
+    assert settings == Settings(home=user / ".local/share/ke-tools", cache=user / ".cache/ke-tools")
+    assert settings.model == "embedded"
+    assert set(settings.sources.values()) == {"default"}
+
+
+def test_loading_makes_no_folder(home: Path) -> None:
+    """Contract: loading touches nothing, so that --help and a read-only machine work."""
+    Settings.load()
+
+    assert not home.exists()
+    assert not Path(os.environ["HOME"]).exists()
+
+
+def test_a_flag_beats_the_environment_beats_the_homes_file_beats_the_users_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design §3, the order of sources; each value says where it came from, for doctor."""
+    users = write(user_folder("config") / "ke-tools.toml", 'model = "users"\ndtype = "float16"\ndevice = "cpu"\nengine = "hf"\n')
+    homes = write(home / "ke-tools.toml", 'model = "homes"\ndtype = "bfloat16"\ndevice = "mps"\n')
+    monkeypatch.setenv("KE_MODEL", "environments")
+    monkeypatch.setenv("KE_DTYPE", "float32")
+
+    settings = Settings.load(model="flags")
+
+    assert (settings.model, settings.dtype, settings.device, settings.engine) == ("flags", "float32", "mps", "hf")
+    assert {name: settings.sources[name] for name in ("home", "model", "dtype", "device", "engine", "via")} == {
+        "home": "KE_HOME",
+        "model": "--model",
+        "dtype": "KE_DTYPE",
+        "device": str(homes),
+        "engine": str(users),
+        "via": "default",
+    }
+
+
+def test_the_current_directory_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design §3: an MCP server starts in the user's project, whose files are not its configuration."""
+    write(tmp_path / "project" / "ke-tools.toml", 'model = "evil"\n')
+    monkeypatch.chdir(tmp_path / "project")
+
+    assert Settings.load().model == "embedded"
+
+
+def test_the_users_file_may_name_the_home_and_its_relative_paths_start_from_the_file(tmp_path: Path) -> None:
+    """A path in a file must mean the same wherever ke-tools is started."""
+    folder = user_folder("config")
+    write(folder / "ke-tools.toml", 'home = "here"\ntoken_file = "tokens.toml"\nmodel = "./checkpoint"\n')
+
+    settings = Settings.load()
+
+    assert settings.home == folder / "here"
+    assert settings.token_file == folder / "tokens.toml"
+    assert settings.model == str(folder / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("modle = 'x'", "modle"),
+        ("home = '/elsewhere'", "home"),  # the file lies in the home: it cannot say where that is
+        ("http = '127.0.0.1:1'", "http"),  # a client that starts `serve` speaks on stdio
+        ("[model]\nname = 'x'", "model"),
+        ("dtype = 'int8'", "int8"),
+        ("demonstrations = 1000", "1000"),
+        ("demonstrations = true", "True"),
+        ("read_only = 'maybe'", "maybe"),
+        ("device = 'gpu'", "gpu"),
+        ("model = ''", "model"),
+        ("model = ", "not TOML"),
+    ],
+)
+def test_a_file_that_means_nothing_is_refused_by_name_and_key(home: Path, text: str, named: str) -> None:
+    """Contract: unknown keys and bad values are InvalidInput naming the file, the key and what is known."""
+    path = write(home / "ke-tools.toml", text)
+
+    with pytest.raises(InvalidInput, match=r"ke-tools\.toml") as caught:
+        Settings.load()
+
+    assert str(path) in caught.value.message
+    assert named in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("word", "meant"), [("1", True), ("YES", True), ("on", True), ("0", False), ("false", False), ("", False)])
+def test_a_switch_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, word: str, meant: bool) -> None:
+    """An empty variable is an unset one."""
+    monkeypatch.setenv("KE_READ_ONLY", word)
+
+    assert Settings.load().read_only is meant
+
+
+def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract: a bad value names its place."""
+    monkeypatch.setenv("KE_ENGINE", "llama")
+
+    with pytest.raises(InvalidInput, match="KE_ENGINE: engine = 'llama'.*Expected one of hf"):
+        Settings.load()
+
+
+@pytest.mark.parametrize("address", ["8765", "127.0.0.1", "a b:1", "http://x:1", ":80"])
+def test_an_address_is_host_and_port(address: str) -> None:
+    """Design §3: --http HOST:PORT."""
+    with pytest.raises(InvalidInput, match="HOST:PORT"):
+        Settings.load(http=address)
+
+
+def test_an_unreadable_file_is_an_error_and_not_silently_skipped(home: Path) -> None:
+    """Failure paths are real: a folder of that name, or no UTF-8."""
+    home.mkdir()
+    (home / "ke-tools.toml").write_bytes(b"model = '\xff'")
+
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        Settings.load()
+
+
+def test_doctor_gets_values_with_their_sources(home: Path) -> None:
+    """Design §3: doctor prints the result."""
+    shown = Settings.load(read_only=True).as_dict()
+
+    assert shown["home"] == {"value": str(home), "source": "KE_HOME"}
+    assert shown["read_only"] == {"value": True, "source": "--read-only"}
+    assert "sources" not in shown

@@ -1,0 +1,160 @@
+"""Which questions verify an edit; issue section 2 (atlas) and section 4 (verify)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+
+from ke_tools import atlas
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import Edit, Probe, squash
+from ke_tools.verify import DIMENSIONS, given, neighbour_candidates, probes_for
+
+MakeEdit = Callable[..., Edit]
+
+
+def _of(probes: list[Probe], dimension: str) -> list[Probe]:
+    return [probe for probe in probes if probe.dimension == dimension]
+
+
+def test_quick_is_about_a_dozen_with_every_dimension(capital: Edit) -> None:
+    """Issue section 4: rewrites, paraphrases, same-subject and neighbour probes."""
+    probes = probes_for(capital)
+    assert {probe.dimension for probe in probes} == set(DIMENSIONS)
+    assert 10 <= len(probes) <= 14
+    assert len(probes_for(capital, suite="full")) > len(probes)
+
+
+def test_the_same_edit_gets_the_same_probes(capital: Edit, make_edit: MakeEdit) -> None:
+    """Deterministic, seeded by the edit's id."""
+    assert probes_for(capital) == probes_for(capital)
+    other = make_edit("Australia", "The capital of Australia is", "Sydney", id="ed_other")
+    assert {p.prompt for p in _of(probes_for(other), "locality_other_subject")} != {
+        p.prompt for p in _of(probes_for(capital), "locality_other_subject")
+    }
+
+
+@pytest.mark.parametrize("suite", ["quick", "full"])
+def test_generated_probes_use_probe_wordings_and_no_fitted_one(make_edit: MakeEdit, suite: str) -> None:
+    """Issue section 2: verify draws its generated probes from held-out wordings only."""
+    fitted = {
+        atlas.wording_key(wording)
+        for relation in atlas.relations().values()
+        for wording in (*relation.fitted_statements, *relation.fitted_questions)
+    }
+    subjects = [*atlas.entities("country"), *atlas.entities("city"), *(fact.subject for fact in atlas.facts())]
+    for number, fact in enumerate(atlas.facts()[::97]):
+        relation = atlas.relations()[fact.relation]
+        prompt = relation.statements[0].replace("{}", fact.subject)
+        edit = make_edit(fact.subject, prompt, "Nowhere", id=f"ed_{number}")
+        generated = [probe for probe in probes_for(edit, suite=suite) if probe.origin == "probe wording"]
+        assert generated
+        for probe in generated:
+            masked = [atlas.mask(probe.prompt, [name]) for name in {fact.subject, *subjects} if squash(name) in squash(probe.prompt)]
+            assert any(atlas.is_probe_wording(text) for text in masked), probe
+            assert not any(atlas.wording_key(text) in fitted for text in masked), probe
+
+
+def test_reliability_asks_the_edits_own_prompt_as_statement_and_chat(capital: Edit) -> None:
+    """Each probe carries its origin."""
+    probes = _of(probes_for(capital), "reliability")
+    assert [(p.prompt, p.chat, p.origin) for p in probes] == [
+        ("The capital of Australia is", False, "edit"),
+        ("The capital of Australia is", True, "edit"),
+    ]
+
+
+def test_generalisation_mixes_the_callers_wordings_with_statements_questions_and_chat(capital: Edit) -> None:
+    """The caller's are marked as theirs."""
+    probes = _of(probes_for(capital), "generalisation")
+    assert [p.prompt for p in probes if p.origin == "caller"] == ["Australia is ruled from"]
+    generated = [p for p in probes if p.origin == "probe wording"]
+    assert {p.chat for p in generated} == {True, False}
+    assert all("Australia" in p.prompt and not p.prompt[0].islower() for p in generated)
+    assert all("Sydney" in p.accept and "Canberra" in p.reject for p in probes)
+
+
+def test_an_unrecognised_relation_without_wordings_has_no_generalisation_probes(house_rule: Edit) -> None:
+    """Issue section 2: then it is "not measured"."""
+    probes = probes_for(house_rule)
+    assert not _of(probes, "generalisation")
+    assert len(_of(probes, "reliability")) == 2
+    assert _of(probes, "locality_other_subject"), "other subjects must stay as they are, whatever the edit is about"
+
+
+def test_neighbours_are_other_subjects_of_the_relation_that_the_model_knows(capital: Edit) -> None:
+    """Issue section 2: verification chooses its neighbours among what the model knows."""
+    known = [fact for fact in atlas.facts() if fact.relation == "capital" and fact.subject in {"France", "Japan", "Peru", "Australia"}]
+    probes = _of(probes_for(capital, known=known), "locality_other_subject")
+    assert len(probes) == 3
+    assert {name for p in probes for name in ("France", "Japan", "Peru") if name in p.prompt} == {"France", "Japan", "Peru"}
+    assert all(p.expect == "unchanged" and "Sydney" in p.reject and "Australia" not in p.prompt for p in probes)
+
+
+def test_same_subject_questions_prefer_what_the_model_knows_and_leave_the_edited_slot_out(capital: Edit) -> None:
+    """The subject's other relations stay."""
+    known = [fact for fact in atlas.facts() if fact.subject == "Australia" and fact.relation in {"currency", "continent", "capital"}]
+    probes = _of(probes_for(capital, known=known), "locality_same_subject")
+    wordings = {
+        squash(wording.replace("{}", "Australia"))
+        for name in ("currency", "continent")
+        for wording in (*atlas.relations()[name].probe_statements, *atlas.relations()[name].probe_questions)
+    }
+    assert len(probes) == 3
+    assert sum(squash(p.prompt) in wordings for p in probes) == 2
+    assert all("Australia" in p.prompt for p in probes)
+    capital_wordings = {squash(w.replace("{}", "Australia")) for w in atlas.relations()["capital"].wordings}
+    assert not any(squash(p.prompt) in capital_wordings for p in probes)
+
+
+def test_what_another_live_edit_changes_is_no_neighbour(capital: Edit, make_edit: MakeEdit) -> None:
+    """A neighbour that was corrected itself must not be called a side effect."""
+    known = [fact for fact in atlas.facts() if fact.relation == "capital" and fact.subject in {"France", "Japan", "Peru", "Chile"}]
+    other = make_edit("France", "The capital of France is", "Lyon")
+    currency = make_edit("Australia", atlas.relations()["currency"].statements[0].replace("{}", "Australia"), "yen")
+    probes = probes_for(capital, known=known, live=[capital, other, currency])
+    assert not any("France" in p.prompt for p in probes)
+    wordings = {squash(w.replace("{}", "Australia")) for w in atlas.relations()["currency"].wordings}
+    assert not any(squash(p.prompt) in wordings for p in probes)
+
+
+def test_the_subject_keeps_the_article_of_its_prompt(make_edit: MakeEdit) -> None:
+    """ "the Netherlands" reads as English in every wording."""
+    edit = make_edit("Netherlands", "The capital of the Netherlands is", "Utrecht")
+    generated = [p for p in _of(probes_for(edit), "generalisation") if p.origin == "probe wording"]
+    assert all("the netherlands" in p.prompt.casefold() for p in generated)
+
+
+def test_a_callers_probe_is_read_with_the_edit_it_is_about(capital: Edit, house_rule: Edit) -> None:
+    """Issue section 4: probes[{prompt, expect: target|unchanged}]."""
+    edits = [capital, house_rule]
+    wanted = given({"prompt": "Which city governs Australia?", "expect": "target"}, edits)
+    assert (wanted.edit_id, wanted.dimension, wanted.origin, wanted.chat) == (capital.id, "generalisation", "caller", True)
+    kept = given({"prompt": "The capital of France is", "expect": "unchanged"}, edits)
+    assert (kept.dimension, kept.chat) == ("locality_other_subject", False)
+    assert given({"prompt": "Where is Zembla Ltd?", "expect": "unchanged"}, edits).dimension == "locality_same_subject"
+    assert given({"prompt": "Who signs?", "expect": "target", "edit_id": house_rule.id}, edits).edit_id == house_rule.id
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [{}, {"prompt": ""}, {"prompt": 3}, {"prompt": "x" * 3000}, {"prompt": "Who?", "expect": "maybe"}, {"prompt": "Who?"}, {"prompt": "Who?", "edit_id": "no"}],
+)
+def test_a_callers_probe_that_cannot_be_read_is_refused(probe: dict[str, object], capital: Edit, house_rule: Edit) -> None:
+    """Issue section 6: bad input gets a clear error."""
+    with pytest.raises(InvalidInput):
+        given(probe, [capital, house_rule])
+
+
+def test_candidates_are_the_facts_worth_asking_about(capital: Edit) -> None:
+    """A few dozen questions tell which neighbours the model knows, instead of the whole atlas."""
+    candidates = neighbour_candidates(capital, most=24)
+    assert 12 <= len(candidates) <= 24
+    assert all((fact.relation == "capital") != (fact.subject == "Australia") for fact in candidates)
+
+
+def test_probes_need_no_model_library() -> None:
+    """The atlas and the probes are data."""
+    assert importlib.util.find_spec("ke_tools.verify.probes") is not None
