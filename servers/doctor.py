@@ -65,7 +65,7 @@ def _model(service: Service) -> tuple[bool, str]:
     settings = service.settings
     if settings.model == "embedded" and embedded.locate(settings.cache) is None:
         return True, "the embedded model is not fetched yet; `ke-tools model fetch` does it, or the first question"
-    card = checkpoint.describe(checkpoint.resolve(settings), settings.cache)
+    card = checkpoint.describe(checkpoint.resolve(settings), cache=settings.cache)
     return True, f"{card.architecture}, {card.parameters:,} parameters, {card.fingerprint}, in {card.path}"
 
 
@@ -97,7 +97,7 @@ def _weights(service: Service) -> tuple[bool, str]:
     if settings.model == "embedded" and embedded.locate(settings.cache) is None:
         return True, "not fetched yet"
     path = checkpoint.resolve(settings)
-    told, found = checkpoint.fingerprint(path, settings.cache), checkpoint.fingerprint(path, None)
+    told, found = checkpoint.fingerprint(path, cache=settings.cache), checkpoint.fingerprint(path)
     return told == found, f"{found}" if told == found else f"the weights changed on disk: {told} was noted, {found} is there"
 
 

@@ -19,7 +19,7 @@ from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound,
 from ke_tools.facts import Edit, Fact, Probe, State
 from ke_tools.memory.events import Event
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.router import Router, Routed, Via
+from ke_tools.memory.router import Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request
 from ke_tools.servers.principal import Principal
@@ -33,6 +33,7 @@ MOST_VERIFIED: Final = 10
 PROBE_TOKENS: Final = 24
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 _BASE_ANSWERS_KEPT: Final = 4096
+_CANDIDATES: Final = {"quick": 10, "full": 24}  # neighbours an edit that the model is asked about, to keep those that it knows
 
 
 class Service:
@@ -59,6 +60,17 @@ class Service:
         if isinstance(self._ledger, KeToolsError):
             raise self._ledger
         return self._ledger
+
+    @property
+    def scope(self) -> Scope:
+        """What decides which edits a question is about.
+
+        Raises:
+            LedgerDamaged: as :attr:`ledger`.
+        """
+        if self._scope is None or isinstance(self._ledger, KeToolsError):
+            raise self._ledger if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return self._scope
 
     @property
     def revision(self) -> int:
@@ -154,6 +166,15 @@ class Service:
             "truncated": bool(page.next_cursor),
         }
 
+    def get_edit(self, who: Principal, edit_id: str) -> dict[str, Any]:
+        """Show one edit.
+
+        Raises:
+            NotFound: there is none of that id for this tenant.
+        """
+        who.require("read")
+        return row(self.ledger.get(who.tenant, edit_id))
+
     def history(self, who: Principal, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """Say what changed when and by whom, newest first."""
         who.require("read")
@@ -238,11 +259,7 @@ class Service:
         """Explain what would go in, without a model and without an answer."""
         who.require("read")
         del via  # which form is used does not change what is in scope
-        if self._scope is None:
-            raise self._ledger if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
-        from ke_tools.memory.router import reading_of
-
-        decision = self._scope.decide(who.tenant, reading_of(request))
+        decision = self.scope.decide(who.tenant, reading_of(request))
         return {
             "zone": decision.zone,
             "edits": [
@@ -318,7 +335,7 @@ class Service:
         if self._router is None:
             return Routed.untouched(request, "ledger", 0)
         try:
-            return self._router.route(who.tenant, request, engine=engine, via=via)
+            return self._router.route(who.tenant, request, engine=engine, via=self.settings.via if via == "auto" else via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
@@ -328,12 +345,14 @@ class Service:
     def _verify(
         self, who: Principal, engine: Engine, edits: Sequence[Edit], suite: Literal["quick", "full"], given: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        from ke_tools.benches import known
+        from ke_tools.verify import known
         from ke_tools.verify import probes as making
         from ke_tools.verify.run import verify
 
-        facts = known.remembered(engine, self.settings.cache)
-        made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, suite=suite)]
+        live = self.ledger.live(who.tenant)
+        near = [fact for edit in edits for fact in making.neighbour_candidates(edit, live=live, most=_CANDIDATES[suite])]
+        facts = known.knows(engine, near, cache=self.settings.cache)
+        made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, live=live, suite=suite)]
         made += [making.given(probe, edits) for probe in given]
 
         def ask_edited(asked: Sequence[Probe]) -> list[str]:
@@ -349,7 +368,6 @@ class Service:
             "summary": f"{'Passed' if found['passed'] else 'Not passed'}: {card.sentence()}",
             "suite": suite,
             **found,
-            "scorecard_text": card.text(),
             "revision": self.revision,
             "model": self.model_id,
         }

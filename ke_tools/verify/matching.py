@@ -144,9 +144,10 @@ def mentions(answer: str, names: Sequence[str]) -> bool:
 def short_answer(answer: str, prompt: str = "") -> tuple[str, ...]:
     """What the leading clause of an answer says beyond its prompt: its names and numbers, else its other words."""
     said = _words(first_sentence(answer))
-    end = next((i for i in range(1, len(said)) if said[i].gap == ";" or (said[i].gap == "," and said[i].text in _ASIDE)), len(said))
-    asked = set(words(prompt))
-    told = [word for word in said[:end] if word.text not in _CLOSED_CLASS and word.text not in asked]
+    # A list of names goes on behind a comma, an apposition ("Vienna, a city on …") does not.
+    ends = (i for i in range(1, len(said)) if said[i].gap == ";" or (said[i].gap == "," and not said[i].named))
+    unasked = _CLOSED_CLASS | set(words(prompt))
+    told = [word for word in said[: next(ends, len(said))] if word.text not in unasked]
     return tuple(word.text for word in told if word.named) or tuple(word.text for word in told)
 
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from ke_tools.servers.engines._row import Row
 
 _SPARE: Final = 64  # columns that a cache has room for beyond what it holds
+_NARROWEST: Final = 16  # columns of a piece of the prompts, at least
 _WASTE: Final = 512  # columns of padding that joining two batches may cost
 
 Forward = Callable[..., Any]
@@ -71,16 +72,16 @@ class Batch:
         self.adapter = rows[0].request.adapter
         width = max(row.width for row in rows)
         ids = [[pad_id] * (width - row.width) + list(row.prompt_ids) for row in rows]
-        self._lengths = [row.width for row in rows]  # tokens of each row in the cache, once the prompt is through
+        self._lengths = [row.width for row in rows]  # tokens of each row, padding not counted
         self._mask = torch.tensor([[0] * (width - n) + [1] * n for n in self._lengths], device=device)  # (B, T)
-        self._next = torch.tensor(ids, device=device)  # (B, what the model has not seen yet)
+        self._next = torch.tensor(ids, device=device)  # (B, columns that the model has not seen yet)
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
-        self._fed = 0
+        self._fed = 0  # columns in the cache
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether the prompts are not through the model yet."""
-        return self._next.shape[1] > 1 or self._fed == 0
+        """Whether the prompts are not through the model yet (all but their last token, at least)."""
+        return self._fed == 0 or self.width - self._fed > 1
 
     @property
     def width(self) -> int:
@@ -94,21 +95,19 @@ class Batch:
         Returns:
             Logits (B, V) for each row's next token; ``None`` while the prompts are not through.
         """
-        if self._fed and self._next.shape[1] == 1 and self._fed == self.width:
-            self._mask = pad(self._mask, (0, 1), value=1)
-            self._lengths = [length + 1 for length in self._lengths]
-        count = min(self._next.shape[1], max(16, most_tokens // len(self.rows)))
-        now, later = self._next[:, :count], self._next[:, count:]
+        count = min(self._next.shape[1], max(_NARROWEST, most_tokens // len(self.rows)))
         end = self._fed + count
         mask = self._mask[:, :end]
         positions = (mask.cumsum(1) - 1).clamp_(min=0)[:, self._fed :]
-        logits: Tensor = forward(now, mask, positions, self._cache)
-        self._fed, self._next = end, later
-        return None if later.shape[1] else logits
+        logits: Tensor = forward(self._next[:, :count], mask, positions, self._cache)
+        self._fed, self._next = end, self._next[:, count:]
+        return logits if end == self.width else None
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Set each row's next token."""
+        """Set each row's next token, after a step that gave logits."""
         self._next = torch.tensor(tokens, device=self._mask.device)[:, None]
+        self._mask = pad(self._mask, (0, 1), value=1)
+        self._lengths = [length + 1 for length in self._lengths]
 
     def keep(self, places: Sequence[int]) -> None:
         """Let the other rows go, and with them the columns that only they needed."""
@@ -141,4 +140,4 @@ class Batch:
             ours.absorb(theirs)
         self.rows += other.rows
         self._lengths += other._lengths
-        self._fed = width
+        self._fed = width - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -96,11 +97,13 @@ class Choice:
 class Row:
     """A request, its state, and where its answer goes. Everything but :meth:`cancel` belongs to the engine's thread."""
 
-    def __init__(self, request: Request, prompt_ids: Sequence[int], *, budget: int, tokenizer: Any, sink: Sink, streams: bool) -> None:
+    def __init__(
+        self, request: Request, prompt_ids: Sequence[int], *, budget: int, tokenizer: Any, sink: Sink, streams: bool, is_urgent: bool
+    ) -> None:
         self.request = request
         self.prompt_ids = tuple(prompt_ids)
         self.budget = budget  # most tokens that may be generated
-        self.is_urgent = streams  # somebody watches; else it is one of many
+        self.is_urgent = is_urgent  # somebody waits for this one; else it is one of many
         self._streams = streams
         self._sink = sink
         self._tokenizer = tokenizer
@@ -157,12 +160,9 @@ class Row:
     def finish(self, reason: FinishReason) -> bool:
         """Deliver the rest and the whole."""
         text = self._watch.text
-        kept = [logprob for logprob, start in zip(self._logprobs, self._starts, strict=True) if start < len(text) or not text]
-        self._logprobs = kept if text else []
-        whole = Generation(
-            text, reason, self.width, self._tokens, tuple(self._logprobs) if self.request.logprobs is not None else None
-        )
-        self._sink.piece(Piece(text[self._sent :], tuple(self._logprobs[self._sent_logprobs :]), whole))
+        logprobs = tuple(self._logprobs[: bisect_left(self._starts, len(text))])  # without those of the text that was cut off
+        whole = Generation(text, reason, self.width, self._tokens, logprobs if self.request.logprobs is not None else None)
+        self._sink.piece(Piece(text[self._sent :], logprobs[self._sent_logprobs :], whole))
         return True
 
     def fail(self, error: KeToolsError) -> None:
@@ -172,7 +172,7 @@ class Row:
     def _send(self, upto: int) -> None:
         if upto <= self._sent:
             return
-        count = sum(start < upto for start in self._starts)
+        count = bisect_left(self._starts, upto)
         self._sink.piece(Piece(self._watch.text[self._sent : upto], tuple(self._logprobs[self._sent_logprobs : count])))
         self._sent, self._sent_logprobs = upto, count
 

@@ -38,11 +38,10 @@ def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
 
     path = checkpoint.resolve(settings, progress=lambda message, _fraction: say(message))
     say("loading the model")
-    reader = card.find(checkpoint.fingerprint(path, settings.cache), settings.home)
+    reader = card.find(checkpoint.fingerprint(path, cache=settings.cache), settings.home)
     return HFEngine(
         path,
         model_id=model_id(settings),
-        fingerprint=checkpoint.fingerprint(path, settings.cache),
         dtype=settings.dtype,
         device=settings.device,
         adapters={"reader": reader} if reader else {},

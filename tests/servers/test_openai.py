@@ -125,17 +125,32 @@ class Service:
         return routed, self.engine.stream(request)
 
 
-@pytest.fixture
-def service() -> Service:
-    """A scripted service."""
+@pytest.fixture(scope="module")
+def only_service() -> Service:
+    """One service for the module: a server and a client cost more than all that is asked of them."""
     return Service()
 
 
 @pytest.fixture
-def http(service: Service) -> Iterator[TestClient]:
+def service(only_service: Service) -> Service:
+    """A scripted service, as new."""
+    vars(only_service).clear()
+    only_service.__init__()  # type: ignore[misc]
+    return only_service
+
+
+@pytest.fixture(scope="module")
+def only_http(only_service: Service) -> Iterator[TestClient]:
     """A plain client."""
-    with TestClient(build_app(service), BASE, raise_server_exceptions=False) as client:
+    with TestClient(build_app(only_service), BASE, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def http(only_http: TestClient, service: Service) -> TestClient:
+    """A plain client of the service as new."""
+    assert service
+    return only_http
 
 
 @contextlib.contextmanager
@@ -161,11 +176,18 @@ def until(holds: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def client(service: Service) -> Iterator[openai.OpenAI]:
+@pytest.fixture(scope="module")
+def only_client(only_service: Service) -> Iterator[openai.OpenAI]:
     """The official client, unchanged."""
-    with listening(service) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+    with listening(only_service) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def client(only_client: openai.OpenAI, service: Service) -> openai.OpenAI:
+    """The official client of the service as new."""
+    assert service
+    return only_client
 
 
 def ask(http: TestClient, path: str = CHAT, **fields: Any) -> Any:
@@ -606,11 +628,12 @@ def test_every_stream_is_closed_when_one_of_several_fails_to_open(http: TestClie
     assert closed == ["one"]
 
 
-def test_metrics_count_routes_tokens_and_zones(http: TestClient) -> None:
+def test_metrics_count_routes_tokens_and_zones(service: Service) -> None:
     """Contract: requests by path/status/route, tokens, seconds, decisions by zone."""
-    ask(http)
-    ask(http, COMPLETE, prompt="France")
-    text = http.get("/metrics").text
+    with TestClient(build_app(service), BASE) as http:
+        ask(http)
+        ask(http, COMPLETE, prompt="France")
+        text = http.get("/metrics").text
     for line in (
         'ke_http_requests_total{path="/v1/chat/completions",route="memory",status="200"} 1.0',
         'ke_http_requests_total{path="/v1/completions",route="base",status="200"} 1.0',

@@ -1,0 +1,112 @@
+"""TCP sockets that people and programs come in by, and the HTTP server behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ke_tools.errors import Conflict, InvalidInput
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+DRAIN_SECONDS: Final = 3  # for requests under way when a door closes
+_POLL_SECONDS: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who may come in by a door."""
+
+    token_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A listening TCP socket and its rules."""
+
+    listener: socket.socket
+    rules: Rules = Rules()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, port = self.listener.getsockname()[:2]
+        return str(host), int(port)
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host, port = self.address
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  "all" is an address to listen on, not to call
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def parse(address: str) -> tuple[str, int]:
+    """Split ``HOST:PORT``; brackets around an IPv6 host are taken off.
+
+    Raises:
+        InvalidInput: it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004
+        raise InvalidInput(f"{address[:80]!r} is no address to listen on.", "Give HOST:PORT, e.g. 127.0.0.1:8765.")
+    return host.strip("[]"), int(port)
+
+
+def listen(host: str, port: int) -> socket.socket | None:
+    """Bind and listen; ``None`` if the address is taken.
+
+    Raises:
+        InvalidInput: this machine has no such address, or not for us.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise InvalidInput(f"cannot listen on {host}:{port}: {error.strerror}.", "Give another --http HOST:PORT.") from error
+    listener.setblocking(False)
+    return listener
+
+
+def taken(host: str, port: int) -> Conflict:
+    """Give the error for an address that another program has."""
+    return Conflict(f"the address {host}:{port} is taken by another program.", "Give another --http HOST:PORT.")
+
+
+@asynccontextmanager
+async def opened(door: Door, app: ASGIApp) -> AsyncIterator[None]:
+    """Serve ``app`` at ``door`` inside the block; its lifespan is the caller's. The listening socket stays open after it."""
+    import anyio
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        """Leaves the signals to the process that it is a part of."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+    server = Quiet(config)
+    serving = asyncio.create_task(server.serve(sockets=[door.listener.dup()]))
+    try:
+        while not server.started and not serving.done():
+            await asyncio.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        server.should_exit = True
+        with anyio.CancelScope(shield=True):
+            await serving
