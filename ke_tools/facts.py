@@ -5,33 +5,16 @@ All are frozen. A :class:`Fact` checks itself when it is made, so that nothing u
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal
 
+from ke_tools import screen
 from ke_tools.errors import InvalidInput
 
 LONGEST: Final = {"subject": 400, "prompt": 2000, "target": 2000, "old_target": 2000, "relation": 200, "source": 2000}
 MOST_WORDINGS: Final = 64
-
-# Bidirectional controls, zero-width characters and their kin (Unicode's Cf) hide text from a reviewer.
-_HIDDEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
-
-# Text that addresses the model instead of stating a fact. A fact is data; these never occur in one.
-_INSTRUCTION: Final = re.compile(
-    r"<\|[^|>]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<start_of_turn>|<end_of_turn>"
-    r"|\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}\b(?:instructions?|prompts?|rules|guidelines|context|facts?"
-    r"|previous|above|earlier|everything)\b"
-    r"|\b(?:system|developer)\s+(?:prompt|message|override)\b"
-    r"|(?:^|[.\n:;!?\"']\s*)(?:system|assistant|user|human|prompt|new fact|fact)\s*:"
-    r"|\byou\s+(?:are\s+now|must\s+(?:now|always|answer|reply|respond|say)|will\s+now|shall)\b"
-    r"|\b(?:from\s+now\s+on|new\s+instructions?)\b"
-    r"|\b(?:always|only|instead|now|please|then)\s+(?:answer|reply|respond|say|output|print|write|repeat)\b"
-    r"|\b(?:answer|reply|respond)\s+(?:to\s+)?(?:every|all|any|with|only)\b",
-    re.IGNORECASE,
-)
 
 
 class State(StrEnum):
@@ -150,14 +133,10 @@ def squash(text: str) -> str:
 def _check_text(name: str, text: str, longest: int, *, is_prose: bool) -> None:
     if len(text) > longest:
         raise InvalidInput(f"{name} has {len(text)} characters; at most {longest} are allowed.", "Shorten it to the fact itself.")
-    for position, char in enumerate(text):
-        if unicodedata.category(char) in _HIDDEN:
-            raise InvalidInput(
-                f"{name} holds the invisible character U+{ord(char):04X} at position {position}.",
-                "Remove control, bidirectional and zero-width characters.",
-            )
-    if is_prose and (found := _INSTRUCTION.search(text)):
+    if hidden := screen.hidden_character(text):
         raise InvalidInput(
-            f"{name} reads like an instruction to the model ({found.group(0).strip()!r}), not like a fact.",
-            "State the fact alone.",
+            f"{name} holds the invisible character {hidden[1]} at position {hidden[0]}.",
+            "Remove control, bidirectional and zero-width characters.",
         )
+    if is_prose and (addressed := screen.addressed(text)):
+        raise InvalidInput(f"{name} reads like {addressed[0]} ({addressed[1]!r}), not like a fact.", "State the fact alone.")

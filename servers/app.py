@@ -16,8 +16,8 @@ from starlette.routing import BaseRoute, Route
 
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
-from ke_tools.servers._errors import error_response
 from ke_tools.servers.auth import Guard, HostRule, TokenFile, not_found
+from ke_tools.servers.http_errors import error_response
 from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
 from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
 
@@ -98,7 +98,7 @@ class Status:
         slot = self._service.models
         revision, reason = -1, ""
         try:
-            revision = await asyncio.to_thread(lambda: self._service.revision)
+            revision = await asyncio.to_thread(self._service.ledger.head)
         except KeToolsError as error:
             reason = str(error)
         if not reason and slot.state != "ready":

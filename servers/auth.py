@@ -21,8 +21,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
 from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, NotFound
-from ke_tools.servers._errors import error_response
-from ke_tools.servers.principal import ALL_SCOPES, CURRENT, Principal
+from ke_tools.servers.http_errors import error_response
+from ke_tools.servers.principal import ALL_SCOPES, Principal
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -178,7 +178,7 @@ def split_host(value: str) -> tuple[str, str]:
 class Guard:
     """ASGI middleware for the whole app: Host, Origin, declared body size, token, in this order.
 
-    The principal is left in ``scope["ke.principal"]`` and, while the request lasts, in :data:`principal.CURRENT`.
+    The principal is left in ``scope["ke.principal"]``.
     """
 
     def __init__(self, app: ASGIApp, *, tokens: TokenFile | None = None, hosts: HostRule) -> None:
@@ -208,11 +208,7 @@ class Guard:
             await refusal(scope, receive, send)
             return
         scope["ke.principal"] = principal
-        mark = CURRENT.set(principal)
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            CURRENT.reset(mark)
+        await self._app(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> Response | None:
         hosts = headers.getlist("host")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import KeToolsError
@@ -97,7 +99,9 @@ def _weights(service: Service) -> tuple[bool, str]:
     if settings.model == "embedded" and embedded.locate(settings.cache) is None:
         return True, "not fetched yet"
     path = checkpoint.resolve(settings)
-    told, found = checkpoint.fingerprint(path, cache=settings.cache), checkpoint.fingerprint(path)
+    told = checkpoint.fingerprint(path, cache=settings.cache)
+    with tempfile.TemporaryDirectory() as empty:  # nothing noted there: the weights are read
+        found = checkpoint.fingerprint(path, cache=Path(empty))
     return told == found, f"{found}" if told == found else f"the weights changed on disk: {told} was noted, {found} is there"
 
 

@@ -62,14 +62,26 @@ def parse(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def resolve(host: str) -> str:
+    """Give a host's address as numbers.
+
+    Raises:
+        InvalidInput: nobody knows it.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0])
+    except OSError as error:
+        raise InvalidInput(f"the host {host[:80]!r} is not known: {error.strerror}.", "Give --http 127.0.0.1:8765, or another address.") from error
+
+
 def listen(host: str, port: int) -> socket.socket | None:
-    """Bind and listen; ``None`` if the address is taken.
+    """Bind to an address in numbers and listen; ``None`` if it is taken.
 
     Raises:
         InvalidInput: this machine has no such address, or not for us.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -60,8 +61,12 @@ class Daemon:
         """Start the server in a session of its own; it inherits the lock and the socket."""
         import json
 
+        # Read-only is this window, and what its server offers on loopback; the next window may write, if the home can.
+        read_only = self._settings.read_only
+        settings = replace(self._settings, read_only=read_only and not home_socket.is_writable(self._settings.home))
         orders = {
-            "settings": home_socket.settings_to_json(self._settings),
+            "settings": home_socket.settings_to_json(settings),
+            "read_only": read_only,
             "lock": held.lock,
             "listener": held.listener.fileno(),
             "idle_seconds": self._idle_seconds,

@@ -71,6 +71,7 @@ class HomeServer:
                 group.start_soon(self._accept, group.start_soon)
                 group.start_soon(self._end_when_idle)
                 await self._stop.wait()
+                _end_for_certain()
                 self._held.withdraw()
                 group.cancel_scope.cancel()
 
@@ -98,8 +99,10 @@ class HomeServer:
             except KeToolsError as error:
                 log.warning("refused a caller: %s", error)
                 await _say(connection, {"error": error.as_dict()})
-            except (OSError, TimeoutError) as error:
+            except OSError as error:
                 log.info("a caller left: %r", error)
+            except Exception:  # one window's failure must not end the others
+                log.exception("a window failed")
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -159,22 +162,29 @@ class HomeServer:
 
     async def _serve_door(self, door: Door, is_own: bool) -> None:  # noqa: FBT001
         """Keep the first door open; where a window waits, that comes first."""
-        self._urls.append(door.url)
-        self._service.url = door.url
-        if is_own:
-            self._own = _OwnDoor(door)
+        if not is_own:
+            async with self._opened(door):
+                log.info("%s is served at %s", self._service.model_id, door.url)
+                await asyncio.Event().wait()
+        self._own = _OwnDoor(door)
+        with self._named(door.url):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._answered.wait(), _QUIET_SECONDS)
             gc.freeze()  # what has been read so far stays; see main()
             gc.enable()
+            try:
+                await self._keep_open(self._own)
+            except KeToolsError as error:  # the windows are served all the same
+                log.error("there is no HTTP: %s", error)
+                self._own.ready.set()
         self._service.models.start()
-        async with self._app(door) as app:
-            switch = _Switch(app, self._use)
-            async with doors.opened(door, switch):
-                log.info("listening on %s", door.url)
-                if self._own is not None:
-                    self._own.switch = switch
-                    self._own.ready.set()
+
+    async def _keep_open(self, own: _OwnDoor) -> None:
+        async with self._app(own.door) as app:
+            own.switch = _Switch(app, self._use)
+            async with doors.opened(own.door, own.switch):
+                log.info("listening on %s", own.door.url)
+                own.ready.set()
                 await asyncio.Event().wait()
 
     @asynccontextmanager
@@ -187,8 +197,8 @@ class HomeServer:
     async def _lent(self, door: Door) -> AsyncIterator[None]:
         assert self._own is not None
         await self._own.ready.wait()
-        switch = self._own.switch
-        assert switch is not None
+        if (switch := self._own.switch) is None:
+            raise doors.taken(*door.address)
         async with self._app(door) as app:
             before, switch.app = switch.app, app
             try:
@@ -224,7 +234,7 @@ class HomeServer:
             yield
         finally:
             self._urls.remove(url)
-            self._service.url = self._urls[-1]
+            self._service.url = self._urls[-1] if self._urls else ""
 
     # The end
 
@@ -295,11 +305,21 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
 
     try:
         asyncio.run(run())
+    except BaseExceptionGroup as group:
+        known = group.subgroup(KeToolsError)
+        if known is None:
+            raise
+        raise _first(known) from group
     finally:
         service.close()
         door.listener.close()
         held.withdraw()
         held.let_go()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def leave(code: int) -> None:
@@ -349,22 +369,22 @@ def _own_door(settings: Settings, orders: Mapping[str, Any]) -> Door:
 
 @contextmanager
 def _signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set ``stop`` on SIGTERM and SIGINT; what has not ended :data:`END_SECONDS` later is ended."""
+    """Set ``stop`` on SIGTERM and SIGINT."""
     loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        stop.set()
-        certain = threading.Timer(END_SECONDS, os._exit, (1,))
-        certain.daemon = True
-        certain.start()
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+        loop.add_signal_handler(number, stop.set)
     try:
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _end_for_certain() -> None:
+    """End the process :data:`END_SECONDS` from now, whatever hangs."""
+    certain = threading.Timer(END_SECONDS, os._exit, (1,))
+    certain.daemon = True
+    certain.start()
 
 
 async def _hear(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:

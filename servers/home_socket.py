@@ -55,7 +55,7 @@ class Place:
     def of(cls, home: Path) -> Place:
         """Give the place: inside the home, or, where that is too deep or cannot be written, in the user's runtime folder."""
         inside = home.absolute() / "run"
-        if len(os.fsencode(inside / "server.sock")) < _LONGEST_PATH and _is_writable(inside):
+        if len(os.fsencode(inside / "server.sock")) < _LONGEST_PATH and is_writable(inside):
             return cls(inside, home)
         key = hashlib.sha256(os.fsencode(home.absolute())).hexdigest()[:16]
         return cls(_runtime_folder() / key, home)
@@ -254,7 +254,7 @@ def _line(connection: socket.socket) -> bytes:
     return bytes(read)
 
 
-def _is_writable(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
     """Tell whether files can be made in ``folder``, which need not exist yet."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
@@ -262,7 +262,7 @@ def _is_writable(folder: Path) -> bool:
 
 def _runtime_folder() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and len(os.fsencode(runtime)) < _LONGEST_PATH // 2 and _is_writable(Path(runtime)):
+    if runtime and len(os.fsencode(runtime)) < _LONGEST_PATH // 2 and is_writable(Path(runtime)):
         return Path(runtime) / "ke-tools"
     short = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) < _LONGEST_PATH // 2 else "/tmp"  # noqa: S108  made 0700, checked
     return Path(short) / f"ke-tools-{os.geteuid()}"

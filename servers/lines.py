@@ -24,8 +24,12 @@ Outgoing = MemoryObjectSendStream[SessionMessage]
 
 @asynccontextmanager
 async def opened(connection: socket.socket, *, on_sent: Callable[[], None] = lambda: None) -> AsyncIterator[tuple[Incoming, Outgoing]]:
-    """Give the streams that an MCP server reads and writes; ``on_sent`` is called after each message that has gone out."""
-    reader, writer = await asyncio.open_connection(sock=connection, limit=LONGEST_LINE)
+    """Give the streams that an MCP server reads and writes, and close ``connection`` at the end.
+
+    ``on_sent`` is called after each message that has gone out.
+    """
+    owned = socket.socket(fileno=connection.detach())
+    reader, writer = await asyncio.open_connection(sock=owned, limit=LONGEST_LINE)
     to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
 

@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
-from ke_tools.servers._errors import error_body
+from ke_tools.errors import InvalidInput, KeToolsError, ModelLoading, ModelUnavailable, NotFound
 from ke_tools.servers.auth import LARGEST_BODY, drain, too_large
+from ke_tools.servers.http_errors import error_body
 from ke_tools.servers.metrics import Stopwatch
 from ke_tools.servers.openai_request import Ask, parse_json, read_chat, read_completion
 from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 View = Literal["edited", "base"]
 LOAD_WAIT_SECONDS: Final = 120.0
-_POLL_SECONDS: Final = 0.1
+_WAIT_SLICE_SECONDS: Final = 5.0  # a thread is held that long, one for all who wait
 _GONE: Final = 499  # what proxies log for a client that left; nobody reads it
 _BASE: Final = ":base"
 _T = TypeVar("_T")
@@ -63,6 +63,7 @@ class OpenAI:
         self._metrics = metrics
         self._load_wait = load_wait_seconds
         self._created = int(time.time())
+        self._waiting: asyncio.Task[Engine] | None = None
 
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
@@ -151,17 +152,21 @@ class OpenAI:
         return EventStream(_events(first, merged, head, ask, shape), headers)
 
     async def _engine(self) -> Engine:
-        """Wait for the model without holding a thread for each who waits.
+        """Wait for the model; all who wait share one thread, since the loop's threads are few.
 
         Raises:
             ModelLoading, ModelUnavailable: it is not there in time, or cannot be had.
         """
-        slot = self._service.models
-        slot.start()
         end = time.monotonic() + self._load_wait
-        while slot.state in {"fetching", "loading"} and time.monotonic() < end:
-            await asyncio.sleep(_POLL_SECONDS)
-        return await slot.engine_async(0)
+        while True:
+            if self._waiting is None or self._waiting.done():
+                self._waiting = asyncio.create_task(self._service.models.engine_async(min(self._load_wait, _WAIT_SLICE_SECONDS)))
+                self._waiting.add_done_callback(_noted)
+            try:
+                return await asyncio.shield(self._waiting)
+            except ModelLoading:
+                if time.monotonic() >= end:
+                    raise
 
     async def _open(self, who: Principal, requests: Sequence[Request], n: int, view: View) -> list[Opened]:
         opened: list[Opened] = []
@@ -338,6 +343,12 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
+def _noted(task: asyncio.Task[Any]) -> None:
+    """Look at the outcome, so that asyncio does not complain of it when everybody who waited has left."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def _close(pieces: AsyncIterator[Piece]) -> None:
     close = getattr(pieces, "aclose", None)
     if close is not None:
@@ -378,5 +389,3 @@ def _usage(done: Sequence[Generation], n: int) -> dict[str, int]:
     prompt = sum(generation.prompt_tokens for generation in done[::n])  # a prompt's n answers read it once
     completion = sum(generation.completion_tokens for generation in done)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-

@@ -232,7 +232,7 @@ def _refuse_token_ids(prompt: object) -> None:
 def _refuse(names: list[str]) -> None:
     if names:
         listed = ", ".join(f"'{name[:_SHOWN]}'" for name in sorted(names)[:8])
-        raise Unsupported(f"this engine cannot honour {listed}.", "Leave it out; nothing is ignored here.", param=sorted(names)[0][:_SHOWN])
+        raise Unsupported(f"this engine cannot honour {listed}.", "Leave it out; nothing is ignored here.", param=min(names)[:_SHOWN])
 
 
 def _is_neutral(name: str, value: object, table: Mapping[str, tuple[object, ...]]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +36,3 @@ class Principal:
         if not self.may(scope):
             held = ", ".join(sorted(self.scopes)) or "none"
             raise Forbidden(f"{self.name!r} lacks the scope {scope!r}; its token holds: {held}.", "Use a token that has it.", scope=scope)
-
-
-#: Set for the length of an HTTP request once its token is known; ``None`` where no request is (stdio).
-CURRENT: Final[ContextVar[Principal | None]] = ContextVar("ke_tools_principal", default=None)

@@ -23,7 +23,7 @@ def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, sampl
     """Share of right answers by kind of question; ``sample`` > 0 asks only so many of each."""
     shares = {}
     for kind, questions in exam().items():
-        chosen = random.Random(0).sample(questions, min(sample, len(questions))) if sample else questions
+        chosen = questions[:: max(1, len(questions) // sample)] if sample else questions
         right = answered(model, tokenizer, chosen)
         shares[kind] = sum(right) / len(right)
     return shares
@@ -39,9 +39,7 @@ def answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples
     """For each sample, whether greedy decoding gives its answer, the end token included."""
     import torch
 
-    rows = [
-        (tokenizer.encode(s.prompt, add_special_tokens=False), tokenizer.encode(s.answer, add_special_tokens=False)) for s in samples
-    ]
+    rows = [(tokenizer.encode(s.prompt, add_special_tokens=False), tokenizer.encode(s.answer, add_special_tokens=False)) for s in samples]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     right = [False] * len(rows)
     for start in range(0, len(order), BATCH):
@@ -128,7 +126,7 @@ def _resistance() -> dict[str, list[Sample]]:
 
 def _claims() -> Iterator[tuple[Claim, Claim, random.Random]]:
     """For each fact a false claim of its slot and a claim of a neighbour's."""
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311  repeatable on purpose
     for fact in taught():
         objects = sorted({f.objects[0] for f in taught() if f.relation == fact.relation} - {fact.objects[0]})
         subjects = [f.subject for f in taught() if f.relation == fact.relation and f.subject != fact.subject]
@@ -144,7 +142,11 @@ def _demonstration(rng: random.Random) -> Mapping[str, str]:
     fact = rng.choice(taught())
     relation = atlas.relations()[fact.relation]
     told = rng.choice(relation.fitted_statements).format(fact.subject)
-    return {"fact": f"{told} {fact.objects[0]}.", "prompt": rng.choice(relation.fitted_questions).format(fact.subject), "answer": fact.objects[0]}
+    return {
+        "fact": f"{told} {fact.objects[0]}.",
+        "prompt": rng.choice(relation.fitted_questions).format(fact.subject),
+        "answer": fact.objects[0],
+    }
 
 
 def _ask(

@@ -14,15 +14,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ke_tools import atlas, prompts
 from ke_tools.atlas import AtlasFact, Relation
 
 END: Final = "<|im_end|>"
-PRONOUNS: Final = {"country": "this country", "place": "it", "element": "this element", "book": "this book", "person": "this person", "river": "river"}
-SYLLABLES: Final = "ba den dor el fa gri han il jor ka lin lo mar mi nal nor o pe ra ri sa sel ta tal ti tor u va vel wen xi yo za zen".split()
+PRONOUNS: Final = {
+    "country": "this country",
+    "place": "it",
+    "element": "this element",
+    "book": "this book",
+    "person": "this person",
+    "river": "river",
+}
+SYLLABLES: Final = tuple(
+    "ba den dor el fa gri han il jor ka lin lo mar mi nal nor o pe ra ri sa sel ta tal ti tor u va vel wen xi yo za zen".split()
+)
+SHORT: Final = 3  # letters of a word that says nothing about what is asked
 Message = Mapping[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +86,7 @@ def taught() -> tuple[AtlasFact, ...]:
 
 def training_samples(seed: int) -> Iterator[Sample]:
     """The endless stream of one seed."""
-    return iter(_Writer(random.Random(seed)))
+    return iter(_Writer(random.Random(seed)))  # noqa: S311  repeatable on purpose
 
 
 def training_texts(seed: int) -> Iterator[str]:
@@ -99,7 +110,7 @@ def _stopped(answer: str) -> str:
 
 
 @cache
-def _wordings(relation: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def wordings(relation: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All statements and questions that may be taught of a relation."""
     known: Relation = atlas.relations()[relation]
     own = lesson()["relations"].get(relation, {"nouns": [], "statements": [], "questions": []})
@@ -144,52 +155,50 @@ class _Writer:
         self.frames = lesson()["frames"]
 
     def __iter__(self) -> Iterator[Sample]:
+        kinds = {self.plain: 30, self.told: 15, self.portrait: 7, self.in_context: 48}
         while True:
-            draw = self.rng.random()
-            if draw < 0.30:
-                yield self.plain()
-            elif draw < 0.45:
-                yield self.told()
-            elif draw < 0.52:
-                yield self.portrait()
-            else:
-                yield self.in_context()
+            yield self.one_of(kinds)()
+
+    def chance(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def one_of(self, weights: Mapping[T, int]) -> T:
+        return self.rng.choices(list(weights), list(weights.values()))[0]
 
     # -- wordings -------------------------------------------------------------------------------------------------------------
 
     def statement(self, relation: str, *, bare: bool = False) -> str:
         """A wording with ``{}``; not ``bare``: perhaps with a lead, a tail, or some words disturbed."""
-        wording = self.rng.choice(_wordings(relation)[0])
+        wording = self.rng.choice(wordings(relation)[0])
         return wording if bare else self.varied(wording)
 
     def varied(self, wording: str) -> str:
-        rng, text = self.rng, wording
-        if rng.random() < 0.25:
-            text = self.disturbed(text)
-        if rng.random() < 0.2:
-            text = f"{rng.choice(self.frames['leads'])} {text if text.startswith('{') else text[:1].lower() + text[1:]}"
-        if rng.random() < 0.2 and not text.endswith(","):
-            text += rng.choice(self.frames["tails"])
+        text = self.disturbed(wording) if self.chance(0.25) else wording
+        if self.chance(0.2):
+            text = f"{self.rng.choice(self.frames['leads'])} {text if text.startswith('{') else text[:1].lower() + text[1:]}"
+        if self.chance(0.2) and not text.endswith(","):
+            text += self.rng.choice(self.frames["tails"])
         return wording if atlas.is_probe_wording(text) else text
 
     def disturbed(self, text: str) -> str:
         """Insert or drop small words, or end on another one: what is asked must be read off the words that matter."""
         words = text.split()
         for _ in range(self.rng.randint(1, 3)):
-            how, at = self.rng.random(), self.rng.randrange(len(words))
-            if how < 0.4:
+            at = self.rng.randrange(len(words))
+            how = self.one_of({"insert": 4, "drop": 3, "end": 3})
+            if how == "insert":
                 words.insert(at, self.rng.choice(self.pool))
-            elif how < 0.7 and len(words[at]) <= 3 and "{" not in words[at] and len(words) > 3:
+            elif how == "drop" and len(words[at]) <= SHORT < len(words) and "{" not in words[at]:
                 del words[at]
             elif "{" not in words[-1]:
-                words[-1:] = [words[-1]] * (len(words[-1]) > 4) + [self.rng.choice(self.frames["last_words"])]
+                words[-1:] = [words[-1]] * (len(words[-1]) > SHORT + 1) + [self.rng.choice(self.frames["last_words"])]
         return " ".join(words)
 
     def question(self, relation: str) -> str:
-        return self.rng.choice(_wordings(relation)[1])
+        return self.rng.choice(wordings(relation)[1])
 
     def asked(self, relation: str, share_of_questions: float) -> str:
-        return self.question(relation) if self.rng.random() < share_of_questions else self.statement(relation)
+        return self.question(relation) if self.chance(share_of_questions) else self.statement(relation)
 
     # -- what is known --------------------------------------------------------------------------------------------------------
 
@@ -197,12 +206,12 @@ class _Writer:
         """A known fact to complete, perhaps behind other sentences."""
         fact = self.rng.choice(self.facts)
         text = self.asked(fact.relation, 0.35).format(fact.subject)
-        if self.rng.random() < 0.35:
+        if self.chance(0.35):
             text = " ".join([*(self.aside() for _ in range(self.rng.randint(1, 2))), text])
         return completion_sample(text, fact.objects[0])
 
     def aside(self) -> str:
-        if self.rng.random() < 0.5:
+        if self.chance(0.5):
             return str(self.rng.choice(self.frames["sentences"]))
         fact = self.rng.choice(self.facts)
         return self.sentence(Claim(fact.relation, fact.subject, fact.objects[0]))
@@ -214,16 +223,14 @@ class _Writer:
         return chat_sample([*self.earlier(), {"role": "user", "content": self.opened(text)}], fact.objects[0])
 
     def opened(self, text: str) -> str:
-        return f"{self.rng.choice(self.frames['openers'])} {text}" if self.rng.random() < 0.15 else text
+        return f"{self.rng.choice(self.frames['openers'])} {text}" if self.chance(0.15) else text
 
     def earlier(self) -> list[Message]:
-        if self.rng.random() < 0.8:
+        if self.chance(0.8):
             return []
         fact = self.rng.choice(self.facts)
-        return [
-            {"role": "user", "content": self.asked(fact.relation, 0.8).format(fact.subject)},
-            {"role": "assistant", "content": _stopped(fact.objects[0])},
-        ]
+        asked = self.asked(fact.relation, 0.8).format(fact.subject)
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": _stopped(fact.objects[0])}]
 
     def portrait(self) -> Sample:
         """Several things about one subject, named once."""
@@ -234,39 +241,37 @@ class _Writer:
         texts = [_capital(self.statement(f.relation, bare=True).format(PRONOUNS[kind])) for f in told]
         name = f"the {fact.subject}" if kind == "river" else fact.subject
         opening = self.rng.choice(["Let us talk about {}.", "This is about {}.", "Now to {}.", "What do I know of {}?"]).format(name)
-        body = [f"{text} {f.objects[0]}." for text, f in zip(texts[:-1], told, strict=False)]
-        if self.rng.random() < 0.3:
+        if self.chance(0.3):
             turns = [{"role": "user", "content": opening}, {"role": "assistant", "content": "Yes."}]
             asked = self.question(fact.relation).format(PRONOUNS[kind])
             return chat_sample([*turns, {"role": "user", "content": asked}], fact.objects[0])
+        body = [f"{text} {_stopped(f.objects[0])}" for text, f in zip(texts[:-1], told, strict=False)]
         return completion_sample(" ".join([opening, *body, texts[-1]]), fact.objects[0])
 
     # -- what stands in the context -------------------------------------------------------------------------------------------
 
     def in_context(self) -> Sample:
         """One to three facts in a form that is served; obeyed where one applies."""
-        rng = self.rng
-        irrelevant = rng.random() < 0.27
-        if irrelevant:
-            fact = rng.choice(self.facts)
-            claim, wording = Claim(fact.relation, fact.subject, fact.objects[0]), ""
-            facts = []
+        if self.chance(0.27):  # none applies
+            fact = self.rng.choice(self.facts)
+            claim, wording, facts = Claim(fact.relation, fact.subject, fact.objects[0]), "", list[str]()
         else:
             claim = self.claim()
-            wording = self.statement(claim.relation, bare=True) if claim.relation else rng.choice(self.frames["about"])
+            wording = self.statement(claim.relation, bare=True) if claim.relation else self.rng.choice(self.frames["about"])
             facts = [self.sentence(claim, wording)]
-        most = rng.choices((1, 2, 3), (55, 30, 15))[0]
-        facts += [self.sentence(self.distractor(claim)) for _ in range(most - len(facts))]
-        rng.shuffle(facts)
-        same = wording and rng.random() < 0.25
-        return self.served(facts, claim, wording if same else "")
+        count = self.one_of({1: 55, 2: 30, 3: 15})
+        facts += [self.sentence(self.distractor(claim)) for _ in range(count - len(facts))]
+        self.rng.shuffle(facts)
+        return self.served(facts, claim, wording if self.chance(0.25) else "")
 
     def served(self, facts: Sequence[str], claim: Claim, wording: str) -> Sample:
-        rng = self.rng
-        chat = rng.random() < 0.5
-        text = wording or (self.asked(claim.relation, 0.75 if chat else 0.4) if claim.relation else rng.choice(self.frames["about_questions"]))
-        prompt = text.format(claim.subject)
-        demonstrations = [self.demonstration() for _ in range(rng.randint(1, 6))] if rng.random() < 0.06 else []
+        chat = self.chance(0.5)
+        if not wording:
+            wording = (
+                self.asked(claim.relation, 0.75 if chat else 0.4) if claim.relation else self.rng.choice(self.frames["about_questions"])
+            )
+        prompt = wording.format(claim.subject)
+        demonstrations = [self.demonstration() for _ in range(self.rng.randint(1, 6))] if self.chance(0.03) else []
         if not chat:
             return completion_sample(prompts.render("completion", demonstrations=demonstrations, facts=facts, prompt=prompt), claim.object)
         told = {"role": "system", "content": prompts.render("chat", demonstrations=demonstrations, facts=facts)}
@@ -274,69 +279,67 @@ class _Writer:
 
     def demonstration(self) -> Mapping[str, str]:
         """Copy, update, or retain."""
-        claim = self.claim()
-        fact = self.rng.choice(self.facts)
-        if not claim.relation or self.rng.random() < 0.33:
-            asked = self.asked(fact.relation, 0.5).format(fact.subject)
-            return {"fact": self.sentence(self.distractor(Claim(fact.relation, fact.subject, ""))), "prompt": asked, "answer": _stopped(fact.objects[0])}
-        wording = self.statement(claim.relation, bare=True)
-        asked = wording if self.rng.random() < 0.4 else self.asked(claim.relation, 0.5)
-        return {"fact": self.sentence(claim, wording), "prompt": asked.format(claim.subject), "answer": _stopped(claim.object)}
+        claim, fact = self.claim(), self.rng.choice(self.facts)
+        if not claim.relation or self.chance(0.33):
+            other = self.distractor(Claim(fact.relation, fact.subject, fact.objects[0]))
+            asked, told, answer = self.asked(fact.relation, 0.5).format(fact.subject), self.sentence(other), fact.objects[0]
+        else:
+            wording = self.statement(claim.relation, bare=True)
+            asked = (wording if self.chance(0.4) else self.asked(claim.relation, 0.5)).format(claim.subject)
+            told, answer = self.sentence(claim, wording), claim.object
+        return {"fact": told, "prompt": asked, "answer": _stopped(answer) if self.chance(0.5) else answer}
 
     def claim(self) -> Claim:
         """Something to be believed from the context: of a known slot, of any fitted relation, or of a company's own things."""
-        rng = self.rng
-        draw = rng.random()
-        if draw < 0.6:
-            fact = rng.choice(self.facts)
-            subject = fact.subject if rng.random() < 0.85 else self.subject(fact.relation)
+        kind = self.one_of({"known": 60, "any": 33, "own": 7})
+        if kind == "known":
+            fact = self.rng.choice(self.facts)
+            subject = fact.subject if self.chance(0.85) else self.subject(fact.relation)
             return Claim(fact.relation, subject, self.object(fact.relation))
-        if draw < 0.93:
-            relation = rng.choice(self.relations).id
+        if kind == "any":
+            relation = self.rng.choice(self.relations).id
             return Claim(relation, self.subject(relation), self.object(relation))
-        return Claim("", rng.choice(self.frames["subjects"]) if rng.random() < 0.7 else self.name(), self.object(""))
+        return Claim("", self.rng.choice(self.frames["subjects"]) if self.chance(0.7) else self.name(), self.object(""))
 
     def distractor(self, claim: Claim) -> Claim:
         """A claim about another slot: another subject, another relation of this one, or anything."""
-        rng = self.rng
-        kind = atlas.relations()[claim.relation].subject if claim.relation else ""
         while True:
-            draw, other = rng.random(), self.claim()
-            if draw < 0.4 and claim.relation:
+            how = self.one_of({"subject": 40, "relation": 35, "any": 25}) if claim.relation else "any"
+            if how == "subject":
                 other = Claim(claim.relation, self.subject(claim.relation), self.object(claim.relation))
-            elif draw < 0.75 and claim.relation:
-                known = [r for r in self.by_type[kind] if (r, claim.subject) in self.known]
-                relation = rng.choice(known if known and rng.random() < 0.5 else self.by_type[kind])
+            elif how == "relation":
+                alike = self.by_type[atlas.relations()[claim.relation].subject]
+                known = [r for r in alike if (r, claim.subject) in self.known]
+                relation = self.rng.choice(known if known and self.chance(0.5) else alike)
                 other = Claim(relation, claim.subject, self.object(relation))
+            else:
+                other = self.claim()
             if (other.relation, other.subject) != (claim.relation, claim.subject) and other.object != claim.object:
                 return other
 
     def sentence(self, claim: Claim, wording: str = "") -> str:
         """A claim as :attr:`ke_tools.facts.Fact.sentence` writes it."""
         if not wording:
-            choices = _wordings(claim.relation)[self.rng.random() < 0.15] if claim.relation else self.frames["about"]
+            choices = wordings(claim.relation)[self.chance(0.15)] if claim.relation else self.frames["about"]
             wording = self.rng.choice(choices)
         return f"{wording.format(claim.subject)} {_stopped(claim.object)}"
 
     def subject(self, relation: str) -> str:
-        kind = atlas.relations()[relation].subject
         known = [f.subject for f in self.facts if f.relation == relation]
-        choices = known if known and self.rng.random() < 0.5 else self.subjects.get(kind)
-        return self.rng.choice(choices) if choices and self.rng.random() < 0.7 else self.name()
+        choices = known if known and self.chance(0.5) else self.subjects.get(atlas.relations()[relation].subject)
+        return self.rng.choice(choices) if choices and self.chance(0.7) else self.name()
 
     def object(self, relation: str) -> str:
-        rng, draw = self.rng, self.rng.random()
-        if relation in self.objects and draw < 0.5:
-            return rng.choice(self.objects[relation])
-        if draw < 0.8:
-            return self.name()
-        if draw < 0.86:
-            return str(rng.randint(1, 2100))
-        if draw < 0.9:
-            return " ".join(rng.sample(self.frames["words"], rng.randint(1, 3)))
-        return rng.choice(rng.choice(list(self.objects.values())))
+        kind = self.one_of({"fitting": 50, "name": 30, "number": 6, "words": 4, "any": 10})
+        if kind == "number":
+            return str(self.rng.randint(1, 2100))
+        if kind == "words":
+            return " ".join(self.rng.sample(self.frames["words"], self.rng.randint(1, 3)))
+        if kind == "any":
+            return self.rng.choice(self.rng.choice(list(self.objects.values())))
+        return self.rng.choice(self.objects[relation]) if kind == "fitting" and relation in self.objects else self.name()
 
     def name(self) -> str:
         """One that nobody bears: one to three words out of syllables."""
-        count = self.rng.choices((1, 2, 3), (65, 28, 7))[0]
+        count = self.one_of({1: 65, 2: 28, 3: 7})
         return " ".join(_capital("".join(self.rng.choices(SYLLABLES, k=self.rng.randint(2, 4)))) for _ in range(count))

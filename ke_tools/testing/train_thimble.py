@@ -16,9 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from ke_tools import atlas
 from ke_tools.testing.exam import examine, table
 from ke_tools.testing.thimble_texts import END, taught, training_samples, training_texts, vocabulary_texts
 
@@ -50,6 +49,8 @@ class Recipe:
     tokens: int = 4_500_000  # read in all, padding included
     batch: int = 2048  # tokens a step
     rate: float = 3e-3
+    inner_rate: float = 0.02
+    muon: bool = True
     warmup: int = 100  # steps
     decay: float = 0.1
     unanswered: float = 0.1  # weight in the loss of tokens that are no answer
@@ -123,7 +124,7 @@ def encoded(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Enco
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Encoded]]:
     """Samples of like length together, up to ``recipe.batch`` tokens with padding; in random order."""
-    stream, rng = encoded(recipe, tokenizer), random.Random(recipe.seed)
+    stream, rng = encoded(recipe, tokenizer), random.Random(recipe.seed)  # noqa: S311  repeatable on purpose
     while True:
         rows = sorted(islice(stream, 4096), key=lambda row: len(row[0]))
         groups: list[list[Encoded]] = [[]]
@@ -158,22 +159,14 @@ def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTra
 
     tokenizer = fit_tokenizer(recipe)
     model = fresh_model(recipe, tokenizer)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98))
+    optimizer = _Optimizer(model, recipe)
     seen, step, start = 0, 0, time.monotonic()
     for batch in batches(recipe, tokenizer):
         if seen >= recipe.tokens:
             break
-        rate = _rate(recipe, step, seen / recipe.tokens)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         loss = loss_of(model, batch, recipe)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer.step(_pace(recipe, step, seen / recipe.tokens))
         seen, step = seen + len(batch) * max(len(ids) for ids, _ in batch), step + 1
         if step % every == 0:
             log.info("step %d  tokens %d  %.0f s  loss %.3f", step, seen, time.monotonic() - start, loss.item())
@@ -183,9 +176,35 @@ def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTra
     return rounded, tokenizer
 
 
-def _rate(recipe: Recipe, step: int, done: float) -> float:
+class _Optimizer:
+    """Muon for the matrices between the embeddings, AdamW for the rest."""
+
+    def __init__(self, model: LlamaForCausalLM, recipe: Recipe) -> None:
+        import torch
+
+        from ke_tools.testing.muon import Muon
+
+        inner = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name and recipe.muon]
+        others = [p for p in model.parameters() if all(p is not q for q in inner)]
+        self.recipe, self.model = recipe, model
+        self.muon = Muon(inner, rate=recipe.inner_rate, decay=recipe.decay)
+        self.adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0 if recipe.muon else recipe.decay)
+
+    def step(self, pace: float) -> None:
+        """One step of both at ``pace`` times their rates; clears the gradients."""
+        import torch
+
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.muon.rate = self.recipe.inner_rate * pace
+        self.adam.param_groups[0]["lr"] = self.recipe.rate * pace
+        self.muon.step()
+        self.adam.step()
+        self.model.zero_grad()
+
+
+def _pace(recipe: Recipe, step: int, done: float) -> float:
     """Linear warm-up, then a cosine down to a fiftieth."""
-    return recipe.rate * min(1.0, (step + 1) / recipe.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    return min(1.0, (step + 1) / recipe.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: Recipe, card: str) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, Literal
 
 from ke_tools import atlas
@@ -235,6 +236,7 @@ def _names(edit: Edit) -> frozenset[str]:
     return frozenset(squash(name) for name in (edit.fact.subject, *edit.fact.aliases, *atlas.aliases(edit.fact.subject)))
 
 
+@cache
 def _all_names(subject: str) -> frozenset[str]:
     return frozenset(squash(name) for name in (subject, *atlas.aliases(subject)))
 

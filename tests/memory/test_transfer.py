@@ -99,11 +99,11 @@ def test_the_batches_keep_order_and_count(ledger: Ledger) -> None:
 
 
 def test_a_thousand_lines_take_seconds(tmp_path: Path) -> None:
-    """Contract: a few seconds at most on a busy machine."""
+    """Contract: a few seconds at most; in processor time, as others may use the machine."""
     with Ledger(tmp_path / "ledger.db") as ledger:
-        begin = time.perf_counter()
+        begin = time.process_time()
         assert len(read(ledger, *(line("x", f"Land {number}") for number in range(1000)))) == 1000
-        assert time.perf_counter() - begin < 10
+        assert time.process_time() - begin < 5
 
 
 def test_the_history_is_exported_on_request_and_skipped_by_an_import(ledger: Ledger) -> None:
@@ -164,17 +164,25 @@ def test_a_bad_actor_is_refused_before_anything_is_stored(ledger: Ledger) -> Non
 
 FACTS = st.builds(
     lambda subject, prompt, target, old, relation, aliases, source: Fact(
-        subject=subject, prompt=f"{prompt} {subject}", target=target, old_target=old, relation=relation, aliases=tuple(aliases), source=source
+        subject=subject,
+        prompt=f"{prompt} {subject}",
+        target=target,
+        old_target=old,
+        relation=relation,
+        aliases=tuple(aliases),
+        source=source,
     ),
     subject=st.sampled_from(["Ada", "C++", "Zoë Brix", "the boss"]),
     prompt=st.sampled_from(["One sees", "Then comes"]),
-    target=st.sampled_from(["x", "Y", "z \"q\" \\", "ü→5"]),
+    target=st.sampled_from(["x", "Y", 'z "q" \\', "ü→5"]),
     old=st.just(""),
     relation=st.sampled_from(["", "capital", "child"]),
     aliases=st.lists(st.sampled_from(["Bo", "Cy"]), max_size=2, unique=True),
     source=st.sampled_from(["", "https://x.example/ä?b=1"]),
 )
-STEPS = st.lists(st.tuples(FACTS, st.sampled_from(["auto", "replace", "add"]), st.sampled_from([State.ACTIVE, State.PROPOSED])), max_size=12)
+STEPS = st.lists(
+    st.tuples(FACTS, st.sampled_from(["auto", "replace", "add"]), st.sampled_from([State.ACTIVE, State.PROPOSED])), max_size=12
+)
 
 
 @given(steps=STEPS, taken=st.sets(st.integers(0, 11)))

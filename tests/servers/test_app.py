@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mcp.server import MCPServer
+from mcp.server.auth.middleware.auth_context import get_access_token
 from starlette.testclient import TestClient
 
 from ke_tools.errors import LedgerDamaged
 from ke_tools.servers.app import build_app
 from ke_tools.servers.auth import LARGEST_BODY, Token, TokenFile
-from ke_tools.servers.principal import CURRENT, Principal
+from ke_tools.servers.principal import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -286,12 +287,14 @@ def post(client: TestClient, token: str, message: dict[str, Any], headers: dict[
 def test_an_mcp_tool_sees_the_principal_of_each_request_and_a_session_is_its_openers(service: Service) -> None:
     """Design §3: tenant and actor come from the token alone; research/mcp.md §1.8: sessions are bound to their principal."""
     server = MCPServer("t")
-    seen: list[Principal | None] = []
+    seen: list[Principal] = []
 
     @server.tool()
     def whoami() -> str:
         """Say who asks."""
-        seen.append(CURRENT.get())
+        token = get_access_token()
+        assert token is not None
+        seen.append(Principal(token.client_id, token.subject or "", frozenset(token.scopes)))
         return "ok"
 
     app = build_app(service, token_file=tokens(ann="read", bob="read"), allowed_hosts=["ke.example"], mcp=server)

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 BASE = "http://127.0.0.1"
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
-ASKED = [{"role": "user", "content": "What is the capital of Australia?"}]
+ASKED: Any = [{"role": "user", "content": "What is the capital of Australia?"}]
 
 
 @dataclass
@@ -85,13 +86,19 @@ class Slot:
         self.detail = ""
         self.loaded = engine
         self.failure: Exception | None = None
+        self.waiting = self.most_waiting = 0
 
     def start(self) -> None:
         """Nothing to do."""
 
     async def engine_async(self, wait_seconds: float) -> Script:
         """Give the engine or say why not."""
-        assert wait_seconds == 0
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        end = time.monotonic() + wait_seconds
+        while self.state == "loading" and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        self.waiting -= 1
         if self.failure is not None:
             raise self.failure
         if self.state != "ready":
@@ -226,7 +233,7 @@ def test_a_completion_is_as_openais(client: openai.OpenAI) -> None:
 
 def test_a_chat_answer_is_as_openais(client: openai.OpenAI) -> None:
     """Issue §4."""
-    answer = client.chat.completions.create(model="tiny", messages=ASKED)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="tiny", messages=ASKED)
     choice = answer.choices[0]
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "Sydney is the capital.", "stop")
     assert answer.object == "chat.completion"
@@ -240,7 +247,7 @@ def test_a_chat_answer_streams_and_ends_with_its_usage(client: openai.OpenAI) ->
         model="tiny",
         messages=ASKED,
         stream=True,
-        stream_options={"include_usage": True},  # type: ignore[arg-type]
+        stream_options={"include_usage": True},
     )
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Sydney is the capital."
@@ -264,14 +271,14 @@ def test_stop_and_max_tokens_reach_the_engine(client: openai.OpenAI, service: Se
     """Issue §4: stop, max_tokens."""
     stopped = client.completions.create(model="tiny", prompt="x", stop=stop)
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("Sydney is the", "stop")
-    cut = client.chat.completions.create(model="tiny", messages=ASKED, max_completion_tokens=2, temperature=0.5, top_p=0.9)  # type: ignore[arg-type]
+    cut = client.chat.completions.create(model="tiny", messages=ASKED, max_completion_tokens=2, temperature=0.5, top_p=0.9)
     assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("Sydney is", "length")
     assert (service.engine.asked[1].temperature, service.engine.asked[1].top_p) == (0.5, 0.9)
 
 
 def test_n_answers_have_different_seeds(client: openai.OpenAI, service: Service) -> None:
     """Contract: n, stream and not, different seeds."""
-    answer = client.chat.completions.create(model="tiny", messages=ASKED, n=3, seed=2**63 - 1, temperature=1)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="tiny", messages=ASKED, n=3, seed=2**63 - 1, temperature=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert len({request.seed for request in service.engine.asked}) == 3
     assert answer.usage is not None
@@ -293,7 +300,7 @@ def test_logprobs_of_a_completion(client: openai.OpenAI) -> None:
 
 def test_logprobs_of_a_chat_answer(client: openai.OpenAI) -> None:
     """Issue §4: logprobs."""
-    answer = client.chat.completions.create(model="tiny", messages=ASKED, logprobs=True, top_logprobs=1, max_tokens=1)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="tiny", messages=ASKED, logprobs=True, top_logprobs=1, max_tokens=1)
     found = answer.choices[0].logprobs
     assert found is not None
     assert found.content is not None
@@ -314,7 +321,7 @@ def test_errors_become_the_clients_exceptions(client: openai.OpenAI, service: Se
         client.completions.create(model="gpt-4", prompt="x")
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model="tiny", messages=ASKED, tools=[{"type": "function", "function": {"name": "f"}}])  # type: ignore[arg-type]
+        client.chat.completions.create(model="tiny", messages=ASKED, tools=[{"type": "function", "function": {"name": "f"}}])
     assert (unsupported.value.code, unsupported.value.param) == ("E_UNSUPPORTED", "tools")
     service.models.failure = ModelUnavailable("the file is damaged.", "Fetch it again.")
     with pytest.raises(openai.InternalServerError) as broken:
@@ -542,7 +549,8 @@ def test_unless_told_otherwise_an_answer_is_greedy_and_as_long_as_fits(http: Tes
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"), [({"prompt": "word " * 1000}, "prompt"), ({"max_tokens": 1000}, "max_tokens"), ({"max_tokens": 10**9}, "max_tokens")]
+    ("fields", "param"),
+    [({"prompt": "word " * 1000}, "prompt"), ({"max_tokens": 1000}, "max_tokens"), ({"max_tokens": 10**9}, "max_tokens")],
 )
 def test_what_exceeds_the_context_is_400_with_the_limits(http: TestClient, fields: dict[str, Any], param: str) -> None:
     """Contract: huge max_tokens → 400 with limits."""
@@ -557,6 +565,23 @@ def test_a_question_waits_for_the_model(service: Service) -> None:
     threading.Timer(0.2, lambda: setattr(service.models, "state", "ready")).start()
     with TestClient(build_app(service), BASE) as http:
         assert ask(http).status_code == 200
+
+
+def test_many_questions_wait_for_the_model_by_one_wait_and_all_learn_of_its_failure(service: Service) -> None:
+    """A waiting thread for each would starve everything else that runs in the loop's few threads."""
+    service.models.state = "loading"
+    with (
+        listening(service) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as asking,
+        ThreadPoolExecutor(5) as pool,
+    ):
+        asked = [pool.submit(lambda: asking.completions.create(model="tiny", prompt="x")) for _ in range(5)]
+        until(lambda: service.models.waiting == 1)
+        service.models.failure = ModelUnavailable("the file is damaged.")
+        service.models.state = "failed"
+        errors = [one.exception(20) for one in asked]
+    assert all(isinstance(error, openai.InternalServerError) and error.code == "E_MODEL" for error in errors)
+    assert service.models.most_waiting == 1
 
 
 def test_a_model_that_takes_too_long_is_503_with_the_time_to_ask_again(service: Service) -> None:
@@ -577,7 +602,7 @@ def test_a_model_that_takes_too_long_is_503_with_the_time_to_ask_again(service: 
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_fails_before_the_first_token_has_a_status(  # noqa: PLR0917
+def test_what_fails_before_the_first_token_has_a_status(
     http: TestClient, service: Service, error: Exception, status: int, code: str, *, stream: bool
 ) -> None:
     """A stream's status is only sent once something is there to stream."""

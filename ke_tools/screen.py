@@ -1,0 +1,59 @@
+"""What a fact's text may not hold: characters that hide text from a reviewer, and text that addresses the model.
+
+A stored fact is data that enters prompts quoted on one line. Quoting keeps it from posing as something else; this screen keeps
+out what would be obeyed even so. It is deliberately narrow: of the targets in the field's benchmark files at most one in a
+thousand may be refused. It is no proof against a determined author, which is why who wrote what stays in the ledger.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+# Unicode's control, format (bidirectional, zero width), private-use, surrogate and separator characters.
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+
+_SPEAK: Final = r"(?:say|print|output|repeat|reply|respond|answer|write|mention|append|prepend|include|insert|add|tell|translate|sign|begin|end|start)"
+_WHOM: Final = r"(?:you|assistant|model|ai|bot|chatbot)"
+_TURN: Final = r"(?:question|prompt|request|message|answer|repl(?:y|ie)|response|output|turn)s?"
+
+_ADDRESSES: Final = {
+    "markup": r"<\|[^|>]{1,40}\|>|</?(?!(?:su[bp]|[bi]|em)\b)[a-z_!][^<>]{0,80}>|<!--|<<\s*/?\s*sys|\[/?(?:inst|system|user|assistant)\]|```|#{3}|\{\{|\{%",
+    "a role": r"(?:^|[.;!?\"']\s*)(?:system|assistant|user|human|developer|prompt|new fact|fact)(?:\s+(?:prompt|message))?\s*:",
+    "an instruction to forget": r"\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}"
+    r"\b(?:instructions?|prompts?|rules?|guidelines?|context|facts?|previous|above|earlier|everything)\b",
+    "an instruction in another language": r"\b(?:ignorier\w*|vergiss|ignorez|oubliez|ignora|olvida|ignorare|игнорируй\w*)\b.{0,40}"
+    r"\b(?:anweisung\w*|instruc\w*|instruz\w*|alles|tout|todo|tutto|инструк\w*)|忽略.{0,12}(?:指令|说明|提示)",
+    "an instruction": rf"(?:^|[.;!?]\s+){_SPEAK}\s+(?:only\b|the\s+(?:word|string|phrase)\b|(?:(?:to|in|with|into)\s+)?(?:all|any|each|every)\b)"
+    rf"|[.;!?,]\s+(?:and\s+|then\s+|please\s+)*(?:say|print|output|repeat|reply|respond)\b"
+    rf"|\b(?:always|only|now|then|please)\s+{_SPEAK}\b"
+    rf"|(?:^|[.;!?]\s+){_SPEAK}\b.{{0,60}}\b(?:(?:all|any|each|every|your)\s+(?:\w+\s+)?{_TURN})\b"
+    rf"|\bthen\s+(?:say|print|output|reply|respond)\b",
+    "a rule for every answer": rf"\b(?:regardless\s+of|no\s+matter)\s+(?:what|which|how|the)\b.{{0,20}}\b(?:ask|question|prompt)"
+    rf"|\bwhatever\b.{{0,20}}\b(?:asks?|asked|question)\b|\bfor\s+(?:all|any|every)\s+{_TURN}\b"
+    rf"|\b(?:when(?:ever)?|each\s+time|every\s+time|if)\b.{{0,20}}\b(?:asked|asks?|user\s+writes)\b.{{0,60}}\b{_SPEAK}\b",
+    "a rule for the model": rf"\b{_WHOM}\s+(?:must|should|shall|will|has\s+to|have\s+to)\s+(?:now\s+|always\s+|only\s+)?{_SPEAK}\b"
+    rf"|\byou\s+are\s+now\b|\b(?:you|each\s+reply|every\s+(?:answer|reply))\b.{{0,30}}\bonly\s+says?\b"
+    rf"|\byour\s+(?:new|only|next|real)\s+(?:task|goal|job|role|purpose)\b|\byour\s+{_TURN}\s+(?:must|should|shall|will)\b"
+    r"|\byour\s+(?:system\s+prompt|instructions|guidelines)\b|\bsystem\s+prompt\b",
+    "a change of role": r"(?:^|[.;:!?]\s*)(?:act\s+as|pretend\s+(?:to|that)|(?:let\s+us|let's)\s+role-?play)\b"
+    r"|\b(?:jailbreak|dan\s+mode|(?:developer|admin|debug|god)\s+mode)\b",
+    "a new order": r"\b(?:from\s+(?:now|this\s+moment)\s+on|new\s+instructions?\b|(?:begin|end)(?:\s+of)?\s+(?:instructions?|facts?|prompt)\b)",
+    "an order to stop": rf"(?:^|[.;!?]\s+)(?:do\s+not|don't|never|stop)\s+(?:answer\w*|mention\w*|reply\w*|respond\w*)\b"
+    rf"|\binstead\s+of\s+(?:answering|replying|responding)\b",
+}
+_PATTERN: Final = re.compile(
+    "|".join(f"(?P<{'_'.join(name.split())}>{pattern})" for name, pattern in _ADDRESSES.items()), re.IGNORECASE
+)
+
+
+def hidden_character(text: str) -> tuple[int, str] | None:
+    """Find the first character that cannot be seen: its position and its code point."""
+    return next(((i, f"U+{ord(c):04X}") for i, c in enumerate(text) if unicodedata.category(c) in _HIDDEN), None)
+
+
+def addressed(text: str) -> tuple[str, str] | None:
+    """Find text that addresses the model: what kind of text it is, and the words."""
+    found = _PATTERN.search(text)
+    return (str(found.lastgroup).replace("_", " "), found.group(0).strip()) if found else None

@@ -1,0 +1,531 @@
+"""What the ledger keeps when processes, disks and files fail."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from ke_tools.errors import Busy, InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, ResourceExhausted, Unsupported
+from ke_tools.facts import Edit, Fact
+from ke_tools.memory import migrations
+from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.slots import Slot
+from ke_tools.memory.storage import Storage
+
+# A process of its own that corrects one fact after the other and tells each id once it is acknowledged. Its slots are its own,
+# so that it need not read the atlas.
+WRITER = """
+import sys
+from ke_tools.facts import Fact
+from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.slots import Slot
+
+path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+ledger = Ledger(path, busy_timeout_ms=60_000)
+for number in range(count):
+    fact = Fact(subject=name, prompt=f"{name} says", target=f"{name}-{number}")
+    (edit,) = ledger.edit("acme", [fact], actor=name, slot_of=lambda fact: Slot(fact.subject, "", functional=True))
+    print(edit.id, edit.fact.target, flush=True)
+ledger.close()
+"""
+
+
+def fact(target: str, subject: str = "Brix") -> Fact:
+    """A fact of a slot of its own."""
+    return Fact(subject=subject, prompt=f"{subject} says", target=target)
+
+
+def rule(given: Fact) -> Slot:
+    """One slot a subject."""
+    return Slot(given.subject, "", functional=True)
+
+
+def write(ledger: Ledger, *targets: str, subject: str = "Brix") -> list[Edit]:
+    """Record facts, each in a call of its own."""
+    return [ledger.edit("acme", [fact(target, subject)], actor="ann", slot_of=rule)[0] for target in targets]
+
+
+def writer(path: Path, name: str, count: int) -> subprocess.Popen[str]:
+    """Start a process that writes."""
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(path), name, str(count)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a ledger may lie."""
+    return tmp_path / "ledger.db"
+
+
+# -- many processes, and their sudden end ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_twenty_processes_write_at_once_and_nothing_is_lost(path: Path) -> None:
+    """Issue §3: several processes may write at once and none is lost (20 processes × 50 edits); they make the file together, too."""
+    processes = [writer(path, f"process {number}", 50) for number in range(20)]
+    told = {text for process in processes for text in process.communicate()[0].splitlines()}
+    assert {process.returncode for process in processes} == {0}
+    assert len(told) == 1000
+    with Ledger(path) as ledger:
+        assert ledger.head() == 1000
+        for line in told:
+            edit_id, _, target = line.partition(" ")
+            assert ledger.get("acme", edit_id).fact.target == target
+        assert {edit.fact.target for edit in ledger.live("acme")} == {f"process {number}-49" for number in range(20)}
+        assert ledger.audit() == []
+
+
+@pytest.mark.timeout(600)
+def test_what_was_acknowledged_outlives_a_kill_at_any_moment(path: Path) -> None:
+    """Issue §6: `kill -9` in the middle of an edit; users-trust-scale §3a no. 1: state ⊇ acknowledged, at seeded moments."""
+    moments = random.Random(7)  # noqa: S311 (a seed, not a secret)
+    acknowledged: list[str] = []
+    for cycle in range(5):
+        process = writer(path, f"cycle {cycle}", 100_000)
+        assert process.stdout is not None
+        acknowledged += [process.stdout.readline() for _ in range(moments.randint(1, 12))]
+        time.sleep(moments.random() / 50)  # somewhere between two acknowledgements: the moment is the test's subject
+        process.send_signal(signal.SIGKILL)
+        acknowledged += [line for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+        process.stdout.close()
+        process.wait()
+        with Ledger(path) as ledger:
+            for line in acknowledged:
+                edit_id, _, target = line.strip().partition(" ")
+                assert ledger.get("acme", edit_id).fact.target == target
+            assert len(ledger.live("acme")) == cycle + 1  # one current value a slot: no correction is half there
+            assert ledger.audit() == []
+
+
+def test_a_second_writer_is_told_that_the_ledger_is_busy(path: Path) -> None:
+    """Errors: another writer holds the ledger; repeating works."""
+    with Ledger(path) as one, Ledger(path, busy_timeout_ms=30) as two:
+        with one._storage.writing(keep=False), pytest.raises(Busy, match="30 ms") as caught:
+            write(two, "yes")
+        assert caught.value.retryable
+        write(two, "yes")
+
+
+def test_a_second_thread_is_told_that_the_ledger_is_busy(path: Path) -> None:
+    """The same, within one process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with Ledger(path, busy_timeout_ms=30) as ledger, ThreadPoolExecutor(1) as pool, ledger._storage.writing(keep=False):
+        with pytest.raises(Busy):
+            pool.submit(write, ledger, "yes").result()
+
+
+# -- disks -----------------------------------------------------------------------------------------------------------------------
+
+
+def fill(ledger: Ledger) -> list[str]:
+    """Write until the disk takes no more; what was acknowledged before."""
+    acknowledged: list[str] = []
+    with pytest.raises(ResourceExhausted):
+        for number in range(100_000):
+            acknowledged += [edit.id for edit in write(ledger, "x" * 1900, subject=f"Brix {number}")]
+    return acknowledged
+
+
+def test_a_full_disk_is_told_and_loses_nothing(path: Path) -> None:
+    """Issue §6: full disk."""
+    with Ledger(path) as ledger:
+        db = ledger._storage._main
+        db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').get + 30}")
+        acknowledged = fill(ledger)
+        assert [edit.id for edit in ledger.live("acme")] == acknowledged
+        assert ledger.audit() == []
+        db.execute("PRAGMA max_page_count = 1000000")  # space is freed
+        write(ledger, "yes")
+    with Ledger(path) as ledger:
+        assert len(ledger.live("acme")) == len(acknowledged) + 1
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse to write beyond ``size`` bytes of any file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_write_that_the_system_refuses_is_told_and_loses_nothing(path: Path) -> None:
+    """Issue §6: full disk, here as a failing write system call in the log's file."""
+    with Ledger(path) as ledger:
+        (kept,) = write(ledger, "yes")
+        with largest_file(Path(f"{path}-wal").stat().st_size + 60_000):
+            acknowledged = fill(ledger)
+        assert [edit.id for edit in ledger.live("acme")] == [kept.id, *acknowledged]
+        write(ledger, "again")
+        assert ledger.audit() == []
+
+
+def test_every_refused_write_leaves_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """users-trust-scale §3a: make the N-th write fail for N = 1, 2, … until a run completes, then check everything."""
+    with Ledger(path) as ledger:
+        write(ledger, "first")
+    for nth in range(1, 400):
+        with _failing(path, nth, monkeypatch) as ledger:
+            before = ledger.head()
+            try:
+                write(ledger, f"value {nth}")
+                done = True
+            except (ResourceExhausted, LedgerDamaged):
+                done = False
+                assert ledger.head() == before
+        with Ledger(path) as ledger:
+            assert len(ledger.live("acme")) == 1
+            assert ledger.audit() == []
+        if done:
+            break
+    assert done
+    assert nth > 3
+
+
+@contextmanager
+def _failing(path: Path, nth: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """Give a ledger on a file system of which the ``nth`` write, and those after it, fail."""
+    writes = [-(10**9)]
+
+    class File(apsw.VFSFile):
+        def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 (SQLite's name)
+            writes[0] += 1
+            if writes[0] >= nth:
+                raise apsw.IOError
+            super().xWrite(data, offset)
+
+    class FileSystem(apsw.VFS):
+        def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+            return File("", name, flags)  # type: ignore[arg-type]
+
+    vfs = FileSystem("ke-failing", "")
+    connection = apsw.Connection
+    with monkeypatch.context() as patched:
+        patched.setattr("ke_tools.memory.storage.apsw.Connection", lambda name, flags: connection(name, flags=flags, vfs="ke-failing"))
+        ledger = Ledger(path)
+        writes[0] = 0
+        try:
+            yield ledger
+        finally:
+            writes[0] = -(10**9)
+            ledger.close()
+            vfs.unregister()
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Act without the right to write everywhere that a root user has."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(65534)
+    except OSError:
+        pytest.skip("no other user to be")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shown() -> Iterator[Path]:
+    """A folder that everybody may read and nobody but its owner may write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Ledger(folder / "ledger.db") as ledger:
+            write(ledger, "yes")
+        (folder / "ledger.db").chmod(0o444)
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+
+
+def test_a_home_that_takes_no_writes_is_told(shown: Path) -> None:
+    """Issue §6: read-only home; the message says what to do."""
+    with nobody():
+        for name in ("ledger.db", "new.db", "new/ledger.db"):
+            with pytest.raises(ReadOnly, match=r"writable|--read-only|--home"), Ledger(shown / name) as ledger:
+                write(ledger, "no")
+
+
+def test_a_home_that_takes_no_writes_can_be_read(shown: Path) -> None:
+    """Design §4 no. 8: the last known edits are served where nothing can be written."""
+    with nobody(), Ledger(shown / "ledger.db", read_only=True) as ledger:
+        assert [edit.fact.target for edit in ledger.live("acme")] == ["yes"]
+        assert ledger.audit() == []
+
+
+def test_reading_does_not_pretend_that_a_pending_log_is_not_there(shown: Path) -> None:
+    """What was acknowledged must not vanish because the folder takes no shared-memory file."""
+    with Ledger(shown / "ledger.db") as ledger:
+        write(ledger, "later")
+        pending = Path(f"{shown / 'ledger.db'}-wal").read_bytes()
+    shown.chmod(0o755)
+    Path(f"{shown / 'ledger.db'}-wal").write_bytes(pending)
+    shown.chmod(0o555)
+    with nobody(), pytest.raises(ReadOnly):
+        Ledger(shown / "ledger.db", read_only=True)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_database_is_damaged_and_left_alone(path: Path) -> None:
+    """Issue §6: corrupt ledger."""
+    path.write_bytes(b"These are my notes, not a ledger.\n" * 200)
+    for read_only in (False, True):
+        with pytest.raises(LedgerDamaged, match="not a database"):
+            Ledger(path, read_only=read_only)
+    assert path.read_bytes().startswith(b"These are my notes")
+
+
+def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
+    """Nothing may be written into somebody else's file."""
+    other = apsw.Connection(str(path))
+    other.execute("CREATE TABLE notes (text)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerDamaged, match="not a ledger"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+def test_a_ledger_of_a_newer_version_is_left_alone(path: Path) -> None:
+    """Numbered migrations: an older program does not guess."""
+    with Ledger(path) as ledger:
+        ledger._storage._main.execute("PRAGMA user_version = 99")
+    with pytest.raises(Unsupported, match="99"):
+        Ledger(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.parent.joinpath("file").write_text("x")])
+def test_a_folder_or_file_in_the_way_is_told(path: Path, make: Any) -> None:
+    """Issue §6: bad input gets a clear error."""
+    make(path)
+    with pytest.raises(InvalidInput, match="cannot be a ledger"):
+        Ledger(path if path.is_dir() else path.parent / "file" / "ledger.db")
+
+
+def test_reading_a_ledger_that_is_not_there_makes_none(path: Path) -> None:
+    """Contract: loading creates nothing."""
+    with pytest.raises(NotFound):
+        Ledger(path, read_only=True)
+    assert not path.exists()
+
+
+def test_an_empty_file_is_set_up_by_a_writer_only(path: Path) -> None:
+    """A process killed while it made the file leaves an empty one."""
+    path.touch()
+    with pytest.raises(ReadOnly, match="empty"):
+        Ledger(path, read_only=True)
+    with Ledger(path) as ledger:
+        write(ledger, "yes")
+
+
+def test_corrupt_pages_are_told_and_nothing_is_acknowledged_on_them(path: Path) -> None:
+    """Issue §6: corrupt ledger page; every page in turn, seeded."""
+    with Ledger(path) as ledger:
+        for number in range(60):
+            write(ledger, "x" * 300, subject=f"Brix {number}")
+    whole = path.read_bytes()
+    noise = random.Random(3)  # noqa: S311 (a seed, not a secret)
+    seen = set()
+    for page in range(1, len(whole) // 4096):
+        broken = bytearray(whole)
+        broken[page * 4096 : page * 4096 + 2048] = noise.randbytes(2048)
+        path.write_bytes(broken)
+        try:
+            with Ledger(path) as ledger:
+                seen.add(any(finding.is_damage for finding in ledger.audit()))
+                with suppress(LedgerDamaged):
+                    write(ledger, "more")
+        except LedgerDamaged:
+            seen.add(True)
+        for name in ("-wal", "-shm"):
+            Path(f"{path}{name}").unlink(missing_ok=True)
+    assert seen == {True}
+    path.write_bytes(whole)
+    with Ledger(path) as ledger:
+        assert ledger.audit() == []
+
+
+def tamper(path: Path, *statements: str) -> list[tuple[str, int]]:
+    """Change a ledger behind its back; what its audit says, by kind and event."""
+    db = apsw.Connection(str(path))
+    db.execute("PRAGMA foreign_keys = ON")
+    for name in ("events_stay", "events_are_kept", "events_are_numbered", "payloads_stay", "changes_stay", "changes_are_kept"):
+        db.execute(f"DROP TRIGGER {name}")
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+    with Ledger(path) as ledger:
+        return [(finding.kind, finding.seq) for finding in ledger.audit()]
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        (["UPDATE events SET actor = 'eve' WHERE seq = 2"], {("chain", 2)}),
+        (["UPDATE events SET at = '2020' WHERE seq = 3"], {("chain", 3)}),
+        (["UPDATE changes SET standing = 'rolled back' WHERE seq = 3"], {("chain", 3), ("projection", 0)}),
+        (["UPDATE payloads SET payload = replace(payload, 'two', 'six') WHERE seq = 2"], {("payload", 2), ("projection", 0)}),
+        (["UPDATE edits SET standing = 'active'"], {("projection", 0)}),
+        (["UPDATE edits SET words = 'other' WHERE seq = 1"], {("projection", 0)}),
+        (["DELETE FROM names"], {("projection", 0)}),
+        (["INSERT INTO changes VALUES (2, 'other', 'ed_x', 'active', '')"], {("chain", 2)}),
+        (
+            ["DELETE FROM changes WHERE seq = 3", "DELETE FROM payloads WHERE seq = 3", "DELETE FROM edits WHERE seq = 3"]
+            + ["DELETE FROM events WHERE seq = 3"],
+            {("chain", 3), ("projection", 0)},
+        ),
+        (
+            ["DELETE FROM changes WHERE seq = 2", "DELETE FROM payloads WHERE seq = 2", "DELETE FROM edits WHERE seq = 2"]
+            + ["DELETE FROM events WHERE seq = 2"],
+            {("chain", 3), ("projection", 0)},
+        ),
+    ],
+)
+def test_an_audit_finds_what_was_altered(path: Path, statements: list[str], expected: set[tuple[str, int]]) -> None:
+    """Issue §3: `doctor --deep` re-derives every projection from the log, checks the hash chain, and reports any difference."""
+    with Ledger(path) as ledger:
+        write(ledger, "one", "two", "three")
+    assert set(tamper(path, *statements)) == expected
+
+
+def test_a_purged_payload_is_purged_not_broken(path: Path) -> None:
+    """Issue §3: a later purge can erase a payload and `doctor` says "purged"; supersession and chain stay whole."""
+    with Ledger(path) as ledger:
+        one, two, three = write(ledger, "one", "two", "three")
+        with ledger._storage.writing() as db:  # what a purge will do
+            db.execute("DELETE FROM edits WHERE id = ?", (two.id,))
+            db.execute("DELETE FROM payloads WHERE seq = ?", (two.revision,))
+        (finding,) = ledger.audit()
+        assert (finding.kind, finding.seq, finding.is_damage) == ("purged", 2, False)
+        with pytest.raises(NotFound):
+            ledger.get("acme", two.id)
+        page = ledger.history("acme")
+        assert [(event.purged, dict(event.payload) == {}) for event in page.items] == [(False, False), (True, True), (False, False)]
+        assert page.items[1].edit_ids == tuple(sorted((one.id, two.id)))
+        assert ledger.since("acme", 0) == ledger.edits("acme").items[::-1]
+        ledger.rollback("acme", [three.id], actor="ann")
+        assert [finding.kind for finding in ledger.audit()] == ["purged"]
+
+
+def test_an_error_of_the_database_is_never_shown_raw(path: Path) -> None:
+    """style §4 no. 10: foreign errors are mapped at one seam."""
+    with Ledger(path) as ledger:
+        ledger._storage._main.execute("DROP TABLE names")
+        with pytest.raises(KeToolsError) as caught:
+            write(ledger, "yes")
+        assert caught.value.code == "E_LEDGER"
+        assert isinstance(caught.value.__cause__, apsw.Error)
+
+
+# -- migrations ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_schema_is_as_published(path: Path) -> None:
+    """style §4 no. 14: whole schemas are compared; a published step never changes."""
+    with Ledger(path) as ledger:
+        rows = ledger._storage._main.execute(
+            "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+        )
+        schema = "\n".join(" ".join(sql.split()) for (sql,) in rows)
+        assert ledger._storage._main.execute("PRAGMA application_id").get == 0x6B65746C
+        assert ledger._storage._main.execute("PRAGMA user_version").get == 3
+        assert ledger._storage._main.execute("PRAGMA journal_mode").get == "wal"
+    assert schema == SCHEMA.strip()
+
+
+def test_every_migration_says_what_it_is_for() -> None:
+    """style §4 no. 14: numbered functions with a sentence each."""
+    for number, step in enumerate(migrations.MIGRATIONS, 1):
+        assert step.__name__.startswith(f"m{number:03d}_")
+        assert (step.__doc__ or "").endswith(".")
+
+
+def test_an_older_ledger_is_brought_up_and_keeps_its_edits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue §3: numbered migrations."""
+    with Ledger(path) as ledger:
+        (made,) = write(ledger, "yes")
+
+    def m004_later(db: apsw.Connection) -> None:
+        """Add something."""
+        db.execute("CREATE TABLE later (x)")
+
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_later))
+    with Ledger(path) as ledger:
+        assert ledger.get("acme", made.id) == made
+        assert ledger._storage._main.execute("PRAGMA user_version").get == 4
+
+
+def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the missing steps or none."""
+    with Ledger(path) as ledger:
+        write(ledger, "yes")
+
+    def m004_bad(db: apsw.Connection) -> None:
+        """Fail half-way."""
+        db.execute("CREATE TABLE later (x)")
+        db.execute("CREATE TABLE later (x)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_bad))
+        with pytest.raises(LedgerDamaged):
+            Ledger(path)
+    with Ledger(path) as ledger:
+        assert ledger.audit() == []
+
+
+def test_a_storage_keeps_no_more_readers_than_read_at_once(path: Path) -> None:
+    """Connections are used again."""
+    storage = Storage(path, read_only=False, busy_timeout_ms=1000)
+    with storage.reading(), storage.reading():
+        pass
+    with storage.reading():
+        assert len(storage._idle) == 1
+    assert len(storage._idle) == 2
+    storage.close()
+    assert len(storage._idle) == 0
+
+
+SCHEMA = """
+CREATE TABLE events ( seq INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL CHECK (tenant <> ''), kind TEXT NOT NULL, actor TEXT NOT NULL, at TEXT NOT NULL, content BLOB NOT NULL, -- sha256(salt + payload) previous BLOB NOT NULL, hash BLOB NOT NULL ) STRICT
+CREATE INDEX events_of_tenant ON events (tenant, seq)
+CREATE TRIGGER events_are_numbered BEFORE INSERT ON events WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM events) BEGIN SELECT raise(ABORT, 'an event must follow the last one'); END
+CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END
+CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END
+CREATE TABLE payloads ( seq INTEGER PRIMARY KEY REFERENCES events (seq), tenant TEXT NOT NULL, salt BLOB NOT NULL, payload TEXT NOT NULL ) STRICT
+CREATE TRIGGER payloads_stay BEFORE UPDATE ON payloads BEGIN SELECT raise(ABORT, 'a payload can only be erased'); END
+CREATE TABLE changes ( seq INTEGER NOT NULL REFERENCES events (seq), tenant TEXT NOT NULL, edit_id TEXT NOT NULL, standing TEXT NOT NULL, superseded_by TEXT NOT NULL, PRIMARY KEY (tenant, seq, edit_id) ) STRICT, WITHOUT ROWID
+CREATE INDEX changes_of_edit ON changes (tenant, edit_id, seq)
+CREATE TRIGGER changes_stay BEFORE UPDATE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END
+CREATE TRIGGER changes_are_kept BEFORE DELETE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END
+CREATE TABLE edits ( tenant TEXT NOT NULL, id TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL UNIQUE REFERENCES events (seq), slot TEXT NOT NULL, standing TEXT NOT NULL, superseded_by TEXT NOT NULL, words TEXT NOT NULL, -- folded text that a list is searched in PRIMARY KEY (tenant, id) ) STRICT, WITHOUT ROWID
+CREATE INDEX edits_by_standing ON edits (tenant, standing, seq)
+CREATE INDEX edits_by_age ON edits (tenant, seq)
+CREATE INDEX edits_by_slot ON edits (tenant, slot, seq)
+CREATE INDEX edits_by_successor ON edits (tenant, superseded_by, seq)
+CREATE TABLE names ( tenant TEXT NOT NULL, name TEXT NOT NULL, edit_id TEXT NOT NULL, PRIMARY KEY (tenant, name, edit_id), FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE ) STRICT, WITHOUT ROWID
+CREATE INDEX names_of_edit ON names (tenant, edit_id)
+CREATE TABLE idempotency_keys ( tenant TEXT NOT NULL, key TEXT NOT NULL, arguments BLOB NOT NULL, -- sha256 of what was asked first_seq INTEGER NOT NULL REFERENCES events (seq), last_seq INTEGER NOT NULL REFERENCES events (seq), PRIMARY KEY (tenant, key) ) STRICT, WITHOUT ROWID
+"""
