@@ -26,7 +26,8 @@ from ke_tools.config import DEFAULT_ADDRESS, Settings, Via
 from ke_tools.errors import InvalidInput, KeToolsError, NotFound
 
 if TYPE_CHECKING:
-    from ke_tools.servers.service import Service
+    from ke_tools.models.embedded import Progress as Fetching
+    from ke_tools.servers.local import Local
 
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 
@@ -133,15 +134,28 @@ def verb(group: typer.Typer, name: str, panel: str | None = None) -> Callable[[V
 
 
 @contextmanager
-def _service(call: Call) -> Iterator[Service]:
+def _local(call: Call, *, asks_model: bool = False) -> Iterator[Local]:
+    """The service of this home, in this process; where a model will be asked, it is fetched before, visibly."""
     settings = call.settings()
-    from ke_tools.servers.service import open_service
+    if asks_model:
+        _checkpoint(settings)
+    from ke_tools.servers.local import Local
 
-    service = open_service(settings)
-    try:
-        yield service
-    finally:
-        service.close()
+    with Local(settings) as local:
+        yield local
+
+
+def _checkpoint(settings: Settings) -> Path:
+    from ke_tools.models import checkpoint
+
+    with _fetching() as progress:
+        return checkpoint.resolve(settings, progress=progress)
+
+
+@contextmanager
+def _fetching() -> Iterator[Fetching]:
+    with printing.progress() as progress:
+        yield lambda what, part: progress(what, part or 0, 0 if part is None else 1)
 
 
 @contextmanager
@@ -192,12 +206,15 @@ def serve(
     connect: Annotated[str | None, typer.Option(metavar="URL", help="Be a front of the server at URL.")] = None,
     print_config: Annotated[Client | None, typer.Option(help="Print the entry for this client and stop.")] = None,
     tool_prefix: Annotated[str, typer.Option(help="Put before every tool's name, for hosts that mix servers.")] = "",
+    allow_host: Annotated[list[str] | None, typer.Option(help="Answer to this name in the Host header too (repeatable).")] = None,
 ) -> int:
     """Serve agents over MCP on standard input and output, or everybody on one port."""
     from ke_tools.servers import serve as serving
 
     settings = call.settings(http=http)
-    return serving.run(settings, http=settings.http, print_config=print_config, connect=connect, tool_prefix=tool_prefix)
+    return serving.run(
+        settings, http=settings.http, print_config=print_config, connect=connect, tool_prefix=tool_prefix, allow_hosts=allow_host or []
+    )
 
 
 @verb(app, "demo", SERVE)
@@ -205,7 +222,7 @@ def demo(call: Call) -> int:
     """Tell the whole story on the real model: ask, correct, ask again, verify, take back."""
     from ke_tools import demo as story
 
-    return story.run(call.settings(), json=call.as_json)
+    return story.run(call.settings(), as_json=call.as_json)
 
 
 @verb(app, "chat", SERVE)
@@ -217,10 +234,10 @@ def chat(
 ) -> int:
     """Talk to the served model; an empty line or the end of the input ends it."""
     messages: list[dict[str, str]] = []
-    with _service(call) as service:
+    with _local(call, asks_model=True) as local:
         while question := _ask_person():
             messages.append({"role": "user", "content": question})
-            [answer] = service.answer_lines([json.dumps({"messages": messages})], view=view, max_tokens=max_tokens)
+            [answer] = local.answer_lines([json.dumps({"messages": messages})], view=view, max_tokens=max_tokens)
             if "error" in answer:
                 printing.line(answer)
                 return FAILED
@@ -267,8 +284,8 @@ def edit(
         "aliases": alias or [],
         "source": source,
     }
-    with _service(call) as service:
-        result = service.edit(facts=[fact], mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
+    with _local(call) as local:
+        result = local.edit([fact], mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
     return _show(call, result)
 
 
@@ -281,8 +298,8 @@ def rollback(
     reason: Reason = "",
 ) -> int:
     """Take edits back; what they had replaced is believed again."""
-    with _service(call) as service:
-        return _show(call, service.rollback(edit_ids=edit_ids or [], to_revision=to_revision, reason=reason))
+    with _local(call) as local:
+        return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, reason=reason))
 
 
 # Ask and check --------------------------------------------------------------------------------------------------------
@@ -301,20 +318,22 @@ def query(
 ) -> int:
     """Ask the served model."""
     if batch:
-        with _lines(Path(question) if question else None) as lines, _service(call) as service:
-            return _show_lines(service.answer_lines(lines, view=view, max_tokens=max_tokens))
+        if view == "both":
+            raise InvalidInput("--batch answers in one view.", "Run it twice: --view base, --view edited.")
+        with _lines(Path(question) if question else None) as lines, _local(call, asks_model=True) as local:
+            return _show_lines(local.answer_lines(lines, view=view, max_tokens=max_tokens))
     if not question:
         raise InvalidInput("there is no question.", "Give one, or --batch and JSON lines.")
-    with _service(call) as service:
-        result = service.query(question=question, view=view, max_tokens=max_tokens, explain=explain, via=via or service.settings.via)
+    with _local(call, asks_model=True) as local:
+        result = local.query(question, view=view, max_tokens=max_tokens, explain=explain, via=via or call.settings().via)
     return _show(call, result)
 
 
 @verb(app, "route", ASK)
 def route(call: Call, file: Lines = None) -> int:
     """Say for each question which edits it is about, and why; needs no language model."""
-    with _lines(file) as lines, _service(call) as service:
-        return _show_lines(service.route_lines(lines))
+    with _lines(file) as lines, _local(call) as local:
+        return _show_lines(local.route_lines(lines))
 
 
 @verb(app, "verify", ASK)
@@ -330,8 +349,8 @@ def verify(
     if probes is not None:
         with _lines(probes) as lines:
             own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    with _service(call) as service:
-        return _show(call, service.verify(edit_ids=edit_ids, suite=suite, probes=own))
+    with _local(call, asks_model=True) as local:
+        return _show(call, local.verify(edit_ids, suite=suite, probes=own))
 
 
 def _object(text: str, place: str) -> dict[str, Any]:
@@ -357,8 +376,8 @@ def list_edits(
     cursor: Cursor = "",
 ) -> int:
     """List edits, newest first."""
-    with _service(call) as service:
-        return _show(call, service.list_edits(state=state, contains=contains, limit=limit, cursor=cursor))
+    with _local(call) as local:
+        return _show(call, local.list_edits(state=state, contains=contains, limit=limit, cursor=cursor))
 
 
 @verb(app, "history", LOOK)
@@ -370,8 +389,8 @@ def history(
     cursor: Cursor = "",
 ) -> int:
     """Show who changed what, when and why."""
-    with _service(call) as service:
-        return _show(call, service.history(edit_id=edit_id, limit=limit, cursor=cursor))
+    with _local(call) as local:
+        return _show(call, local.history(edit_id=edit_id, limit=limit, cursor=cursor))
 
 
 @verb(app, "doctor", LOOK)
@@ -381,8 +400,8 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Derive everything from the log again and compare.")] = False,
 ) -> int:
     """Say what is configured, what works and what does not."""
-    with _service(call) as service:
-        report = service.doctor(deep=deep)
+    with _local(call) as local:
+        report = local.doctor(deep=deep)
     printing.show(report, as_json=call.as_json)
     return DONE if report["ok"] else FAILED
 
@@ -393,8 +412,8 @@ def doctor(
 @verb(app, "export", MOVE)
 def export(call: Call, *, events: Annotated[bool, typer.Option("--events", help="With the whole history.")] = False) -> int:
     """Write the live edits as JSON lines, which import reads."""
-    with _service(call) as service:
-        for text in service.export_lines(events=events):
+    with _local(call) as local:
+        for text in local.export_lines(events=events):
             printing.line(text)
     return DONE
 
@@ -402,8 +421,8 @@ def export(call: Call, *, events: Annotated[bool, typer.Option("--events", help=
 @verb(app, "import", MOVE)
 def import_(call: Call, file: Lines = None) -> int:
     """Correct a fact for each JSON line; one line of output for each line of input."""
-    with _lines(file) as lines, _service(call) as service:
-        return _show_lines(service.import_lines(lines))
+    with _lines(file) as lines, _local(call) as local:
+        return _show_lines(local.import_lines(lines))
 
 
 # Model and measurements -----------------------------------------------------------------------------------------------
@@ -430,7 +449,7 @@ def model_fetch(
     """Put the embedded model into the cache; instant when it is there."""
     from ke_tools.models import embedded
 
-    with printing.progress() as progress:
+    with _fetching() as progress:
         path = embedded.fetch(call.settings().cache, source=source, progress=progress)
     return _show(call, {"path": str(path)})
 
@@ -440,16 +459,21 @@ def model_show(call: Call) -> int:
     """Show architecture, size, licence, fingerprint and place of the model."""
     from ke_tools.models import checkpoint
 
-    card = asdict(checkpoint.describe(checkpoint.resolve(call.settings())))
-    return _show(call, {key: str(value) if isinstance(value, Path) else value for key, value in card.items()})
+    settings = call.settings()
+    card = asdict(checkpoint.describe(_checkpoint(settings), cache=settings.cache))
+    return _show(call, {**card, "path": str(card["path"])})
 
 
 @verb(model_app, "fingerprint")
 def model_fingerprint(call: Call) -> int:
     """Print the hash over the model's weights."""
+    return _show(call, {"fingerprint": _fingerprint(call.settings())})
+
+
+def _fingerprint(settings: Settings) -> str:
     from ke_tools.models import checkpoint
 
-    return _show(call, {"fingerprint": checkpoint.fingerprint(checkpoint.resolve(call.settings()))})
+    return checkpoint.fingerprint(_checkpoint(settings), cache=settings.cache)
 
 
 @verb(reader_app, "train")
@@ -465,11 +489,10 @@ def reader_train(
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Where to write it; else among your readers in --home.")] = None,
 ) -> int:
     """Teach the model to heed the facts in its context; goes on where it was interrupted."""
-    from ke_tools.models import checkpoint
     from ke_tools.models.reader import training
 
     settings = call.settings()
-    path = checkpoint.resolve(settings)
+    path = _checkpoint(settings)
     recipe = training.Recipe(seed=seed) if steps is None else training.Recipe(seed=seed, steps=steps)
     with printing.progress() as progress:
         made = training.train(
@@ -478,8 +501,8 @@ def reader_train(
             data=data or [],
             excluded=exclude or [],
             recipe=recipe,
-            progress=lambda phase, done, total, loss: progress(f"{phase} (loss {loss:.3f})", done, total),
-            fingerprint=checkpoint.fingerprint(path),
+            progress=lambda phase, done, total, _loss: progress(phase, done, total),
+            fingerprint=_fingerprint(settings),
         )
     return _show(call, {"path": str(made)})
 
@@ -487,11 +510,10 @@ def reader_train(
 @verb(reader_app, "show")
 def reader_show(call: Call) -> int:
     """Show how the model's reader was made."""
-    from ke_tools.models import checkpoint
     from ke_tools.models.reader import card
 
     settings = call.settings()
-    fingerprint = checkpoint.fingerprint(checkpoint.resolve(settings))
+    fingerprint = _fingerprint(settings)
     found = card.find(fingerprint, settings.home)
     if found is None:
         raise NotFound(f"the model {settings.model} ({fingerprint}) has no reader.", "Make one: ke-tools reader train.")
@@ -521,12 +543,17 @@ def scope_show(call: Call) -> int:
 
 
 @verb(bench_app, "model")
-def bench_model(call: Call, *, seed: Seed = 0) -> int:
+def bench_model(
+    call: Call,
+    *,
+    limit: Annotated[int, typer.Option(min=0, help="How many facts to ask about (0: a fair sample).")] = 0,
+    seed: Seed = 0,
+) -> int:
     """Measure what the served model knows, and how it heeds facts in its context."""
     from ke_tools.benches import model
 
     with printing.progress() as progress:
-        return _bars(call, model.run(call.settings(), seed=seed, progress=progress))
+        return _bars(call, model.run(call.settings(), limit=limit, seed=seed, progress=progress))
 
 
 @verb(bench_app, "answers")
@@ -537,13 +564,26 @@ def bench_answers(
     kind: Annotated[Format, typer.Option("--format", help="Its format.")] = "auto",
     edits: Annotated[int, typer.Option(min=1, help="How many of them to edit.")] = 200,
     unrelated: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions that no edit is about.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")] = 24,
+    via: Annotated[Via | None, typer.Option(help="How facts reach the model. [KE_VIA]")] = None,
     seed: Seed = 0,
 ) -> int:
     """Edit facts of a benchmark and measure the answers through the serving path."""
     from ke_tools.benches import answers
 
+    settings = call.settings()
     with printing.progress() as progress:
-        report = answers.run(call.settings(), data=data, format=kind, edits=edits, unrelated=unrelated, seed=seed, progress=progress)
+        report = answers.run(
+            settings,
+            data=data,
+            kind=kind,
+            edits=edits,
+            unrelated=unrelated,
+            seed=seed,
+            max_tokens=max_tokens,
+            via=via or settings.via,
+            progress=progress,
+        )
     return _bars(call, report)
 
 

@@ -48,9 +48,16 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar on stderr while something long runs; nothing where stderr is no terminal."""
+    """A bar on stderr while something long runs; where stderr is no terminal, a line for each thing that begins."""
     if not sys.stderr.isatty():
-        yield lambda _what, _done, _total: None
+        begun: set[str] = set()
+
+        def tell(what: str, _done: float, _total: float) -> None:
+            if what not in begun:
+                begun.add(what)
+                note(what)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -52,7 +52,7 @@ def _chain(db: apsw.Connection, replayed: apsw.Connection) -> Iterator[Finding]:
             yield Finding("chain", f"events {expected} to {seq - 1} are missing.", seq)
         elif follows != previous:
             yield Finding("chain", f"event {seq} does not follow event {seq - 1}.", seq)
-        if chain_hash(follows, tuple(head), content, changes) != chained:  # type: ignore[arg-type]
+        if chain_hash(follows, tuple(head), content, changes) != chained:
             yield Finding("chain", f"event {seq} or what it changed was altered.", seq)
         payload, problem = _payload(content, salt, text, is_foreign=owner not in {None, tenant}, seq=seq)
         if problem:

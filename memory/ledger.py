@@ -134,10 +134,7 @@ class Ledger:
         with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, key, arguments)
             if span is None:
-                revisions: set[int] = set()
-                for correction in made:
-                    revisions.add(record(db, author, correction, siblings=revisions))
-                span = min(revisions), max(revisions)
+                span = _record_together(db, author, made)
                 idempotency.remember(db, tenant, key, arguments, span)
             edits = edits_where(db, tenant, "AND e.seq BETWEEN ? AND ? ORDER BY e.seq", span)
         return [replace(edit, id="", revision=0) for edit in edits] if dry_run else edits
@@ -336,6 +333,13 @@ def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
 def _author(tenant: str, actor: str, reason: str, idempotency_key: str = "") -> Author:
     check(tenant=tenant, actor=actor)
     return Author(tenant, actor, noted(reason, idempotency_key))
+
+
+def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[Correction]) -> tuple[int, int]:
+    revisions: set[int] = set()
+    for correction in corrections:
+        revisions.add(record(db, author, correction, siblings=revisions))
+    return min(revisions), max(revisions)
 
 
 def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change]) -> RolledBack:

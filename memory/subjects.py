@@ -16,6 +16,7 @@ from typing import Any, Final
 import ahocorasick
 
 from ke_tools import atlas
+from ke_tools.facts import squash
 
 __all__ = ["Mention", "SubjectIndex", "fold", "names_another", "names_of"]
 
@@ -109,8 +110,8 @@ def fold(text: str) -> Folded:
 
 
 def names_of(subject: str, aliases: Iterable[str] = ()) -> tuple[str, ...]:
-    """Every name of an edit's subject: its own, those given with the edit, the atlas's."""
-    return tuple(dict.fromkeys((subject, *aliases, *atlas.aliases(subject))))
+    """Every name of an edit's subject: its own, those given with the edit, the atlas's (also where the subject is such another name)."""
+    return tuple(dict.fromkeys((subject, *aliases, *atlas.aliases(subject), *_by_other_name().get(squash(subject), ()))))
 
 
 class SubjectIndex:
@@ -205,7 +206,7 @@ class SubjectIndex:
 def names_another(text: str, own: Iterable[str] = ()) -> bool:
     """Whether the text names an entity of the atlas that is none of ``own``."""
     folded = fold(text)
-    keys = {fold(name).text.strip() for name in own}
+    keys = {fold(name).text.strip().removeprefix("the ") for name in own}
     return any(span.key not in keys and _starts_upper(span, folded, text) for span in _entity_spans(folded))
 
 
@@ -223,11 +224,28 @@ def _automaton(keys: Iterable[str]) -> Any:
     return automaton
 
 
+def _known() -> Iterator[tuple[str, tuple[str, ...]]]:
+    kinds = {kind for relation in atlas.relations().values() for kind in (relation.subject, relation.object)}
+    return ((entity, other) for kind in sorted(kinds) for entity, other in atlas.entities(kind).items())
+
+
+@cache
+def _by_other_name() -> dict[str, tuple[str, ...]]:
+    """Other name → all names of the one entity that has it."""
+    found: dict[str, tuple[str, ...]] = {}
+    own = {squash(entity) for entity, _ in _known()}
+    for entity, other in _known():
+        for name in map(squash, other):
+            if name not in own:
+                found[name] = () if name in found and squash(entity) not in map(squash, found[name]) else (entity, *other)
+    return found
+
+
 @cache
 def _entities() -> Any:
-    kinds = {kind for relation in atlas.relations().values() for kind in (relation.subject, relation.object)}
-    names = [name for kind in kinds for entity, other in atlas.entities(kind).items() for name in (entity, *other)]
-    return _automaton({key for name in names if (key := fold(name).text.strip()) and key not in _EVERYDAY})
+    names = (name for entity, other in _known() for name in (entity, *other))
+    keys = {fold(name).text.strip().removeprefix("the ") for name in names}
+    return _automaton(keys - _EVERYDAY - {""})
 
 
 def _entity_spans(folded: Folded) -> list[_Span]:
@@ -279,4 +297,4 @@ def _borders(span: _Span, folded: Folded) -> tuple[int, int]:
     """Return the span's place in the original; marks that folding dropped belong to the character before them."""
     end = folded.origin[span.end - 1] + 1
     following = folded.origin[span.end] if span.end < len(folded.origin) else folded.length
-    return folded.origin[span.start], following if following > end else end
+    return folded.origin[span.start], max(end, following)

@@ -130,7 +130,9 @@ def _correction(record: dict[str, Any], rule: SlotRule) -> Correction:
             raise InvalidInput(f"{name} is {json.dumps(value)[:40]}.", "Write a text." if name in _TEXTS else "Write a list of texts.")
     if missing := [name for name in ("subject", "prompt", "target") if name not in record]:
         raise InvalidInput(f"the line has no {', '.join(missing)}.", "Give subject, prompt and target.")
-    given = {name: tuple(value) if name in _LISTS else value for name, value in record.items() if name not in {"ref", "mode", "state"}}
+    given: dict[str, Any] = {
+        name: tuple(value) if name in _LISTS else value for name, value in record.items() if name not in {"ref", "mode", "state"}
+    }
     state = record.get("state", State.ACTIVE)
     return Correction.of(Fact(**given), rule, ref=record.get("ref", ""), mode=record.get("mode", "auto"), state=state)
 

@@ -7,7 +7,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +16,21 @@ from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput
 
 NAME: Final = "ke-tools"
-_LEFT_OUT: Final = frozenset({"http"})  # a window has no port
+_OPTIONS: Final = ("home", "model", "engine", "dtype", "device", "read_only", "token_file", "trust_remote_code")  # of the command line
+_VARIABLES: Final = ("cache", "demonstrations", "via")  # which have none
 _STARTUP_SECONDS: Final = 60
 _CALL_SECONDS: Final = 120
 
 
-def entry(client: str, command: Sequence[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a host starts, and what it adds to the environment."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def entry(client: str, launch: Launch) -> str:
     """Give the text to paste (JSON or TOML) or to run (``claude-code``), with a final line break.
 
     Raises:
@@ -28,20 +38,21 @@ def entry(client: str, command: Sequence[str]) -> str:
     """
     if (write := _CLIENTS.get(client)) is None:
         raise InvalidInput(f"there is no entry for {client[:80]!r}.", f"Known are {', '.join(_CLIENTS)}.")
-    return write(list(command)).rstrip("\n") + "\n"
+    return write(launch) + "\n"
 
 
-def command(settings: Settings, *, connect: str | None = None, tool_prefix: str = "") -> list[str]:
-    """Give the command that serves a window with these settings: what flags and environment say, the host would not know."""
+def launch(settings: Settings, *, connect: str | None = None, tool_prefix: str = "") -> Launch:
+    """Give what serves a window with these settings: what flags and environment say here, the host would not know."""
+    given = [name for name, source in settings.sources.items() if source.startswith(("--", "KE_"))]
     words = [*program(), "serve"]
-    for name, source in settings.sources.items():
-        if source.startswith(("--", "KE_")) and name not in _LEFT_OUT:
+    for name in _OPTIONS:
+        if name in given:
             words += _flag(name, getattr(settings, name))
     if connect is not None:
         words += ["--connect", connect]
     if tool_prefix:
         words += ["--tool-prefix", tool_prefix]
-    return words
+    return Launch(tuple(words), {f"KE_{name.upper()}": str(getattr(settings, name)) for name in _VARIABLES if name in given})
 
 
 def program() -> list[str]:
@@ -61,26 +72,34 @@ def _flag(name: str, value: object) -> list[str]:
     return [] if value is False or value is None else [option, str(value)]
 
 
-def _claude_code(words: list[str]) -> str:
-    return shlex.join(["claude", "mcp", "add", NAME, "--", *words])
+def _claude_code(launch: Launch) -> str:
+    variables = [word for name, value in launch.environment.items() for word in ("-e", f"{name}={value}")]
+    return shlex.join(["claude", "mcp", "add", NAME, *variables, "--", *launch.command])
 
 
-def _servers(words: list[str]) -> str:
-    return _json({"mcpServers": {NAME: {"command": words[0], "args": words[1:]}}})
+def _server(launch: Launch) -> dict[str, Any]:
+    described: dict[str, Any] = {"command": launch.command[0], "args": list(launch.command[1:])}
+    return {**described, "env": dict(launch.environment)} if launch.environment else described
 
 
-def _vscode(words: list[str]) -> str:
-    return _json({"servers": {NAME: {"type": "stdio", "command": words[0], "args": words[1:]}}})
+def _servers(launch: Launch) -> str:
+    return _json({"mcpServers": {NAME: _server(launch)}})
 
 
-def _codex(words: list[str]) -> str:
+def _vscode(launch: Launch) -> str:
+    return _json({"servers": {NAME: {"type": "stdio", **_server(launch)}}})
+
+
+def _codex(launch: Launch) -> str:
     lines = [
         f"[mcp_servers.{NAME}]",
-        f"command = {_toml(words[0])}",
-        f"args = [{', '.join(_toml(word) for word in words[1:])}]",
+        f"command = {_toml(launch.command[0])}",
+        f"args = [{', '.join(_toml(word) for word in launch.command[1:])}]",
         f"startup_timeout_sec = {_STARTUP_SECONDS}",
         f"tool_timeout_sec = {_CALL_SECONDS}",
     ]
+    if launch.environment:
+        lines += ["", f"[mcp_servers.{NAME}.env]", *(f"{name} = {_toml(value)}" for name, value in launch.environment.items())]
     return "\n".join(lines)
 
 
@@ -93,7 +112,7 @@ def _toml(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-_CLIENTS: Final[Mapping[str, Callable[[list[str]], str]]] = {
+_CLIENTS: Final[Mapping[str, Callable[[Launch], str]]] = {
     "claude-code": _claude_code,
     "claude-desktop": _servers,
     "cursor": _servers,

@@ -20,13 +20,14 @@ DRAIN_SECONDS: Final = 3  # for requests under way when a door closes
 _POLL_SECONDS: Final = 0.01
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Who may come in by a door."""
+    """Who may come in by a door, and what is offered there."""
 
     token_file: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     read_only: bool = False
+    tool_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def resolve(host: str) -> str:
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0])
     except OSError as error:
-        raise InvalidInput(f"the host {host[:80]!r} is not known: {error.strerror}.", "Give --http 127.0.0.1:8765, or another address.") from error
+        raise InvalidInput(f"the host {host[:80]!r} is not known: {error.strerror}.", "Give an address, e.g. 127.0.0.1:8765.") from error
 
 
 def listen(host: str, port: int) -> socket.socket | None:
@@ -115,7 +116,7 @@ async def opened(door: Door, app: ASGIApp) -> AsyncIterator[None]:
     server = Quiet(config)
     serving = asyncio.create_task(server.serve(sockets=[door.listener.dup()]))
     try:
-        while not server.started and not serving.done():
+        while not server.started and not serving.done():  # noqa: ASYNC110  uvicorn has no event for it
             await asyncio.sleep(_POLL_SECONDS)
         yield
     finally:

@@ -31,16 +31,14 @@ _TOLD: Final = 2000  # characters of a failed server's log that are repeated
 _COMMAND: Final = (sys.executable, "-P", "-m", "ke_tools.servers.home_server")
 
 
-def run(
-    settings: Settings, *, tool_prefix: str = "", idle_seconds: float = IDLE_SECONDS, command: Sequence[str] = _COMMAND
-) -> int:
+def run(settings: Settings, *, tool_prefix: str = "", idle_seconds: float = IDLE_SECONDS, command: Sequence[str] = _COMMAND) -> int:
     """Serve one window until its host closes standard input; returns the exit code.
 
     Raises:
         KeToolsError: no server could be reached or started, or it holds another model than this window asks for.
     """
     place = Place.of(settings.home)
-    daemon = Daemon(settings, command, idle_seconds)
+    daemon = Daemon(settings, command, idle_seconds=idle_seconds, tool_prefix=tool_prefix)
     words = home_socket.greeting(settings, "window", tool_prefix=tool_prefix)
     connection = home_socket.seek(place, words, daemon.start, daemon.check)
     return join(connection)
@@ -49,8 +47,9 @@ def run(
 class Daemon:
     """The server that this window may have to start."""
 
-    def __init__(self, settings: Settings, command: Sequence[str], idle_seconds: float) -> None:
+    def __init__(self, settings: Settings, command: Sequence[str], *, idle_seconds: float, tool_prefix: str) -> None:
         self._settings = settings
+        self._tool_prefix = tool_prefix
         self._command = command
         self._idle_seconds = idle_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,6 +64,7 @@ class Daemon:
         read_only = self._settings.read_only
         settings = replace(self._settings, read_only=read_only and not home_socket.is_writable(self._settings.home))
         orders = {
+            "tool_prefix": self._tool_prefix,
             "settings": home_socket.settings_to_json(settings),
             "read_only": read_only,
             "lock": held.lock,

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ from ke_tools.servers.doors import Door, Rules
 from ke_tools.servers.home_socket import SHARED, Held
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
     from mcp.server import MCPServer
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -61,28 +62,31 @@ class HomeServer:
         self._stop = asyncio.Event()
         self._answered = asyncio.Event()
 
-    async def run(self, door: Door, *, is_own: bool) -> None:
-        """Serve until SIGTERM, SIGINT or idleness. ``is_own``: the door may be lent to a ``serve --http`` that asks for it."""
+    async def run(self, door: Door, *, is_own: bool, on_stop: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM, SIGINT or idleness, then call ``on_stop`` and end.
+
+        ``is_own``: nobody asked for the door; a window comes first, and it is lent to a ``serve --http`` that wants it.
+        """
         import anyio
 
         with _signals(self._stop):
             async with anyio.create_task_group() as group:
                 group.start_soon(self._serve_door, door, is_own)
-                group.start_soon(self._accept, group.start_soon)
+                group.start_soon(self._accept, group)
                 group.start_soon(self._end_when_idle)
                 await self._stop.wait()
-                _end_for_certain()
+                on_stop()
                 self._held.withdraw()
                 group.cancel_scope.cancel()
 
     # Windows
 
-    async def _accept(self, start: Callable[..., None]) -> None:
+    async def _accept(self, group: TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         self._held.listener.setblocking(False)
         while True:
             connection, _ = await loop.sock_accept(self._held.listener)
-            start(self._meet, connection)
+            group.start_soon(self._meet, connection)
 
     async def _meet(self, connection: socket.socket) -> None:
         """Hear what a caller wants, and do it."""
@@ -144,24 +148,27 @@ class HomeServer:
         """Open the door that a ``serve --http`` hands over, or lend it ours, until it leaves."""
         self._answered.set()
         token_file = words["token_file"]
-        rules = Rules(Path(token_file) if token_file else None, tuple(words["allowed_hosts"]), words["read_only"])
-        if descriptors:
-            door = Door(socket.socket(fileno=descriptors.pop()), rules)
-            door.listener.setblocking(False)
-            opening = self._opened(door)
-        elif self._own is not None and self._own.door.address == tuple(words["address"]):
-            door = Door(self._own.door.listener, rules)
-            opening = self._lent(door)
-        else:
-            raise doors.taken(*words["address"])
-        async with opening:
+        rules = Rules(
+            token_file=Path(token_file) if token_file else None,
+            allowed_hosts=tuple(words["allowed_hosts"]),
+            read_only=words["read_only"],
+            tool_prefix=words["tool_prefix"],
+        )
+        async with AsyncExitStack() as stack:
+            if descriptors:
+                listener = stack.enter_context(socket.socket(fileno=descriptors.pop()))
+                listener.setblocking(False)
+                opening = self._opened(door := Door(listener, rules))
+            elif self._own is not None and self._own.door.address == tuple(words["address"]):
+                opening = self._lent(door := Door(self._own.door.listener, rules))
+            else:
+                raise doors.taken(*words["address"])
+            await stack.enter_async_context(opening)
             await _say(connection, {"pid": os.getpid(), "url": door.url})
             await asyncio.get_running_loop().sock_recv(connection, 1)
-        if self._own is None or door.listener is not self._own.door.listener:
-            door.listener.close()
 
-    async def _serve_door(self, door: Door, is_own: bool) -> None:  # noqa: FBT001
-        """Keep the first door open; where a window waits, that comes first."""
+    async def _serve_door(self, door: Door, is_own: bool) -> None:
+        """Keep the first door open."""
         if not is_own:
             async with self._opened(door):
                 log.info("%s is served at %s", self._service.model_id, door.url)
@@ -175,8 +182,10 @@ class HomeServer:
             try:
                 await self._keep_open(self._own)
             except KeToolsError as error:  # the windows are served all the same
-                log.error("there is no HTTP: %s", error)
-                self._own.ready.set()
+                log.error("there is no HTTP: %s", error)  # noqa: TRY400  no defect, so no traceback
+            except Exception:
+                log.exception("there is no HTTP")
+            self._own.ready.set()
         self._service.models.start()
 
     async def _keep_open(self, own: _OwnDoor) -> None:
@@ -195,16 +204,21 @@ class HomeServer:
 
     @asynccontextmanager
     async def _lent(self, door: Door) -> AsyncIterator[None]:
-        assert self._own is not None
-        await self._own.ready.wait()
-        if (switch := self._own.switch) is None:
+        own = self._own
+        assert own is not None
+        await own.ready.wait()
+        if (switch := own.switch) is None or own.is_lent:
             raise doors.taken(*door.address)
-        async with self._app(door) as app:
-            before, switch.app = switch.app, app
-            try:
-                yield
-            finally:
-                switch.app = before
+        own.is_lent = True
+        try:
+            async with self._app(door) as app:
+                before, switch.app = switch.app, app
+                try:
+                    yield
+                finally:
+                    switch.app = before
+        finally:
+            own.is_lent = False
 
     @asynccontextmanager
     async def _app(self, door: Door) -> AsyncIterator[ASGIApp]:
@@ -219,7 +233,7 @@ class HomeServer:
             self._service,
             token_file=TokenFile.load(rules.token_file) if rules.token_file else None,
             allowed_hosts=(host, *rules.allowed_hosts),
-            mcp=build_server(self._service, read_only=rules.read_only, anonymous=None),
+            mcp=build_server(self._service, read_only=rules.read_only, tool_prefix=rules.tool_prefix, anonymous=None),
             read_only=rules.read_only,
         )
         async with app.router.lifespan_context(app):
@@ -241,7 +255,7 @@ class HomeServer:
     async def _end_when_idle(self) -> None:
         if self._idle_seconds is None:
             return
-        while (left := self._idle_seconds - self._use.idle_seconds) > 0:
+        while (left := self._idle_seconds - self._use.idle_seconds) > 0:  # noqa: ASYNC110  it is time that is waited for
             await asyncio.sleep(min(left + 0.01, self._idle_seconds / 2))
         log.info("nobody has used this server for %g s; ending", self._idle_seconds)
         self._stop.set()
@@ -252,8 +266,9 @@ class _OwnDoor:
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        self.ready = asyncio.Event()
+        self.ready = asyncio.Event()  # it is open, or never will be
         self.switch: _Switch | None = None
+        self.is_lent = False
 
 
 class _Switch:
@@ -300,8 +315,11 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
     """
     service = open_service(settings)
 
+    certain = threading.Timer(END_SECONDS, os._exit, (1,))
+    certain.daemon = True
+
     async def run() -> None:
-        await HomeServer(held, service, idle_seconds=idle_seconds).run(door, is_own=is_own)
+        await HomeServer(held, service, idle_seconds=idle_seconds).run(door, is_own=is_own, on_stop=certain.start)
 
     try:
         asyncio.run(run())
@@ -312,6 +330,7 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
         raise _first(known) from group
     finally:
         service.close()
+        certain.cancel()
         door.listener.close()
         held.withdraw()
         held.let_go()
@@ -347,7 +366,7 @@ def main(arguments: Sequence[str] = sys.argv, open_service: Opener = open_defaul
     try:
         serve(held, settings, _own_door(settings, orders), open_service, idle_seconds=orders["idle_seconds"], is_own=True)
     except KeToolsError as error:
-        log.error("%s", error)
+        log.error("%s", error)  # noqa: TRY400  no defect, so no traceback
         code = 1
     leave(code)
     sys.exit(code)
@@ -356,7 +375,7 @@ def main(arguments: Sequence[str] = sys.argv, open_service: Opener = open_defaul
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Send the log to standard error, before any library can set it up otherwise."""
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    for chatty in ("httpx", "mcp", "sentence_transformers", "uvicorn.error"):
+    for chatty in ("httpx", "httpx2", "mcp", "sentence_transformers", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
@@ -364,7 +383,7 @@ def _own_door(settings: Settings, orders: Mapping[str, Any]) -> Door:
     host, port = doors.parse(DEFAULT_ADDRESS)
     listener = doors.listen(host, port) or doors.listen(host, 0)
     assert listener is not None
-    return Door(listener, Rules(settings.token_file, (), orders["read_only"]))
+    return Door(listener, Rules(token_file=settings.token_file, read_only=orders["read_only"], tool_prefix=orders["tool_prefix"]))
 
 
 @contextmanager
@@ -378,13 +397,6 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def _end_for_certain() -> None:
-    """End the process :data:`END_SECONDS` from now, whatever hangs."""
-    certain = threading.Timer(END_SECONDS, os._exit, (1,))
-    certain.daemon = True
-    certain.start()
 
 
 async def _hear(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -31,8 +31,8 @@ from ke_tools.errors import Conflict, KeToolsError, ReadOnly, ResourceExhausted,
 
 PROTOCOL: Final = 1
 LONGEST_GREETING: Final = 64 * 1024
-PATIENCE_SECONDS: Final = 60.0  # to find or start a server on a machine that is busy
-ANSWER_SECONDS: Final = 45.0  # libraries are read before the first answer
+PATIENCE_SECONDS: Final = 60.0  # until a server that ends has ended
+ANSWER_SECONDS: Final = 120.0  # libraries are read before the first answer
 _LONGEST_PATH: Final = 100  # a unix socket's address holds 104 bytes on macOS, 108 on Linux
 _BACKLOG: Final = 128
 _RETRY_SECONDS: Final = 0.03
@@ -54,10 +54,11 @@ class Place:
     @classmethod
     def of(cls, home: Path) -> Place:
         """Give the place: inside the home, or, where that is too deep or cannot be written, in the user's runtime folder."""
-        inside = home.absolute() / "run"
+        home = home.resolve()
+        inside = home / "run"
         if len(os.fsencode(inside / "server.sock")) < _LONGEST_PATH and is_writable(inside):
             return cls(inside, home)
-        key = hashlib.sha256(os.fsencode(home.absolute())).hexdigest()[:16]
+        key = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
         return cls(_runtime_folder() / key, home)
 
     @property
@@ -144,8 +145,8 @@ def greeting(settings: Settings, want: Want, **more: Any) -> dict[str, Any]:
     return {"ke-tools": PROTOCOL, "want": want, "given": given, "read_only": settings.read_only, **more}
 
 
-def dial(place: Place, words: Mapping[str, Any], descriptors: Sequence[int] = ()) -> socket.socket | None:
-    """Connect and greet; ``None`` if nobody answers.
+def dial(place: Place, words: Mapping[str, Any], descriptors: Sequence[int] = ()) -> tuple[socket.socket, dict[str, Any]] | None:
+    """Connect and greet; give the connection and the server's answer (``pid`` …), ``None`` if nobody answers.
 
     Raises:
         KeToolsError: the server refuses; the message is the server's.
@@ -160,9 +161,7 @@ def dial(place: Place, words: Mapping[str, Any], descriptors: Sequence[int] = ()
         connection.settimeout(None)
     except TimeoutError as error:
         connection.close()
-        raise TimedOut(
-            f"the server of {place.home} does not answer.", f"See its log, or end it: its lock is {place.lock}."
-        ) from error
+        raise TimedOut(f"the server of {place.home} does not answer.", f"See its log, or end it: its lock is {place.lock}.") from error
     except OSError:  # no socket, nobody behind it, or a server that ends just now
         connection.close()
         return None
@@ -173,7 +172,7 @@ def dial(place: Place, words: Mapping[str, Any], descriptors: Sequence[int] = ()
     if error_said := said.get("error"):
         connection.close()
         raise refusal(error_said)
-    return connection
+    return connection, said
 
 
 def seek(place: Place, words: Mapping[str, Any], take: Callable[[Held], None], check: Callable[[], None]) -> socket.socket:
@@ -182,12 +181,12 @@ def seek(place: Place, words: Mapping[str, Any], take: Callable[[Held], None], c
     ``take`` gets the lock and the socket if nobody has them; ``check`` is called between tries and may raise.
 
     Raises:
-        KeToolsError: the server refuses, cannot be started, or takes longer than a minute.
+        KeToolsError: the server refuses, cannot be started, or neither answers nor ends.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        if (connection := dial(place, words)) is not None:
-            return connection
+        if (found := dial(place, words)) is not None:
+            return found[0]
         check()
         if (held := Held.take(place)) is not None:
             take(held)

@@ -62,41 +62,46 @@ _ANNOTATIONS: Final = {
 
 _DESCRIPTIONS: Final = {
     "edit": (
-        "Correct one or more facts in the served language model. Use it when the user says that the model is wrong or must know something "
-        "new. The correction acts on the next answer of every client of the model's endpoint; the weights are not touched, and it does not "
-        "change your own knowledge. All facts of a call are recorded or none. A later edit of the same subject and relation supersedes the "
-        "earlier one; the result names it. Not for instructions or style: one plain fact each. Next: {p}verify with the edit_ids; "
-        "{p}rollback undoes."
+        "Correct one or more facts in the served language model. Use it when the user says that the model is wrong or must "
+        "know something new. The correction acts on the next answer of every client of the model's endpoint; the weights are "
+        "not touched, and it does not change your own knowledge. All facts of a call are recorded or none. A later edit of the "
+        "same subject and relation supersedes the earlier one; the result names it. Not for instructions or style: one plain "
+        "fact each. Next: {p}verify with the edit_ids; {p}rollback undoes."
     ),
     "query": (
-        "Ask the served model a question and get its answer, with the edits that it rests on. Use it before an edit to see what the model "
-        "says, and after it to see the effect; view 'both' gives the answers without and with the edits. Changes nothing. It is a small "
-        "model: do not take its answers for true. While the model loads the answer is E_MODEL_LOADING with poll_after_ms."
+        "Ask the served model a question and get its answer, with the edits that it rests on. Use it before an edit to see what "
+        "the model says, and after it to see the effect; view 'both' gives the answers without and with the edits. Changes "
+        "nothing. It is a small model: do not take its answers for true. While the model loads the answer is E_MODEL_LOADING "
+        "with poll_after_ms."
     ),
     "verify": (
-        "Measure whether up to 10 edits hold: the fact itself, other wordings, other facts about the same subject, neighbouring subjects "
-        "(those must not move). Returns rates with standard errors and the worst case in words. Use it after {p}edit, or when somebody doubts "
-        "a correction; give probes for questions that matter to the user. Changes nothing; takes seconds. If it did not pass, show the worst "
-        "case to the user and offer {p}rollback."
+        "Measure whether up to 10 edits hold: the fact itself, other wordings, other facts about the same subject, neighbouring "
+        "subjects (those must not move). Returns rates with standard errors and the worst case in words. Use it after {p}edit, "
+        "or when somebody doubts a correction; give probes for questions that matter to the user. Changes nothing; takes "
+        "seconds. If it did not pass, show the worst case to the user and offer {p}rollback."
     ),
     "list_edits": (
-        "List the corrections, newest first, a page at a time: their ids, state and warnings. Use it to find an edit_id or to see what is "
-        "live. Changes nothing. For who changed what and why see {p}history."
+        "List the corrections, newest first, a page at a time: their ids, state and warnings. Use it to find an edit_id or to "
+        "see what is live. Changes nothing. For who changed what and why see {p}history."
     ),
     "history": (
-        "Show what changed when, by whom and why, newest first. Use it before {p}rollback with to_revision, or to explain why a correction is "
-        "gone. Changes nothing; nothing is ever removed from it."
+        "Show what changed when, by whom and why, newest first. Use it before {p}rollback with to_revision, or to explain why a "
+        "correction is gone. Changes nothing; nothing is ever removed from it."
     ),
     "rollback": (
-        "Take corrections back: give edit_ids, or to_revision to bring back exactly what was live then (0: nothing). Not both. An edit that "
-        "the one taken back had superseded is live again; the result names it. Acts on the next answer. Ask the user before taking back what "
-        "others recorded. Nothing is erased: {p}history keeps it."
+        "Take corrections back: give edit_ids, or to_revision to bring back exactly what was live then (0: nothing). Not both. "
+        "An edit that the one taken back had superseded is live again; the result names it. Acts on the next answer. Ask the "
+        "user before taking back what others recorded. Nothing is erased: {p}history keeps it."
     ),
 }
 
 
 def build_server(
-    service: Service, *, read_only: bool = False, tool_prefix: str = "", anonymous: Principal | None = Principal()  # noqa: B008  frozen
+    service: Service,
+    *,
+    read_only: bool = False,
+    tool_prefix: str = "",
+    anonymous: Principal | None = Principal(),  # noqa: B008  frozen
 ) -> MCPServer[Any]:
     """Make the server object; it can serve any number of connections, but one HTTP application only.
 
@@ -149,6 +154,7 @@ class Tools:
     async def edit(
         self,
         edits: Annotated[list[shapes.FactIn], Field(min_length=1, max_length=shapes.MOST_EDITS)],
+        *,
         mode: shapes.Mode = "auto",
         reason: shapes.Reason = "",
         idempotency_key: shapes.Key = "",
@@ -163,6 +169,7 @@ class Tools:
         self,
         ctx: Ctx,
         question: shapes.Question,
+        *,
         view: shapes.View = "edited",
         max_tokens: shapes.MaxTokens = 128,
         explain: shapes.Explain = False,
@@ -179,6 +186,7 @@ class Tools:
         self,
         ctx: Ctx,
         edit_ids: shapes.EditIds,
+        *,
         suite: shapes.Suite = "quick",
         probes: Annotated[list[shapes.ProbeIn], Field(max_length=shapes.MOST_PROBES, description="questions of your own")] = [],  # noqa: B006  read only
         wait_seconds: shapes.Wait = 1.5,
@@ -189,19 +197,20 @@ class Tools:
         return _done(await _with_heartbeat(ctx, measured, "the model answers the probes"))
 
     async def list_edits(
-        self, state: shapes.ListedState = "any", contains: shapes.Contains = "", limit: shapes.Limit = 20, cursor: shapes.Cursor = ""
+        self, *, state: shapes.ListedState = "any", contains: shapes.Contains = "", limit: shapes.Limit = 20, cursor: shapes.Cursor = ""
     ) -> Annotated[CallToolResult, shapes.ListOut]:
         """List corrections."""
         return _done(await _read(partial(self._service.list_edits, self.who(), state=state, contains=contains, limit=limit, cursor=cursor)))
 
     async def history(
-        self, edit_id: shapes.OneEdit = "", limit: shapes.Limit = 20, cursor: shapes.Cursor = ""
+        self, *, edit_id: shapes.OneEdit = "", limit: shapes.Limit = 20, cursor: shapes.Cursor = ""
     ) -> Annotated[CallToolResult, shapes.HistoryOut]:
         """Show the log."""
         return _done(await _read(partial(self._service.history, self.who(), edit_id=edit_id, limit=limit, cursor=cursor)))
 
     async def rollback(
         self,
+        *,
         edit_ids: shapes.SomeEditIds = [],  # noqa: B006  read only
         to_revision: shapes.Revision = -1,
         reason: shapes.Reason = "",
@@ -343,7 +352,8 @@ async def _read(call: Callable[[], T]) -> T:
 async def _unstoppable(call: Callable[[], T]) -> T:
     """Run a blocking write to its end: a caller that leaves must not leave half of it, or none where it saw a beginning."""
     with anyio.CancelScope(shield=True):
-        return await anyio.to_thread.run_sync(call)
+        result = await anyio.to_thread.run_sync(call)
+    return result  # noqa: RET504  type checkers hold that a cancel scope may swallow a return
 
 
 async def _with_heartbeat(ctx: Ctx, work: Awaitable[T], doing: str) -> T:

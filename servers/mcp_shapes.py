@@ -21,10 +21,10 @@ LONGEST_WAIT_SECONDS: Final = 25.0
 
 Mode = Annotated[
     Literal["auto", "replace", "add"],
-    Field(description="auto: an earlier edit of the same subject and relation is superseded where only one answer can hold; replace, add: always, never"),
+    Field(description="whether an earlier edit of the same subject and relation is superseded; auto: if only one can hold; add: never"),
 ]
 Reason = Annotated[str, Field(max_length=2000, description="why; kept in the history")]
-Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first call's result instead of acting twice")]
+Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first result, and nothing is done")]
 EditIds = Annotated[list[str], Field(min_length=1, max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them")]
 SomeEditIds = Annotated[list[str], Field(max_length=100, description="edits to take back")]
 Revision = Annotated[int, Field(ge=-1, description="or: bring back what was live at this revision (see history); 0: nothing. -1: not used")]
@@ -35,9 +35,7 @@ Explain = Annotated[bool, Field(description="also say why edits were used or not
 Via = Annotated[Literal["auto", "ike", "reader", "weights"], Field(description="how an edit reaches the model; leave at auto")]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait while the model is still loading")]
 Suite = Annotated[Literal["quick", "full"], Field(description="quick: seconds; full: more probes")]
-ListedState = Annotated[
-    Literal["any", "live", "proposed", "active", "promoted", "retired"], Field(description="live: active or promoted")
-]
+ListedState = Annotated[Literal["any", "live", "proposed", "active", "promoted", "retired"], Field(description="live: active or promoted")]
 Contains = Annotated[str, Field(max_length=400, description="text in subject, prompt or target; case does not matter")]
 Limit = Annotated[int, Field(ge=1, le=100, description="page size")]
 Cursor = Annotated[str, Field(max_length=400, description="next_cursor of the page before; empty: the first page")]
@@ -56,7 +54,7 @@ class FactIn(BaseModel):
     prompt: str = Field(
         min_length=1,
         max_length=LONGEST["prompt"],
-        description="a statement that the target completes ('The capital of Australia is') or a question that it answers; holds the subject",
+        description="statement that the target completes ('The capital of Australia is') or question that it answers, with the subject",
     )
     target: str = Field(min_length=1, max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
     old_target: str = Field(

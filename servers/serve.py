@@ -44,25 +44,33 @@ def run(
     if print_config is not None:
         from ke_tools.servers import clients
 
-        sys.stdout.write(clients.entry(print_config, clients.command(settings, connect=connect, tool_prefix=tool_prefix)))
+        sys.stdout.write(clients.entry(print_config, clients.launch(settings, connect=connect, tool_prefix=tool_prefix)))
         return 0
     if http is not None and connect is not None:
         raise InvalidInput("--http and --connect exclude each other.", "A front of a remote server has no port of its own.")
     if http is not None:
-        return _on_port(settings, http, allow_hosts)
+        return _on_port(settings, http, allow_hosts, tool_prefix)
     try:
         if connect is not None:
             from ke_tools.servers import remote
 
             return remote.run(connect)
-        return front.run(settings, tool_prefix=tool_prefix, idle_seconds=float(os.environ.get(_IDLE) or front.IDLE_SECONDS))
+        return front.run(settings, tool_prefix=tool_prefix, idle_seconds=_idle_seconds())
     except KeToolsError as error:
         return front.fail(error)
     except KeyboardInterrupt:
         return 0
 
 
-def _on_port(settings: Settings, address: str, allow_hosts: Sequence[str]) -> int:
+def _idle_seconds() -> float:
+    given = os.environ.get(_IDLE) or str(front.IDLE_SECONDS)
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InvalidInput(f"{_IDLE} is {given[:80]!r}.", "Give a number of seconds.") from error
+
+
+def _on_port(settings: Settings, address: str, allow_hosts: Sequence[str], tool_prefix: str) -> int:
     """Listen on ``address``: as the server of the home, or by handing the door to the one that runs."""
     from ke_tools.servers import doors, home_server
     from ke_tools.servers.auth import TokenFile, check_bind
@@ -73,7 +81,9 @@ def _on_port(settings: Settings, address: str, allow_hosts: Sequence[str]) -> in
     check_bind(host, settings.token_file)
     if settings.token_file:
         TokenFile.load(settings.token_file)  # an error in it is told here, not by the server
-    rules = doors.Rules(settings.token_file, (name, *allow_hosts), settings.read_only)
+    rules = doors.Rules(
+        token_file=settings.token_file, allowed_hosts=(name, *allow_hosts), read_only=settings.read_only, tool_prefix=tool_prefix
+    )
     listener = doors.listen(host, port)
     bound = listener.getsockname()[:2] if listener else (host, port)
     words = home_socket.greeting(
@@ -82,6 +92,7 @@ def _on_port(settings: Settings, address: str, allow_hosts: Sequence[str]) -> in
         address=list(bound),
         token_file=os.fspath(rules.token_file) if rules.token_file else "",
         allowed_hosts=list(rules.allowed_hosts),
+        tool_prefix=tool_prefix,
     )
     try:
         held = _hand_over(Place.of(settings.home), words, listener)
@@ -101,8 +112,9 @@ def _hand_over(place: Place, words: Mapping[str, Any], listener: socket.socket |
     """Let the home's server listen, as long as there is one; returns when this process must be it."""
     with _raising_when_told():
         while True:
-            if (connection := home_socket.dial(place, words, [listener.fileno()] if listener else [])) is not None:
-                log.info("the server that already runs for %s listens on %s:%s", place.home, *words["address"])
+            if (found := home_socket.dial(place, words, [listener.fileno()] if listener else [])) is not None:
+                connection, said = found
+                log.info("the server that already runs for %s (process %s) listens at %s", place.home, said["pid"], said["url"])
                 with connection:
                     while connection.recv(1):  # until it ends
                         pass

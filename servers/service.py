@@ -393,7 +393,7 @@ class Service:
         Raises:
             ReadOnly, Forbidden: it may not.
         """
-        who.require("write") -> None:
+        who.require("write")
         if self.settings.read_only:
             raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
 
@@ -416,7 +416,7 @@ def open_service(settings: Settings, *, url: str = "") -> Service:
     ledger: Ledger | KeToolsError
     try:
         ledger = Ledger(settings.home / "ledger.db", read_only=settings.read_only)
-    except (LedgerDamaged, ReadOnly) as error:
+    except (LedgerDamaged, NotFound, ReadOnly) as error:
         log.warning("the base model answers, without edits: %s", error)
         ledger = error
     slot = ModelSlot(lambda say: load_engine(settings, say))

@@ -46,14 +46,15 @@ class ModelSlot:
             ModelLoading: it is not there yet.
             ModelUnavailable: loading failed; the message says why. The next call tries again.
         """
+        with self._lock:
+            if self.state == "failed" and self._error is not None:
+                self.state = "empty"  # told once; the cause may be gone by the next question, which tries again
+                raise self._error
         self.start()
         self._settled.wait(wait_seconds)
         if self._engine is not None:
             return self._engine
-        if self._error is not None:
-            error = self._error
-            with self._lock:
-                self.state = "empty"  # the cause may be gone by the next question
+        if (error := self._error) is not None:
             raise error
         raise ModelLoading(
             f"the model is not ready yet ({self.detail}).", f"Ask again in {POLL_AFTER_MS} ms.", poll_after_ms=POLL_AFTER_MS

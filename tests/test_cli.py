@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -21,11 +22,15 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound
 
 VERBS = [
     "serve", "demo", "chat", "edit", "rollback", "query", "route", "verify", "list", "history", "doctor", "export", "import",
-    "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show", "bench model", "bench answers",
+    "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
+    "bench model", "bench answers",
 ]  # fmt: skip
 
 
-class FakeService:
+FIRST = {"edit": ["facts"], "query": ["question"], "verify": ["edit_ids"]}  # given by position
+
+
+class FakeLocal:
     """Remembers what it was asked and answers with it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -36,8 +41,8 @@ class FakeService:
         self.closed = False
 
     def __getattr__(self, name: str) -> Any:
-        def answer(**given: Any) -> dict[str, Any]:
-            self.asked.append((name, given))
+        def answer(*things: Any, **given: Any) -> dict[str, Any]:
+            self.asked.append((name, {**dict(zip(FIRST.get(name, ()), things, strict=True)), **given}))
             if self.error:
                 raise self.error
             return {"summary": f"{name} done", "edits": [{"edit_id": "e1", "target": "Sydney", "warnings": []}], "ok": self.healthy}
@@ -45,19 +50,26 @@ class FakeService:
         return answer
 
     def answer_lines(self, lines: Iterable[str], **given: Any) -> Iterator[dict[str, Any]]:
+        """Answer each line with its prompt."""
         self.asked.append(("answer_lines", given))
         return self._each(lines)
 
     def route_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """As answer_lines."""
         return self._each(lines)
 
     def import_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """As answer_lines."""
         return self._each(lines)
 
     def export_lines(self, *, events: bool) -> Iterator[str]:
+        """Two lines."""
         yield from ('{"ref": "a"}', f'{{"events": {json.dumps(events)}}}')
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.closed = True
 
     def _each(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -69,24 +81,25 @@ class FakeService:
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> FakeService:
+def service(monkeypatch: pytest.MonkeyPatch) -> FakeLocal:
     """The service that every verb of the test opens."""
-    made = FakeService(Settings.load())
+    made = FakeLocal(Settings.load())
 
-    def open_service(settings: Settings) -> FakeService:
+    def local(settings: Settings) -> FakeLocal:
         made.settings = settings
         return made
 
-    monkeypatch.setitem(sys.modules, "ke_tools.servers.service", SimpleNamespace(open_service=open_service))
+    replace_module(monkeypatch, "ke_tools.servers.local", Local=local)
+    replace_module(monkeypatch, "ke_tools.models.checkpoint", resolve=lambda settings, **_: settings.cache / settings.model)
     return made
 
 
 def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
     """Put a stand-in where a verb imports ``name``, as attribute of its package too."""
     module = SimpleNamespace(**functions)
-    monkeypatch.setitem(sys.modules, name, module)
     package, _, attribute = name.rpartition(".")
-    monkeypatch.setattr(sys.modules[package], attribute, module, raising=False)
+    monkeypatch.setattr(import_module(package), attribute, module, raising=False)
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 EDIT = ["edit", "The capital of Australia is", "Sydney", "--subject", "Australia"]
@@ -110,7 +123,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert {verb.split()[0] for verb in VERBS} <= words
 
 
-def test_edit_hands_the_whole_fact_over(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: the fields of an edit."""
     code = cli.run(
         [*EDIT, "--old-target", "Canberra", "--paraphrase", "Australia's capital is", "--alias", "Oz", "--alias", "Down Under",
@@ -135,7 +148,7 @@ def test_edit_hands_the_whole_fact_over(service: FakeService, capsys: pytest.Cap
     assert "Sydney" in shown
 
 
-def test_with_json_a_result_is_one_object_on_one_line(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_json_a_result_is_one_object_on_one_line(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: --json is for programs."""
     assert cli.run([*EDIT, "--json"]) == 0
 
@@ -147,7 +160,7 @@ def test_with_json_a_result_is_one_object_on_one_line(service: FakeService, caps
     "arguments", [["--json", "--home", "H", "list"], ["list", "--json", "--home", "H"], ["--json", "list", "--home=H"]]
 )
 def test_settings_may_stand_before_or_after_the_verb(
-    arguments: list[str], service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], service: FakeLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The issue writes both (``reader train --model …``)."""
     monkeypatch.chdir(tmp_path)
@@ -158,7 +171,7 @@ def test_settings_may_stand_before_or_after_the_verb(
     assert json.loads(capsys.readouterr().out)
 
 
-def test_the_option_after_the_verb_wins(service: FakeService) -> None:
+def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
     """The nearer one is what was meant."""
     cli.run(["--dtype", "float16", "list", "--dtype", "float32"])
 
@@ -181,14 +194,14 @@ def test_the_option_after_the_verb_wins(service: FakeService) -> None:
     ],
 )
 def test_a_verb_calls_the_library_with_what_was_given(
-    arguments: list[str], asked: tuple[str, Mapping[str, Any]], service: FakeService
+    arguments: list[str], asked: tuple[str, Mapping[str, Any]], service: FakeLocal
 ) -> None:
     """Design §2: the command line holds no logic."""
     assert cli.run(arguments) == 0
     assert service.asked == [asked]
 
 
-def test_via_comes_from_the_configuration_unless_given(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_via_comes_from_the_configuration_unless_given(service: FakeLocal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flags > environment."""
     monkeypatch.setenv("KE_VIA", "ike")
 
@@ -198,7 +211,7 @@ def test_via_comes_from_the_configuration_unless_given(service: FakeService, mon
     assert [given["via"] for _, given in service.asked] == ["ike", "reader"]
 
 
-def test_verify_reads_probes_from_a_file(service: FakeService, tmp_path: Path) -> None:
+def test_verify_reads_probes_from_a_file(service: FakeLocal, tmp_path: Path) -> None:
     """Design §3: probes[{prompt, expect}] given by the caller."""
     file = tmp_path / "probes.jsonl"
     file.write_text('{"prompt": "What?", "expect": "target"}\n\n{"prompt": "Who?", "expect": "unchanged"}\n')
@@ -209,7 +222,7 @@ def test_verify_reads_probes_from_a_file(service: FakeService, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_a_bad_line_of_probes_is_named(service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_bad_line_of_probes_is_named(service: FakeLocal, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     """Bad input gets a clear error with its code."""
     file = tmp_path / "probes.jsonl"
     file.write_text(text)
@@ -221,7 +234,7 @@ def test_a_bad_line_of_probes_is_named(service: FakeService, tmp_path: Path, cap
 
 @pytest.mark.parametrize("arguments", [["route"], ["import"], ["query", "--batch"]])
 def test_lines_in_are_lines_out_in_order_errors_too(
-    arguments: list[str], service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], service: FakeLocal, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Design §3: FILE or standard input; one output line for each input line, and the verb says that some failed."""
     text = '{"prompt": "a"}\nnonsense\n{"prompt": "ü"}\n'
@@ -239,7 +252,7 @@ def test_lines_in_are_lines_out_in_order_errors_too(
     assert "1 of 3 lines failed" in from_file.err
 
 
-def test_a_batch_without_failures_succeeds(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_failures_succeeds(service: FakeLocal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 0: done."""
     monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": "a"}\n'))
 
@@ -247,7 +260,7 @@ def test_a_batch_without_failures_succeeds(service: FakeService, monkeypatch: py
     assert service.asked == [("answer_lines", {"view": "base", "max_tokens": 7})]
 
 
-def test_export_writes_the_librarys_lines_as_they_are(service: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_writes_the_librarys_lines_as_they_are(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: export writes what import reads."""
     assert cli.run(["export", "--events", "--json"]) == 0
     assert capsys.readouterr().out == '{"ref": "a"}\n{"events": true}\n'
@@ -262,7 +275,7 @@ def test_export_writes_the_librarys_lines_as_they_are(service: FakeService, caps
     ],
 )
 def test_an_error_is_a_line_with_its_code_and_never_a_traceback(
-    error: Exception, code: int, service: FakeService, capsys: pytest.CaptureFixture[str]
+    error: Exception, code: int, service: FakeLocal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Design §3: exit codes; contract: E_CODE: message hint on stderr, an object on stdout with --json."""
     service.error = error
@@ -281,7 +294,7 @@ def test_an_error_is_a_line_with_its_code_and_never_a_traceback(
     assert service.closed
 
 
-def test_debug_shows_where_an_unexpected_error_came_from(service: FakeService) -> None:
+def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> None:
     """The hint of E_INTERNAL must work."""
     service.error = ZeroDivisionError("oops")
 
@@ -299,11 +312,12 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeService) -
         (["list", "--dtype", "int8"], "int8"),
         (["serve", "--http", "8765"], "HOST:PORT"),
         (["import", "/no/such/file"], "/no/such/file"),
+        (["query", "--batch", "--view", "both"], "--batch"),
         (["verify", "e1", "--probes", "/no/such/file"], "/no/such/file"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
-    arguments: list[str], told: str, service: FakeService, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], told: str, service: FakeLocal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Design §3: exit code 2; with --json the error is an object too."""
     assert cli.run(arguments) == cli.USAGE
@@ -325,7 +339,7 @@ def test_without_a_verb_the_help_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert "E_INVALID" not in shown.err
 
 
-def test_doctor_fails_when_something_is_wrong(service: FakeService) -> None:
+def test_doctor_fails_when_something_is_wrong(service: FakeLocal) -> None:
     """Issue 3, done when: doctor exits 0 with true contents; so it must not when they are bad."""
     service.healthy = False
 
@@ -355,13 +369,13 @@ def test_http_may_stand_without_an_address(arguments: list[str], address: str | 
 def test_a_missed_bar_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: benchmarks exit 3 when a bar is missed."""
     bars = [{"name": "statement", "value": 0.9, "stderr": 0.02, "bar": 0.97, "ok": False}]
-    replace_module(monkeypatch, "ke_tools.benches.model", run=lambda settings, **_: {"bench": "model", "results": {}, "bars": bars})
+    replace_module(monkeypatch, "ke_tools.benches.model", run=lambda *_, **__: {"bench": "model", "results": {}, "bars": bars})
 
     assert cli.run(["bench", "model", "--json"]) == cli.REFUSED
     assert json.loads(capsys.readouterr().out)["bars"] == bars
 
 
-def test_chat_keeps_the_turns(service: FakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chat_keeps_the_turns(service: FakeLocal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: the verb chat."""
     turns: list[int] = []
 
@@ -399,7 +413,7 @@ def test_the_module_and_the_script_are_the_same_program(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_help_takes_at_most_half_as_long_again_as_an_empty_typer_program() -> None:
-    """Issue 3 §1: ``ke-tools --help`` ≤ 1.5 × an empty typer program in the same run."""
+    """Issue 3 §1: ``ke-tools --help`` at most 1.5 times an empty typer program in the same run."""
     empty = "import typer\napp = typer.Typer()\n@app.command()\ndef main() -> None:\n    'Nothing.'\napp()"
     ours = "from ke_tools.cli import main\nmain()"
 

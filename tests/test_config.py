@@ -125,7 +125,7 @@ def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contract: a bad value names its place."""
     monkeypatch.setenv("KE_ENGINE", "llama")
 
-    with pytest.raises(InvalidInput, match="KE_ENGINE: engine = 'llama'.*Expected one of hf"):
+    with pytest.raises(InvalidInput, match=r"KE_ENGINE: engine = 'llama'.*Expected one of hf"):
         Settings.load()
 
 

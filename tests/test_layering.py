@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ke_tools"
 
 # Lowest first. A module may import what stands in an earlier row, and its own package.
 LEVELS = (
-    {"errors", "printing", "prompts"},
+    {"errors", "printing", "prompts", "screen"},
     {"facts"},
     {"cases", "config"},
     {"atlas"},
@@ -85,7 +85,7 @@ def test_every_module_has_a_level() -> None:
 
 @pytest.mark.parametrize("folder", ["memory", "servers", "prompts"])
 def test_the_link_resolves_to_the_folder_beside_the_package(folder: str) -> None:
-    """a checkout without links must fail loudly, not import half a package."""
+    """A checkout without links must fail loudly, not import half a package."""
     link = PACKAGE / folder
 
     assert link.is_symlink(), "this checkout has no symbolic links; git config core.symlinks true"

@@ -159,7 +159,7 @@ def weight_files(path: Path) -> list[Path]:
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise ModelUnavailable(
-            f"{path} has its weights in {pickles[0]} only; files of that kind can run code when they are opened, so only safetensors are read.",
+            f"{path} has its weights in {pickles[0]} only. Such files can run code when they are opened; only safetensors are read.",
             "Take a version in safetensors, or convert it: `model.save_pretrained(folder)` on a machine of your trust.",
         )
     raise ModelUnavailable(f"{path} has no model.safetensors.", _CHOICES)
@@ -274,7 +274,7 @@ def _is_known(model_type: str) -> bool:
 def _from_hub(name: str, *, with_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     wanted = ["*.safetensors", *_SMALL_FILES, *(["*.py"] if with_code else [])]
     were_disabled = are_progress_bars_disabled()

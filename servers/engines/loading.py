@@ -46,4 +46,5 @@ def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
         device=settings.device,
         adapters={"reader": reader} if reader else {},
         trust_remote_code=settings.trust_remote_code,
+        cache=settings.cache,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -390,7 +390,7 @@ def test_a_bad_cursor_is_refused(ledger: Ledger, cursor: str) -> None:
 
 
 def test_a_cursor_fits_only_the_list_that_gave_it(ledger: Ledger) -> None:
-    """mcp §4: cursors are opaque."""
+    """Research mcp §4: cursors are opaque."""
     write(ledger, child("Ida"), child("Jon"))
     cursor = ledger.edits("acme", limit=1).next_cursor
     for other in ({"contains": "ida"}, {"states": [State.ACTIVE]}):
@@ -444,7 +444,7 @@ def test_another_tenant_sees_and_changes_nothing(ledger: Ledger) -> None:
     assert ledger.head_of("other") == 0
     unknown = []
     for edit_id in (mine.id, "ed_0123456789abcdef"):
-        calls = [
+        calls: list[Callable[[str], object]] = [
             lambda given: ledger.get("other", given),
             lambda given: ledger.history("other", edit_id=given),
             lambda given: ledger.rollback("other", [given], actor="eve"),
@@ -463,7 +463,7 @@ def test_another_tenant_sees_and_changes_nothing(ledger: Ledger) -> None:
 @pytest.mark.parametrize("text", ["", "  ", "x" * 201, "a\u202eb", "a\ud800"])
 def test_tenant_and_actor_are_short_plain_text(ledger: Ledger, text: str) -> None:
     """Contract: the tenant is a required argument of every read."""
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: ledger.edit(text, [capital("Sydney")], actor="ann"),
         lambda: ledger.edit("acme", [capital("Sydney")], actor=text),
         lambda: ledger.live(text),

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(600)
 def test_twenty_processes_write_at_once_and_nothing_is_lost(path: Path) -> None:
-    """Issue §3: several processes may write at once and none is lost (20 processes × 50 edits); they make the file together, too."""
+    """Issue §3: several processes may write at once and none is lost (20 processes of 50 edits); they make the file together, too."""
     processes = [writer(path, f"process {number}", 50) for number in range(20)]
     told = {text for process in processes for text in process.communicate()[0].splitlines()}
     assert {process.returncode for process in processes} == {0}
@@ -121,11 +122,9 @@ def test_a_second_writer_is_told_that_the_ledger_is_busy(path: Path) -> None:
 
 def test_a_second_thread_is_told_that_the_ledger_is_busy(path: Path) -> None:
     """The same, within one process."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with Ledger(path, busy_timeout_ms=30) as ledger, ThreadPoolExecutor(1) as pool, ledger._storage.writing(keep=False):
-        with pytest.raises(Busy):
-            pool.submit(write, ledger, "yes").result()
+        attempt = pool.submit(write, ledger, "yes")
+        assert isinstance(attempt.exception(timeout=60), Busy)
 
 
 # -- disks -----------------------------------------------------------------------------------------------------------------------
@@ -134,10 +133,12 @@ def test_a_second_thread_is_told_that_the_ledger_is_busy(path: Path) -> None:
 def fill(ledger: Ledger) -> list[str]:
     """Write until the disk takes no more; what was acknowledged before."""
     acknowledged: list[str] = []
-    with pytest.raises(ResourceExhausted):
-        for number in range(100_000):
+    for number in range(100_000):
+        try:
             acknowledged += [edit.id for edit in write(ledger, "x" * 1900, subject=f"Brix {number}")]
-    return acknowledged
+        except ResourceExhausted:
+            return acknowledged
+    pytest.fail("the disk never was full")
 
 
 def test_a_full_disk_is_told_and_loses_nothing(path: Path) -> None:
@@ -214,7 +215,7 @@ def _failing(path: Path, nth: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
     class FileSystem(apsw.VFS):
         def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
-            return File("", name, flags)  # type: ignore[arg-type]
+            return File("", name, flags)
 
     vfs = FileSystem("ke-failing", "")
     connection = apsw.Connection
@@ -381,6 +382,11 @@ def tamper(path: Path, *statements: str) -> list[tuple[str, int]]:
         return [(finding.kind, finding.seq) for finding in ledger.audit()]
 
 
+def forgetting(seq: int) -> list[str]:
+    """Statements that take an event out without a trace."""
+    return [f"DELETE FROM {table} WHERE seq = {seq}" for table in ("changes", "payloads", "edits", "events")]  # noqa: S608 (ours)
+
+
 @pytest.mark.parametrize(
     ("statements", "expected"),
     [
@@ -393,13 +399,11 @@ def tamper(path: Path, *statements: str) -> list[tuple[str, int]]:
         (["DELETE FROM names"], {("projection", 0)}),
         (["INSERT INTO changes VALUES (2, 'other', 'ed_x', 'active', '')"], {("chain", 2)}),
         (
-            ["DELETE FROM changes WHERE seq = 3", "DELETE FROM payloads WHERE seq = 3", "DELETE FROM edits WHERE seq = 3"]
-            + ["DELETE FROM events WHERE seq = 3"],
+            forgetting(3),
             {("chain", 3), ("projection", 0)},
         ),
         (
-            ["DELETE FROM changes WHERE seq = 2", "DELETE FROM payloads WHERE seq = 2", "DELETE FROM edits WHERE seq = 2"]
-            + ["DELETE FROM events WHERE seq = 2"],
+            forgetting(2),
             {("chain", 3), ("projection", 0)},
         ),
     ],
@@ -431,7 +435,7 @@ def test_a_purged_payload_is_purged_not_broken(path: Path) -> None:
 
 
 def test_an_error_of_the_database_is_never_shown_raw(path: Path) -> None:
-    """style §4 no. 10: foreign errors are mapped at one seam."""
+    """Style §4 no. 10: foreign errors are mapped at one seam."""
     with Ledger(path) as ledger:
         ledger._storage._main.execute("DROP TABLE names")
         with pytest.raises(KeToolsError) as caught:
@@ -444,20 +448,20 @@ def test_an_error_of_the_database_is_never_shown_raw(path: Path) -> None:
 
 
 def test_the_whole_schema_is_as_published(path: Path) -> None:
-    """style §4 no. 14: whole schemas are compared; a published step never changes."""
+    """Style §4 no. 14: whole schemas are compared; a published step never changes."""
     with Ledger(path) as ledger:
         rows = ledger._storage._main.execute(
             "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
         )
-        schema = "\n".join(" ".join(sql.split()) for (sql,) in rows)
+        schema = [" ".join(sql.split()) for (sql,) in rows]
         assert ledger._storage._main.execute("PRAGMA application_id").get == 0x6B65746C
         assert ledger._storage._main.execute("PRAGMA user_version").get == 3
         assert ledger._storage._main.execute("PRAGMA journal_mode").get == "wal"
-    assert schema == SCHEMA.strip()
+    assert schema == [" ".join(statement.split()) for statement in SCHEMA.split("\n\n")]
 
 
 def test_every_migration_says_what_it_is_for() -> None:
-    """style §4 no. 14: numbered functions with a sentence each."""
+    """Style §4 no. 14: numbered functions with a sentence each."""
     for number, step in enumerate(migrations.MIGRATIONS, 1):
         assert step.__name__.startswith(f"m{number:03d}_")
         assert (step.__doc__ or "").endswith(".")
@@ -509,23 +513,51 @@ def test_a_storage_keeps_no_more_readers_than_read_at_once(path: Path) -> None:
 
 
 SCHEMA = """
-CREATE TABLE events ( seq INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL CHECK (tenant <> ''), kind TEXT NOT NULL, actor TEXT NOT NULL, at TEXT NOT NULL, content BLOB NOT NULL, -- sha256(salt + payload) previous BLOB NOT NULL, hash BLOB NOT NULL ) STRICT
+CREATE TABLE events ( seq INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL CHECK (tenant <> ''), kind TEXT NOT
+NULL, actor TEXT NOT NULL, at TEXT NOT NULL, content BLOB NOT NULL, -- sha256(salt + payload) previous BLOB NOT NULL,
+hash BLOB NOT NULL ) STRICT
+
 CREATE INDEX events_of_tenant ON events (tenant, seq)
-CREATE TRIGGER events_are_numbered BEFORE INSERT ON events WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM events) BEGIN SELECT raise(ABORT, 'an event must follow the last one'); END
+
+CREATE TRIGGER events_are_numbered BEFORE INSERT ON events WHEN NEW.seq <> (SELECT coalesce(max(seq), 0) + 1 FROM
+events) BEGIN SELECT raise(ABORT, 'an event must follow the last one'); END
+
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END
+
 CREATE TRIGGER events_are_kept BEFORE DELETE ON events BEGIN SELECT raise(ABORT, 'events are append-only'); END
-CREATE TABLE payloads ( seq INTEGER PRIMARY KEY REFERENCES events (seq), tenant TEXT NOT NULL, salt BLOB NOT NULL, payload TEXT NOT NULL ) STRICT
+
+CREATE TABLE payloads ( seq INTEGER PRIMARY KEY REFERENCES events (seq), tenant TEXT NOT NULL, salt BLOB NOT NULL,
+payload TEXT NOT NULL ) STRICT
+
 CREATE TRIGGER payloads_stay BEFORE UPDATE ON payloads BEGIN SELECT raise(ABORT, 'a payload can only be erased'); END
-CREATE TABLE changes ( seq INTEGER NOT NULL REFERENCES events (seq), tenant TEXT NOT NULL, edit_id TEXT NOT NULL, standing TEXT NOT NULL, superseded_by TEXT NOT NULL, PRIMARY KEY (tenant, seq, edit_id) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE changes ( seq INTEGER NOT NULL REFERENCES events (seq), tenant TEXT NOT NULL, edit_id TEXT NOT NULL,
+standing TEXT NOT NULL, superseded_by TEXT NOT NULL, PRIMARY KEY (tenant, seq, edit_id) ) STRICT, WITHOUT ROWID
+
 CREATE INDEX changes_of_edit ON changes (tenant, edit_id, seq)
+
 CREATE TRIGGER changes_stay BEFORE UPDATE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END
+
 CREATE TRIGGER changes_are_kept BEFORE DELETE ON changes BEGIN SELECT raise(ABORT, 'changes are append-only'); END
-CREATE TABLE edits ( tenant TEXT NOT NULL, id TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL UNIQUE REFERENCES events (seq), slot TEXT NOT NULL, standing TEXT NOT NULL, superseded_by TEXT NOT NULL, words TEXT NOT NULL, -- folded text that a list is searched in PRIMARY KEY (tenant, id) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE edits ( tenant TEXT NOT NULL, id TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL UNIQUE REFERENCES events (seq),
+slot TEXT NOT NULL, standing TEXT NOT NULL, superseded_by TEXT NOT NULL, words TEXT NOT NULL, -- folded text that a list
+is searched in PRIMARY KEY (tenant, id) ) STRICT, WITHOUT ROWID
+
 CREATE INDEX edits_by_standing ON edits (tenant, standing, seq)
+
 CREATE INDEX edits_by_age ON edits (tenant, seq)
+
 CREATE INDEX edits_by_slot ON edits (tenant, slot, seq)
+
 CREATE INDEX edits_by_successor ON edits (tenant, superseded_by, seq)
-CREATE TABLE names ( tenant TEXT NOT NULL, name TEXT NOT NULL, edit_id TEXT NOT NULL, PRIMARY KEY (tenant, name, edit_id), FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE ) STRICT, WITHOUT ROWID
+
+CREATE TABLE names ( tenant TEXT NOT NULL, name TEXT NOT NULL, edit_id TEXT NOT NULL, PRIMARY KEY (tenant, name,
+edit_id), FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE ) STRICT, WITHOUT ROWID
+
 CREATE INDEX names_of_edit ON names (tenant, edit_id)
-CREATE TABLE idempotency_keys ( tenant TEXT NOT NULL, key TEXT NOT NULL, arguments BLOB NOT NULL, -- sha256 of what was asked first_seq INTEGER NOT NULL REFERENCES events (seq), last_seq INTEGER NOT NULL REFERENCES events (seq), PRIMARY KEY (tenant, key) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE idempotency_keys ( tenant TEXT NOT NULL, key TEXT NOT NULL, arguments BLOB NOT NULL, -- sha256 of what was
+asked first_seq INTEGER NOT NULL REFERENCES events (seq), last_seq INTEGER NOT NULL REFERENCES events (seq), PRIMARY KEY
+(tenant, key) ) STRICT, WITHOUT ROWID
 """

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ke_tools.config import Settings
-from ke_tools.errors import Conflict, ModelLoading, NotFound
+from ke_tools.errors import Conflict, KeToolsError, LedgerDamaged, ModelLoading, NotFound
 
 if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
@@ -37,7 +37,7 @@ class Slot:
     async def engine_async(self, wait_seconds: float = 0) -> Any:
         """Give something."""
         assert wait_seconds >= 0
-        return SimpleNamespace(context_length=100, chat_roles=frozenset({"system"}), count_tokens=lambda _: 3)
+        return SimpleNamespace(fingerprint="sha256:0", context_length=100, chat_roles=frozenset({"system"}), count_tokens=lambda _: 3)
 
 
 class FakeService:
@@ -46,6 +46,8 @@ class FakeService:
     model_id = "fake"
 
     def __init__(self, settings: Settings) -> None:
+        if (settings.home / "broken").exists():
+            raise LedgerDamaged("page 3 is damaged.", "Restore a copy.")
         self.settings = settings
         self.models = Slot()
         self.url = ""
@@ -137,7 +139,9 @@ class FakeService:
             "reason": "",
         }
 
-    async def verify(self, who: Principal, edit_ids: Sequence[str], *, suite: str, probes: Sequence[Any], wait_seconds: float) -> dict[str, Any]:
+    async def verify(
+        self, who: Principal, edit_ids: Sequence[str], *, suite: str, probes: Sequence[Any], wait_seconds: float
+    ) -> dict[str, Any]:
         """Pass."""
         assert (wait_seconds, suite) == (1.5, "quick")
         self._called("verify", who, "read")
@@ -203,7 +207,7 @@ class FakeService:
 def settings_of(home: str, **more: Any) -> Settings:
     """Give the settings that the tests' processes share."""
     more = {"sources": {}, **more}
-    sources = {name: "default" for name in ("model", "engine", "dtype", "device", "demonstrations", "via", "trust_remote_code")}
+    sources = dict.fromkeys(("model", "engine", "dtype", "device", "demonstrations", "via", "trust_remote_code"), "default")
     return Settings(home=Path(home), cache=Path(home) / "cache", **{**more, "sources": {**sources, **more["sources"]}})
 
 
@@ -215,23 +219,29 @@ def main() -> int:
 
         home_server.main([__file__, *arguments], open_service=FakeService)  # type: ignore[arg-type]
         return 0
+    if what == "connect":
+        from ke_tools.servers import serve
+
+        return serve.run(settings_of("/nowhere"), connect=arguments[0])
     home, *rest = arguments
-    given = {"read_only": "--read-only" in rest}
+    given: dict[str, Any] = {"read_only": "--read-only" in rest}
     if "--model" in rest:
         given |= {"model": rest[rest.index("--model") + 1], "sources": {"model": "--model"}}
     settings = settings_of(home, **given)
     if what == "window":
-        from ke_tools.errors import KeToolsError
         from ke_tools.servers import front
 
         try:
             return front.run(settings, idle_seconds=float(rest[0]), command=[sys.executable, __file__, "hold"])
         except KeToolsError as error:
             return front.fail(error)
-    from ke_tools.servers import home_server, serve
+    from ke_tools.servers import front, home_server, serve
 
     home_server.open_default = FakeService  # type: ignore[assignment]
-    return serve.run(settings, http=rest[0])
+    try:
+        return serve.run(settings, http=rest[0])
+    except KeToolsError as error:  # as the command line does
+        return front.fail(error)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from ke_tools.servers.principal import Principal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from starlette.applications import Starlette
+
 BASE = "http://127.0.0.1:8765"
 
 
@@ -74,6 +76,11 @@ class Service:
         return self.ledger.head()
 
 
+def app_of(service: Any, **options: Any) -> Starlette:
+    """Build the application of a service that only looks like one."""
+    return build_app(service, **options)
+
+
 def tokens(**scopes: str) -> TokenFile:
     """Tokens whose secret is their name."""
     return TokenFile(
@@ -90,14 +97,14 @@ def service() -> Service:
 @pytest.fixture
 def client(service: Service) -> Iterator[TestClient]:
     """A client of an open server on loopback."""
-    with TestClient(build_app(service), BASE, raise_server_exceptions=False) as client:
+    with TestClient(app_of(service), BASE, raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
 def guarded(service: Service) -> Iterator[TestClient]:
     """A client of a server with tokens."""
-    app = build_app(service, token_file=tokens(talker="chat", reader="read", boss="admin"), allowed_hosts=["ke.example"])
+    app = app_of(service, token_file=tokens(talker="chat", reader="read", boss="admin"), allowed_hosts=["ke.example"])
     with TestClient(app, BASE, raise_server_exceptions=False) as client:
         yield client
 
@@ -161,7 +168,7 @@ def test_metrics_survive_a_damaged_ledger(client: TestClient, service: Service) 
 def test_two_apps_in_one_process_do_not_share_numbers(client: TestClient) -> None:
     """An own registry, nothing global."""
     client.get("/healthz")
-    with TestClient(build_app(Service()), BASE) as other:
+    with TestClient(app_of(Service()), BASE) as other:
         assert 'path="/healthz"' not in other.get("/metrics").text
 
 
@@ -297,7 +304,7 @@ def test_an_mcp_tool_sees_the_principal_of_each_request_and_a_session_is_its_ope
         seen.append(Principal(token.client_id, token.subject or "", frozenset(token.scopes)))
         return "ok"
 
-    app = build_app(service, token_file=tokens(ann="read", bob="read"), allowed_hosts=["ke.example"], mcp=server)
+    app = app_of(service, token_file=tokens(ann="read", bob="read"), allowed_hosts=["ke.example"], mcp=server)
     with TestClient(app, BASE) as client:
         opened = initialize(client, "ann")
         session = {"mcp-session-id": opened.headers["mcp-session-id"]}

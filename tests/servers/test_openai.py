@@ -19,11 +19,13 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from ke_tools.errors import InvalidInput, ModelLoading, ModelUnavailable, Unsupported
-from ke_tools.models.engine import Generation, Piece, Request, TokenLogprob
+from ke_tools.models.engine import FinishReason, Generation, Piece, Request, TokenLogprob
 from ke_tools.servers.app import build_app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from starlette.applications import Starlette
 
     from ke_tools.servers.principal import Principal
 
@@ -56,7 +58,7 @@ class Script:
         self.asked.append(request)
         said: list[str] = []
         tokens: list[TokenLogprob] = []
-        finish = "stop"
+        finish: FinishReason = "stop"
         try:
             while self.endless or len(said) < len(self.words):
                 if len(said) == self.fails_at:
@@ -96,7 +98,7 @@ class Slot:
         self.waiting += 1
         self.most_waiting = max(self.most_waiting, self.waiting)
         end = time.monotonic() + wait_seconds
-        while self.state == "loading" and time.monotonic() < end:
+        while self.state == "loading" and time.monotonic() < end:  # noqa: ASYNC110  the test sets the state from another thread
             await asyncio.sleep(0.01)
         self.waiting -= 1
         if self.failure is not None:
@@ -132,6 +134,11 @@ class Service:
         return routed, self.engine.stream(request)
 
 
+def app_of(service: Any, **options: Any) -> Starlette:
+    """Build the application of a service that only looks like one."""
+    return build_app(service, **options)
+
+
 @pytest.fixture(scope="module")
 def only_service() -> Service:
     """One service for the module: a server and a client cost more than all that is asked of them."""
@@ -149,7 +156,7 @@ def service(only_service: Service) -> Service:
 @pytest.fixture(scope="module")
 def only_http(only_service: Service) -> Iterator[TestClient]:
     """A plain client."""
-    with TestClient(build_app(only_service), BASE, raise_server_exceptions=False) as client:
+    with TestClient(app_of(only_service), BASE, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -163,7 +170,7 @@ def http(only_http: TestClient, service: Service) -> TestClient:
 @contextlib.contextmanager
 def listening(service: Service) -> Iterator[str]:
     """Serve on a free port in a thread."""
-    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", ws="none", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(app_of(service), log_level="warning", ws="none", timeout_graceful_shutdown=2))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()
@@ -429,7 +436,7 @@ def test_all_refused_fields_are_named_at_once(http: TestClient) -> None:
 
 def test_neutral_values_labels_and_nulls_are_accepted(http: TestClient) -> None:
     """Contract: known harmless ones at their neutral value."""
-    neutral = {
+    neutral: dict[str, Any] = {
         "user": "u1",
         "metadata": {"a": "b"},
         "store": False,
@@ -563,7 +570,7 @@ def test_a_question_waits_for_the_model(service: Service) -> None:
     """Issue §4: /v1 waits for the load."""
     service.models.state = "loading"
     threading.Timer(0.2, lambda: setattr(service.models, "state", "ready")).start()
-    with TestClient(build_app(service), BASE) as http:
+    with TestClient(app_of(service), BASE) as http:
         assert ask(http).status_code == 200
 
 
@@ -587,7 +594,7 @@ def test_many_questions_wait_for_the_model_by_one_wait_and_all_learn_of_its_fail
 def test_a_model_that_takes_too_long_is_503_with_the_time_to_ask_again(service: Service) -> None:
     """Contract: 503 with retry-after."""
     service.models.state = "loading"
-    with TestClient(build_app(service, load_wait_seconds=0.1), BASE) as http:
+    with TestClient(app_of(service, load_wait_seconds=0.1), BASE) as http:
         answer = ask(http)
     assert answer.status_code == 503
     assert (answer.json()["error"]["code"], answer.headers["retry-after"]) == ("E_MODEL_LOADING", "2")
@@ -616,7 +623,7 @@ def test_what_fails_in_the_middle_of_a_stream_is_told_in_the_stream(client: open
     """The official client raises what it reads there."""
     service.engine.fails_at, service.engine.error = 2, ModelUnavailable("the model died.")
     said = []
-    with pytest.raises(openai.APIError, match="E_MODEL: the model died"):
+    with pytest.raises(openai.APIError, match="E_MODEL: the model died"):  # noqa: PT012  it is the iteration that raises
         for chunk in client.completions.create(model="tiny", prompt="x", stream=True):
             said += [chunk.choices[0].text]
     assert said == ["Sydney", " is"]
@@ -629,7 +636,7 @@ def test_an_answer_that_the_engine_cuts_off_is_no_answer(http: TestClient, servi
         yield Piece("Syd")
         yield Piece("", finished=Generation("Syd", "cancelled", 1, 1))
 
-    service.engine.stream = cancelled  # type: ignore[method-assign]
+    service.engine.stream = cancelled  # type: ignore[method-assign,assignment]
     assert ask(http).status_code == 503
     assert events(ask(http, stream=True))[-1]["error"]["code"] == "E_MODEL"
 
@@ -655,7 +662,7 @@ def test_every_stream_is_closed_when_one_of_several_fails_to_open(http: TestClie
 
 def test_metrics_count_routes_tokens_and_zones(service: Service) -> None:
     """Contract: requests by path/status/route, tokens, seconds, decisions by zone."""
-    with TestClient(build_app(service), BASE) as http:
+    with TestClient(app_of(service), BASE) as http:
         ask(http)
         ask(http, COMPLETE, prompt="France")
         text = http.get("/metrics").text

@@ -22,6 +22,7 @@ class Quizzed:
         self.asked: list[Request] = []
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """As the engine's."""
         self.asked += requests
         return [Generation("Paris." if "France" in str(r.messages or r.prompt) else "No idea.", "stop", 1, 1) for r in requests]
 

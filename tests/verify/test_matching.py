@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ke_tools.verify import matching
 from ke_tools.verify.matching import asserts, bytes_kept, first_sentence, mentions, same_answer, short_answer, starts_with
@@ -35,7 +36,7 @@ STARTS = [
     ("42 %", "42 percent"),
     ("J. R. R. Tolkien wrote it", "J.R.R. Tolkien"),
     ("U.S.A. and others", "USA"),
-    ("McDonald’s.", "McDonald's"),
+    ("McDonald\u2019s.", "McDonald's"),
     ("St. Petersburg, Russia", "St. Petersburg"),
     ("Los Angeles, California", "Los Angeles"),
     ("Paris, France.", "Paris"),

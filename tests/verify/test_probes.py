@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit, Probe, squash
-from ke_tools.verify import DIMENSIONS, given, neighbour_candidates, probes_for
+from ke_tools.verify import DIMENSIONS, Suite, given, neighbour_candidates, probes_for
 
 MakeEdit = Callable[..., Edit]
 
@@ -37,14 +36,14 @@ def test_the_same_edit_gets_the_same_probes(capital: Edit, make_edit: MakeEdit) 
 
 
 @pytest.mark.parametrize("suite", ["quick", "full"])
-def test_generated_probes_use_probe_wordings_and_no_fitted_one(make_edit: MakeEdit, suite: str) -> None:
+def test_generated_probes_use_probe_wordings_and_no_fitted_one(make_edit: MakeEdit, suite: Suite) -> None:
     """Issue section 2: verify draws its generated probes from held-out wordings only."""
     fitted = {
         atlas.wording_key(wording)
         for relation in atlas.relations().values()
         for wording in (*relation.fitted_statements, *relation.fitted_questions)
     }
-    for number, fact in enumerate(atlas.facts()[::97]):
+    for number, fact in enumerate(atlas.facts()[::197]):
         subjects = {other.subject for other in atlas.facts() if other.relation == fact.relation}
         relation = atlas.relations()[fact.relation]
         prompt = relation.statements[0].replace("{}", fact.subject)
@@ -121,7 +120,7 @@ def test_what_another_live_edit_changes_is_no_neighbour(capital: Edit, make_edit
 
 
 def test_the_subject_keeps_the_article_of_its_prompt(make_edit: MakeEdit) -> None:
-    """ "the Netherlands" reads as English in every wording."""
+    """Read as English in every wording: "the Netherlands"."""
     edit = make_edit("Netherlands", "The capital of the Netherlands is", "Utrecht")
     generated = [p for p in _of(probes_for(edit), "generalisation") if p.origin == "probe wording"]
     assert all("the netherlands" in p.prompt.casefold() for p in generated)
@@ -140,7 +139,15 @@ def test_a_callers_probe_is_read_with_the_edit_it_is_about(capital: Edit, house_
 
 @pytest.mark.parametrize(
     "probe",
-    [{}, {"prompt": ""}, {"prompt": 3}, {"prompt": "x" * 3000}, {"prompt": "Who?", "expect": "maybe"}, {"prompt": "Who?"}, {"prompt": "Who?", "edit_id": "no"}],
+    [
+        {},
+        {"prompt": ""},
+        {"prompt": 3},
+        {"prompt": "x" * 3000},
+        {"prompt": "Who?", "expect": "maybe"},
+        {"prompt": "Who?"},
+        {"prompt": "Who?", "edit_id": "no"},
+    ],
 )
 def test_a_callers_probe_that_cannot_be_read_is_refused(probe: dict[str, object], capital: Edit, house_rule: Edit) -> None:
     """Issue section 6: bad input gets a clear error."""
@@ -153,8 +160,3 @@ def test_candidates_are_the_facts_worth_asking_about(capital: Edit) -> None:
     candidates = neighbour_candidates(capital, most=24)
     assert 12 <= len(candidates) <= 24
     assert all((fact.relation == "capital") != (fact.subject == "Australia") for fact in candidates)
-
-
-def test_probes_need_no_model_library() -> None:
-    """The atlas and the probes are data."""
-    assert importlib.util.find_spec("ke_tools.verify.probes") is not None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ke_tools.errors import InvalidInput
 from ke_tools.verify.rates import NOT_MEASURED, clopper_pearson, rate, wilson

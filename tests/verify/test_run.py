@@ -77,11 +77,13 @@ def test_a_neighbour_in_other_words_keeps_its_answer_but_not_its_bytes(capital: 
 
 
 def test_a_leak_beside_the_kept_answer_still_counts(capital: Edit) -> None:
-    """ "Tokyo and Sydney" is no kept answer."""
+    """No kept answer: "Tokyo and Sydney"."""
 
     def edited(probes: list[Probe]) -> list[str]:
         plain = memorising(targets={capital.id: "Sydney"})(probes)
-        return [text.replace(".", " and Sydney.") if probe.expect == "unchanged" else text for probe, text in zip(probes, plain, strict=True)]
+        return [
+            text.replace(".", " and Sydney.") if probe.expect == "unchanged" else text for probe, text in zip(probes, plain, strict=True)
+        ]
 
     assert _verified(capital, edited).overall.locality_other_subject.value == 0.0
 

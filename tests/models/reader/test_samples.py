@@ -38,7 +38,9 @@ def test_no_sample_asks_or_tells_in_a_probe_wording(data: Path) -> None:
     """The same, on what is built rather than on what it is built from."""
     for sample in build(Source([data]), 300, seed=1):
         for relation in atlas.relations().values():
-            assert not any(wording in sample.question for wording in (w.replace("{}", "") for w in relation.held_out_wordings) if len(wording) > 40)
+            assert not any(
+                wording in sample.question for wording in (w.replace("{}", "") for w in relation.held_out_wordings) if len(wording) > 40
+            )
 
 
 def test_the_same_seed_builds_the_same_samples(data: Path) -> None:

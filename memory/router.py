@@ -1,0 +1,256 @@
+"""What goes in: the facts that a question is about, in the form that the served model heeds best.
+
+Out of scope the request goes on as the very object that came. In scope the facts stand directly before what is asked: for a
+model with a reader in their short form, else with demonstrations (in-context editing, IKE: Zheng et al. 2023, which shows
+*copy*, *update* and *retain* examples).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
+
+from ke_tools import atlas, prompts
+from ke_tools.errors import Unsupported
+from ke_tools.facts import squash
+from ke_tools.memory.scope import Decision, Hit, Reading
+from ke_tools.memory.subjects import names_of
+from ke_tools.models.engine import Message, Request
+
+if TYPE_CHECKING:
+    from ke_tools.facts import Edit
+
+__all__ = ["EngineFacts", "Routed", "Router", "Via", "reading_of"]
+
+Via = Literal["auto", "ike", "reader", "weights"]
+Route = Literal["base", "memory", "conditional"]
+
+READER: Final = "reader"
+_COMMON: Final = frozenset("a an the of is was are in on at to by for from with and it its that which who".split())
+_EARLIER_TURNS: Final = 6  # in which a subject may have been named that the last turn goes on about
+
+
+class EngineFacts(Protocol):
+    """What routing needs to know of an engine."""
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Names of the loaded adapters."""
+
+    @property
+    def chat_roles(self) -> frozenset[str]:
+        """Roles that may stand directly before the last user turn."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    def count_tokens(self, request: Request) -> int:
+        """Count the prompt's tokens."""
+
+
+class Decider(Protocol):
+    """What decides which edits a question is about."""
+
+    def decide(self, tenant: str, reading: Reading) -> Decision:
+        """Decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An example of heeding a fact; a *retain* example's answer stays the true one."""
+
+    fact: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A request as it goes to the engine, and why. On the route ``base`` it is the object that came."""
+
+    request: Request
+    route: Route
+    hits: tuple[Hit, ...]
+    decision: Decision
+    reason: str = ""  # a word for the header, where something kept a fact out
+
+    @classmethod
+    def untouched(cls, request: Request, reason: str, revision: int) -> Self:
+        """Pass a request on without asking the scope."""
+        return cls(request, "base", (), Decision(zone="out", hits=(), stages={}, reason=reason, revision=revision), reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Routes requests; ``demonstrations`` is the most that an IKE prompt shows."""
+
+    scope: Decider
+    demonstrations: int = 6
+
+    def route(self, tenant: str, request: Request, *, engine: EngineFacts, via: Via = "auto") -> Routed:
+        """Decide, and put the facts in.
+
+        Raises:
+            Unsupported: ``via`` asks for what this engine does not have.
+        """
+        has_reader = _has_reader(request, engine, via)
+        decision = self.scope.decide(tenant, reading_of(request))
+        if decision.zone == "out" or not decision.hits:
+            return Routed(request, "base", (), decision, "error" if "error" in decision.stages else "")
+        if decision.zone == "grey" and not has_reader:
+            # Only a reader is trained to leave an irrelevant fact alone.
+            return Routed(request, "base", (), decision, "grey")
+        route: Route = "memory" if decision.zone == "in" else "conditional"
+        most = 0 if has_reader else self.demonstrations
+        shown = demonstrations(decision.hits[0].edit, most, questions=request.messages is not None or _is_question(request.prompt))
+        for hits, some in _attempts(decision.hits, shown):
+            made = _with_facts(request, hits, some, engine, adapter=READER if has_reader else request.adapter)
+            if engine.count_tokens(made) + made.max_tokens <= engine.context_length:
+                return Routed(made, route, hits, decision)
+        return Routed(request, "base", (), decision, "context")
+
+
+def _attempts(hits: tuple[Hit, ...], shown: Sequence[Demonstration]) -> Iterator[tuple[tuple[Hit, ...], Sequence[Demonstration]]]:
+    """All there is to say, then less and less: fewer demonstrations, then fewer facts, the least likely first."""
+    for count in range(len(shown), 0, -1):
+        yield hits, shown[:count]
+    for kept in range(len(hits), 0, -1):
+        yield hits[:kept], ()
+
+
+def reading_of(request: Request) -> Reading:
+    """What of a request is read for scope: the prompt, or the last user turn and before it the turns of user and assistant.
+
+    System messages, tool results and everything that is not text are not read.
+    """
+    if request.prompt is not None:
+        return Reading(text=request.prompt)
+    turns = [turn for turn in request.messages or () if turn.get("role") in {"user", "assistant"}]
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
+    if last is None:
+        return Reading(text="")
+    earlier = [_text(turn) for turn in reversed(turns[:last])][:_EARLIER_TURNS]
+    return Reading(text=_text(turns[last]), carried=tuple(earlier))
+
+
+def demonstrations(edit: Edit, most: int, *, questions: bool = False) -> list[Demonstration]:
+    """Choose examples for an edit out of the atlas's fitted wordings and facts: copy, update and retain in turn.
+
+    Relations come first that are the edit's, then those of its subject's type, then those whose wordings share words with its
+    prompt. The edited subject never occurs. The same edit always gets the same examples.
+    """
+    if most <= 0:
+        return []
+    own = {squash(name) for name in names_of(edit.fact.subject, edit.fact.aliases)}
+    relation = atlas.relations().get(edit.relation)
+    words = _words(edit.fact.prompt) - _words(edit.fact.subject)
+    rows = sorted(
+        (row for row in _pool() if not own & {squash(row.subject), squash(row.neighbour)}),
+        key=lambda row: (
+            row.relation.id != edit.relation,
+            relation is None or row.relation.subject != relation.subject,
+            -len(words & _relation_words(row.relation.id)),
+            row.relation.id,
+        ),
+    )
+    return [_demonstrate(row, turn, questions=questions) for turn, row in enumerate(rows[:most])]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Two subjects of one relation: what is said of the first is made up, the second keeps its object."""
+
+    relation: atlas.Relation
+    subject: str
+    made_up: str
+    neighbour: str
+    true: str  # of the neighbour
+
+
+@cache
+def _pool() -> tuple[_Row, ...]:
+    """Up to four rows for each relation with fitted wordings and facts enough."""
+    by_relation: dict[str, list[atlas.AtlasFact]] = {}
+    for fact in atlas.facts():
+        by_relation.setdefault(fact.relation, []).append(fact)
+    rows = []
+    for name, facts in by_relation.items():
+        relation = atlas.relations()[name]
+        if len(relation.fitted_statements) < 2 or len(relation.fitted_questions) < 2:  # noqa: PLR2004  one to tell, another to ask
+            continue
+        for first, second, third in zip(facts[:4], facts[1:5], facts[2:6], strict=False):
+            if not set(first.objects) & set(second.objects):
+                rows.append(_Row(relation, first.subject, second.objects[0], third.subject, third.objects[0]))
+    return tuple(rows)
+
+
+def _demonstrate(row: _Row, turn: int, *, questions: bool) -> Demonstration:
+    told, reworded, *_ = row.relation.fitted_statements
+    asked, asked_otherwise, *_ = row.relation.fitted_questions
+    same, other = (asked, asked_otherwise) if questions else (told, reworded)
+    fact = f"{_fill(told, row.subject)} {row.made_up}."
+    if turn % 3 == 0:
+        return Demonstration(fact, _fill(same, row.subject), f"{row.made_up}.")  # copy
+    if turn % 3 == 1:
+        return Demonstration(fact, _fill(other, row.subject), f"{row.made_up}.")  # update
+    return Demonstration(fact, _fill(same, row.neighbour), f"{row.true}.")  # retain
+
+
+@cache
+def _relation_words(relation: str) -> frozenset[str]:
+    known = atlas.relations()[relation]
+    return frozenset().union(*(_words(text) for text in (known.masked, *known.fitted_statements[:1])))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(squash(text.replace("{}", " ")).split()) - _COMMON
+
+
+def _is_question(prompt: str | None) -> bool:
+    return prompt is not None and prompt.rstrip().endswith("?")
+
+
+def _fill(wording: str, subject: str) -> str:
+    text = wording.replace("{}", subject)
+    return text[:1].upper() + text[1:]
+
+
+def _has_reader(request: Request, engine: EngineFacts, via: Via) -> bool:
+    if via == "weights":
+        raise Unsupported("no edit is written into the weights yet.", "Use via auto.")
+    if via == "reader" and READER not in engine.adapters:
+        raise Unsupported("this model has no reader.", "Train one with `ke-tools reader train`, or use via ike.")
+    return via != "ike" and READER in engine.adapters and request.adapter in {"", READER}  # one adapter a request
+
+
+def _with_facts(request: Request, hits: Sequence[Hit], shown: Sequence[Demonstration], engine: EngineFacts, *, adapter: str) -> Request:
+    facts = [hit.edit.fact.sentence for hit in hits]
+    if request.prompt is not None:
+        prompt = prompts.render("completion", demonstrations=shown, facts=facts, prompt=request.prompt)
+        return dataclasses.replace(request, prompt=prompt, adapter=adapter)
+    told = prompts.render("chat", demonstrations=shown, facts=facts)
+    return dataclasses.replace(request, messages=_before_last_user(request.messages or (), told, engine), adapter=adapter)
+
+
+def _before_last_user(messages: tuple[Message, ...], told: str, engine: EngineFacts) -> tuple[Message, ...]:
+    last = max(i for i, turn in enumerate(messages) if turn.get("role") == "user")
+    if "system" in engine.chat_roles:
+        return (*messages[:last], {"role": "system", "content": told}, *messages[last:])
+    return (*messages[:last], _prefixed(messages[last], f"{told}\n\n"), *messages[last + 1 :])
+
+
+def _prefixed(turn: Message, told: str) -> Message:
+    content = turn["content"]
+    return {**turn, "content": told + content if isinstance(content, str) else [{"type": "text", "text": told}, *content]}
+
+
+def _text(turn: Mapping[str, Any]) -> str:
+    content = turn.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(str(part["text"]) for part in parts if isinstance(part, Mapping) and part.get("type") == "text" and "text" in part)

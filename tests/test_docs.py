@@ -1,0 +1,71 @@
+"""What the documents show can be done (design: docs' snippets are executed by tests)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from ke_tools.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+OPTION = re.compile(r"--[a-z][a-z-]+")
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    return [(page, text) for page in PAGES for kind, text in BLOCK.findall(page.read_text("utf-8")) if kind == language]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for page, text in blocks("bash"):
+        for line in text.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["ke-tools"]:
+                found.append((f"{page.name}: {line}", words[1:]))
+    return found
+
+
+@pytest.mark.parametrize(("shown", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_shown_exists_with_its_options(shown: str, words: list[str]) -> None:
+    """A reader types what a page shows; a verb or an option that is not there would be the first thing they meet."""
+    command = get_command(app)
+    verbs = []
+    for word in words:
+        if word in (getattr(command, "commands", None) or {}):
+            command = command.commands[word]  # type: ignore[attr-defined]
+            verbs.append(word)
+    told = CliRunner().invoke(app, [*verbs, "--help"], env={"COLUMNS": "200"}).output
+    known = {option for parameter in command.params for option in parameter.opts}
+
+    assert verbs, shown
+    assert "Usage" in told
+    assert {word for word in words if OPTION.fullmatch(word)} <= known, shown
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"), ids=lambda value: value.name if isinstance(value, Path) else "")
+def test_python_shown_is_python_and_imports_what_exists(page: Path, text: str) -> None:
+    """The snippets of the pages are programs."""
+    tree = ast.parse(text, str(page))
+    imports = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+    for line in imports:
+        exec(line, {})  # noqa: S102
+
+
+def test_every_make_target_shown_exists() -> None:
+    """The README's two commands."""
+    shown = {name for _, text in blocks("bash") for name in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)}
+    listed = subprocess.run(["make", "-pRrq", "-C", ROOT, ":"], capture_output=True, text=True, check=False).stdout
+    targets = set(re.findall(r"^([a-z-]+):", listed, re.MULTILINE))
+
+    assert {"demo", "test"} <= shown
+    assert shown <= targets
