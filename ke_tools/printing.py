@@ -6,14 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Progress = Callable[[str, float, float], None]  # what is being done, how much of it, out of how much (0: unknown)
-
-_WIDEST_CELL: Final = 60
 
 
 def show(result: Mapping[str, Any], *, as_json: bool) -> None:
@@ -91,7 +89,7 @@ def _table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> N
     ]
     table = Table(box=box.SIMPLE_HEAD, title=title.replace("_", " "), title_justify="left", title_style="bold", pad_edge=False)
     for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold", max_width=_WIDEST_CELL)
+        table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(row.get(name, ""))) for name in names))
     console.print(table, soft_wrap=False)

@@ -207,11 +207,17 @@ def names_another(text: str, own: Iterable[str] = ()) -> bool:
     """Whether the text names an entity of the atlas that is none of ``own``."""
     folded = fold(text)
     keys = {fold(name).text.strip().removeprefix("the ") for name in own}
-    return any(span.key not in keys and _starts_upper(span, folded, text) for span in _entity_spans(folded))
+    return any(span.key not in keys and _is_name(span, folded, text) for span in _entity_spans(folded))
 
 
-def _starts_upper(span: _Span, folded: Folded, text: str) -> bool:
-    return text.islower() or not text[folded.origin[span.start]].islower()
+def _is_name(span: _Span, folded: Folded, text: str) -> bool:
+    """Whether it is written as a name, or cannot be a common noun ("salt" may be one, "austria" not)."""
+    return not text[folded.origin[span.start]].islower() or span.key in _places()
+
+
+@cache
+def _places() -> frozenset[str]:
+    return frozenset(fold(name).text.strip() for kind in ("country", "city", "continent") for name in atlas.entities(kind))
 
 
 def _automaton(keys: Iterable[str]) -> Any:

@@ -46,16 +46,12 @@ class ModelSlot:
             ModelLoading: it is not there yet.
             ModelUnavailable: loading failed; the message says why. The next call tries again.
         """
-        with self._lock:
-            if self.state == "failed" and self._error is not None:
-                self.state = "empty"  # told once; the cause may be gone by the next question, which tries again
-                raise self._error
+        self._raise_if_failed()
         self.start()
         self._settled.wait(wait_seconds)
         if self._engine is not None:
             return self._engine
-        if (error := self._error) is not None:
-            raise error
+        self._raise_if_failed()
         raise ModelLoading(
             f"the model is not ready yet ({self.detail}).", f"Ask again in {POLL_AFTER_MS} ms.", poll_after_ms=POLL_AFTER_MS
         )
@@ -77,6 +73,12 @@ class ModelSlot:
             engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+
+    def _raise_if_failed(self) -> None:
+        with self._lock:
+            if self.state == "failed" and self._error is not None:
+                self.state = "empty"  # told; the cause may be gone by the next question, which tries again
+                raise self._error
 
     def _run(self) -> None:
         try:

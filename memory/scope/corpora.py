@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ke_tools import atlas, cases
+from ke_tools.errors import InvalidInput
 
-__all__ = ["ABOUT_WORDS", "NO_QUESTIONS", "Corpus", "Group", "corpora", "training_texts"]
+__all__ = ["ABOUT_WORDS", "NO_QUESTIONS", "Corpus", "Group", "corpora", "subjects_of", "training_texts"]
 
 NO_QUESTIONS: Final = (
     "Tell me about {}.",
@@ -116,11 +117,19 @@ def corpora(data: Sequence[Path] = ()) -> list[Corpus]:
     return [_allowed(corpus) for corpus in (_of_atlas(), *(_of_file(path) for path in data))]
 
 
+def subjects_of(path: Path) -> list[str]:
+    """Names of the subjects of a data file."""
+    rows = _question_rows(path)
+    if rows is not None:
+        return [name for row in rows if (name := _shared_name(row["edit"], row["questions"]))]
+    return [case.subject for case in cases.load(path)]
+
+
 def _allowed(corpus: Corpus) -> Corpus:
     groups = (
         replace(
             group,
-            positives=tuple(pair for pair in group.positives if not any(map(atlas.is_probe_wording, pair))),
+            positives=tuple(pair for pair in group.positives if all("{}" in text and not atlas.is_probe_wording(text) for text in pair)),
             contrasts=tuple(text for text in group.contrasts if not atlas.is_probe_wording(text)),
         )
         for group in corpus.groups
@@ -146,9 +155,19 @@ def _sentences() -> Iterator[str]:
             yield f"{wordings[len(fact.subject) % len(wordings)].replace('{}', fact.subject)} {fact.objects[0]}."
 
 
+def _question_rows(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of a statement and questions about it; ``None`` where the file is of another format."""
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be read as JSON: {error}", "Give a JSON file of benchmark records.") from error
+    of_questions = isinstance(rows, list) and rows and isinstance(rows[0], dict) and {"edit", "questions"} == rows[0].keys()
+    return rows if of_questions else None
+
+
 def _of_file(path: Path) -> Corpus:
-    rows = json.loads(path.read_text("utf-8"))
-    if isinstance(rows, list) and rows and isinstance(rows[0], dict) and {"edit", "questions"} == rows[0].keys():
+    rows = _question_rows(path)
+    if rows is not None:
         return Corpus(path.name, tuple(_of_questions(rows)), apart=0.9)
     found = cases.load(path)
     if any(case.neighbours for case in found):
@@ -268,7 +287,7 @@ def _of_contrasts(found: Sequence[cases.Case]) -> Iterator[Group]:
         others = (atlas.mask(text, [case.subject]) for text, _ in case.same_subject)
         contrasts[wording].update(dict.fromkeys(text for text in others if "{}" in text and "which is not" not in text))
     for wording, pairs in positives.items():
-        yield Group(wording, tuple(pairs), contrasts=tuple(text for text in contrasts[wording] if text not in positives[wording]))
+        yield Group(wording, tuple(pairs), contrasts=tuple(text for text in contrasts[wording] if all(text not in pair for pair in pairs)))
 
 
 def _other_forms(wording: str) -> Iterator[str]:

@@ -188,6 +188,15 @@ def home(tmp_path: Path) -> Iterator[Home]:
     made.end()
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home whose server runs; for tests that leave it so."""
+    made = Home(tmp_path_factory.mktemp("shared") / "home")
+    made.window().greet()
+    yield made
+    made.end()
+
+
 def chat(url: str, question: str, **headers: str) -> httpx.Response:
     """Ask the endpoint."""
     body = {"model": "fake", "messages": [{"role": "user", "content": question}]}
@@ -285,22 +294,21 @@ def test_serve_http_carries_on_when_the_server_it_used_is_gone(home: Home) -> No
 # What a window says and refuses ---------------------------------------------------------------------------------------
 
 
-def test_a_window_that_wants_another_model_is_refused(home: Home) -> None:
+def test_a_window_that_wants_another_model_is_refused(shared: Home) -> None:
     """Brief: settings that differ are a conflict, told on stderr, with nothing on stdout."""
-    home.window().greet()
-    other = home.window("--model", "another")
+    other = shared.window("--model", "another")
     said = other.failure()
     assert other.process.returncode == 3
     assert "E_CONFLICT" in said
     assert "'another' was asked for" in said
 
 
-def test_a_read_only_window_has_no_writers_and_others_do(home: Home) -> None:
+def test_a_read_only_window_has_no_writers_and_others_do(shared: Home) -> None:
     """Issue 3 §4: --read-only refuses writes, on the window that was started with it."""
-    reader = home.window("--read-only").greet()
+    reader = shared.window("--read-only").greet()
     assert [tool["name"] for tool in reader.ask("tools/list", {})["tools"]] == ["query", "verify", "list_edits", "history"]
     assert reader.call("edit", edits=[SYDNEY])["isError"]
-    assert not home.window().greet().call("edit", edits=[SYDNEY]).get("isError")
+    assert not shared.window().greet().call("edit", edits=[SYDNEY]).get("isError")
 
 
 def test_a_server_that_cannot_start_says_why(home: Home) -> None:
@@ -314,9 +322,9 @@ def test_a_server_that_cannot_start_says_why(home: Home) -> None:
     assert "E_LEDGER: page 3 is damaged." in said
 
 
-def test_every_byte_on_standard_output_is_protocol(home: Home) -> None:
+def test_every_byte_on_standard_output_is_protocol(shared: Home) -> None:
     """Issue 3 §4: nothing but protocol on stdout, from the first byte to the last."""
-    window = home.window().greet()
+    window = shared.window().greet()
     window.call("edit", edits=[SYDNEY])
     window.call("edit", edits="nonsense")
     assert window.process.stdin is not None
@@ -326,9 +334,9 @@ def test_every_byte_on_standard_output_is_protocol(home: Home) -> None:
     assert all(json.loads(line)["jsonrpc"] == "2.0" for line in window.lines)
 
 
-def test_a_message_of_megabytes_is_refused_and_the_window_lives(home: Home) -> None:
+def test_a_message_of_megabytes_is_refused_and_the_window_lives(shared: Home) -> None:
     """Issue 3 §6: a body of 5 MB gets a clear error and loses nothing."""
-    window = home.window().greet()
+    window = shared.window().greet()
     refused = window.call("edit", edits=[{**SYDNEY, "target": "x" * 5_000_000}])
     assert refused["content"][0]["text"].startswith("E_INVALID: edits.0.target")
     assert not window.call("edit", edits=[SYDNEY]).get("isError")
