@@ -350,7 +350,8 @@ def verify(
         with _lines(probes) as lines:
             own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     with _local(call, asks_model=True) as local:
-        return _show(call, local.verify(edit_ids, suite=suite, probes=own))
+        result = local.verify(edit_ids, suite=suite, probes=own)
+    return _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text")})
 
 
 def _object(text: str, place: str) -> dict[str, Any]:

@@ -6,10 +6,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# What a person needs of a row, where that is less than all; --json has the rest.
+_COLUMNS: Final[Mapping[str, Sequence[str]]] = {
+    "edits": ("edit_id", "state", "prompt", "target", "superseded", "warnings"),
+    "retired": ("edit_id", "prompt", "target"),
+    "restored": ("edit_id", "prompt", "target"),
+    "answers": ("view", "text", "route", "used_edits"),
+    "events": ("at", "actor", "action", "edit_ids", "note"),
+}
+_EMPTY: Final[tuple[object, ...]] = ("", None, [], ())
+_UNFOLDED: Final = {"edit_id", "state", "view"}
 
 Progress = Callable[[str, float, float], None]  # what is being done, how much of it, out of how much (0: unknown)
 
@@ -22,14 +33,17 @@ def show(result: Mapping[str, Any], *, as_json: bool) -> None:
     console = _console()
     if summary := result.get("summary"):
         console.print(plain(summary), markup=False, highlight=False)
-    pairs = {key: value for key, value in result.items() if key != "summary" and not isinstance(value, list | tuple | Mapping)}
-    if not summary:
-        for key, value in pairs.items():
-            console.print(f"{key}: {plain(value)}", markup=False, highlight=False)
     for key, value in result.items():
-        if isinstance(value, Mapping):
+        if key == "summary":
+            continue
+        if isinstance(value, str) and "\n" in value:  # made for people already
+            console.print("", plain(value), sep="\n", markup=False, highlight=False)
+        elif not isinstance(value, list | tuple | Mapping):
+            if not summary:
+                console.print(f"{key}: {plain(value)}", markup=False, highlight=False)
+        elif isinstance(value, Mapping) and any(item not in _EMPTY for item in value.values()):
             _table(console, key, [{"": name, **_columns(item)} for name, item in value.items()])
-        elif isinstance(value, list | tuple):
+        elif not isinstance(value, Mapping):
             _table(console, key, [_columns(item) for item in value])
 
 
@@ -84,12 +98,11 @@ def _table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> N
     from rich.table import Table
     from rich.text import Text
 
-    names = [
-        name for name in dict.fromkeys(name for row in rows for name in row) if any(row.get(name) not in ("", None, []) for row in rows)
-    ]
+    chosen = _COLUMNS.get(title) or dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in chosen if any(row.get(name) not in _EMPTY for row in rows)]
     table = Table(box=box.SIMPLE_HEAD, title=title.replace("_", " "), title_justify="left", title_style="bold", pad_edge=False)
     for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in _UNFOLDED)
     for row in rows:
         table.add_row(*(Text(plain(row.get(name, ""))) for name in names))
     console.print(table, soft_wrap=False)

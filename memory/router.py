@@ -183,7 +183,7 @@ def _pool() -> tuple[_Row, ...]:
         if len(relation.fitted_statements) < 2 or len(relation.fitted_questions) < 2:  # noqa: PLR2004  one to tell, another to ask
             continue
         for first, second, third in zip(facts[:4], facts[1:5], facts[2:6], strict=False):
-            if not set(first.objects) & set(second.objects):
+            if not set(second.objects) & {*first.objects, *third.objects}:
                 rows.append(_Row(relation, first.subject, second.objects[0], third.subject, third.objects[0]))
     return tuple(rows)
 

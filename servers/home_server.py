@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ke_tools.servers.service import Service
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ke_tools.servers.home_server")  # it is run as __main__ too
 
 END_SECONDS: Final = 8.0  # from the signal to the end, whatever hangs
 _GREETING_SECONDS: Final = 10.0

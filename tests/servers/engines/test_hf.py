@@ -569,6 +569,13 @@ def test_unloading_waits_for_the_rows_that_use_the_adapter(own_engine: HFEngine,
     assert out == [expected]
 
 
+def test_a_request_whose_adapter_went_before_its_turn_is_not_answered_by_the_base(own_engine: HFEngine) -> None:
+    """Design §4.8: a missing adapter is said; PEFT itself would answer without it in silence."""
+    own_engine._names = {"ghost"}
+    with pytest.raises(InvalidInput, match="was unloaded"):
+        own_engine.generate([ask("Rome", adapter="ghost")])
+
+
 def test_an_adapter_of_another_base_is_refused(own_engine: HFEngine, base: Path, tmp_path: Path) -> None:
     """Design §3: the card carries the base model's fingerprint."""
     other = make_adapter(tmp_path / "other", base, card={"base_fingerprint": "sha256:" + "0" * 64})

