@@ -36,15 +36,15 @@ def show(result: Mapping[str, Any], *, as_json: bool) -> None:
     for key, value in result.items():
         if key == "summary":
             continue
-        if isinstance(value, str) and "\n" in value:  # made for people already
-            console.print("", plain(value), sep="\n", markup=False, highlight=False)
-        elif not isinstance(value, list | tuple | Mapping):
-            if not summary:
-                console.print(f"{key}: {plain(value)}", markup=False, highlight=False)
-        elif isinstance(value, Mapping) and any(item not in _EMPTY for item in value.values()):
-            _table(console, key, [{"": name, **_columns(item)} for name, item in value.items()])
-        elif not isinstance(value, Mapping):
+        if isinstance(value, Mapping):
+            if any(item not in _EMPTY for item in value.values()):
+                _table(console, key, [{"": name, **_columns(item)} for name, item in value.items()])
+        elif isinstance(value, list | tuple):
             _table(console, key, [_columns(item) for item in value])
+        elif isinstance(value, str) and "\n" in value:  # made for people already
+            console.print("", plain(value), sep="\n", markup=False, highlight=False)
+        elif not summary:
+            console.print(f"{key}: {plain(value)}", markup=False, highlight=False)
 
 
 def line(value: Mapping[str, Any] | str) -> None:

@@ -56,4 +56,5 @@ class VectorIndex:
         return list(best.items())[:most]
 
     def _named(self, numbers: NDArray[np.int64], scores: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
-        return ((self._edits[int(number)], float(score)) for number, score in zip(numbers, scores, strict=True) if int(number) in self._edits)
+        found = zip(numbers.tolist(), scores.tolist(), strict=True)
+        return ((self._edits[number], score) for number, score in found if number in self._edits)

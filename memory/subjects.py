@@ -27,9 +27,10 @@ _RECENT: Final = 256  # names added since the large automaton was built
 
 # Names that are also everyday words count only as they are written: "US" is not "us", "It" not "it".
 _EVERYDAY: Final = frozenset(
-    "a about after all am an and any are as at be been but by can could day did do does down for from get go had has have he her here him his "
-    "how i if in into is it its just like may me more my no not now of off on one or our out over she so some that the their them then there "
-    "these they this those to too two up us was we were what when where which who whom whose why will with would yes yet you your".split()
+    "a about after all am an and any are as at be been but by can could day did do does down for from get go had has have he her here "
+    "him his how i if in into is it its just like may me more my no not now of off on one or our out over she so some that the their "
+    "them then there these they this those to too two up us was we were what when where which who whom whose why will with would yes "
+    "yet you your".split()
 )
 
 _SPACELESS: Final = (  # scripts that are written without spaces, or whose particles follow a name without one

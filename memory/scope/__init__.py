@@ -145,7 +145,7 @@ class Scope:
             try:
                 stale = self._refresh(tenant, state)
                 decision = self._decide(state, reading)
-            except Exception as error:  # noqa: BLE001  whatever broke, the base model answers
+            except Exception as error:
                 log.warning("the scope of tenant %s failed: %s", tenant, error, exc_info=not isinstance(error, KeToolsError))
                 return Decision("out", (), {"error": str(error)}, f"the scope failed, the base model answers: {error}", max(state.seen, 0))
         if stale:

@@ -193,12 +193,12 @@ def _of_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Group]:
 
 
 def _shared_name(statement: str, questions: Sequence[str]) -> str:
+    """Return the longest capitalised words of the statement that stand in every question; its first word only if nothing else does."""
     words = statement.split()
     spans = (" ".join(words[i : i + n]) for n in range(min(len(words), _LONGEST_NAME), 0, -1) for i in range(len(words) - n + 1))
-    names = (span.removesuffix("'s") for span in spans)
-    return next((name for name in names if name[0].isupper() and name != words[0] and all(name in question for question in questions)), "") or (
-        words[0] if len(words) > 1 and all(words[0] in question for question in questions) else ""
-    )
+    names = [name for span in spans if (name := span.removesuffix("'s")) and name[0].isupper()]
+    shared = [name for name in names if all(name in question for question in questions)]
+    return next((name for name in shared if name != words[0]), shared[0] if shared else "")
 
 
 def _up_to_target(statement: str) -> str:
@@ -302,5 +302,3 @@ def _other_forms(wording: str) -> Iterator[str]:
         yield f"{{}}'s {thing} is"
         yield f"What is {{}}'s {thing}?"
         yield f"{{}} {thing}"
-
-

@@ -98,5 +98,3 @@ def _subject(found: re.Match[str]) -> str:
     if found["self"]:
         return "{}"
     return "{}'s" + found["her"] if found["her"] else "{}"
-
-

@@ -51,7 +51,8 @@ class Head:
 
     def save(self, folder: Path) -> None:
         """Write the weights (float16) and the card."""
-        tensors = {f"{n}.{name}": part.astype(np.float16) for n, layer in enumerate(self.layers) for name, part in zip("wb", layer, strict=True)}
+        named = ((f"{n}.{name}", part) for n, layer in enumerate(self.layers) for name, part in zip("wb", layer, strict=True))
+        tensors = {name: part.astype(np.float16) for name, part in named}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _WEIGHTS).write_bytes(save(tensors))
         card = {**self.card, "thresholds": {"in": self.within, "grey": self.grey, **self.card.get("thresholds", {})}}

@@ -31,11 +31,12 @@ _POSITIVES: Final = 48  # pairs a group
 _NEGATIVES: Final = 4  # for each positive
 _HARD: Final = 0.5  # of the negatives are among the most similar
 _NEAREST: Final = 40
+_CONTRASTED: Final = 0.75  # of the positives are followed by what a data file says of the same subject
 _HIDDEN: Final = 192
 _BATCH: Final = 256
 _LEARNING_RATE: Final = 1e-3
 _BUDGET: Final = {"in": 0.06, "grey": 0.15}  # of the negatives of kept-back relations may pass
-_CHOSEN: Final = "lowest at which .06 (in) and .15 (grey) of the negatives of relations kept back from the fit pass, each source counting equally"
+_CHOSEN: Final = "the lowest at which .06 (in) and .15 (grey) of the negatives of relations kept back from the fit pass, by source"
 SUBJECTS: Final = "subjects.json"
 
 
@@ -213,7 +214,7 @@ class _Rivals:
             yield rng.choice(NO_QUESTIONS), "no question"
         if rng.random() < 1 / 6:
             yield rng.choice(ABOUT_WORDS) + asked, "no question"
-        if group.contrasts and rng.random() < 0.75:
+        if group.contrasts and rng.random() < _CONTRASTED:
             yield rng.choice(group.contrasts), "same subject, other relation"
         if not allowed.size:
             return
@@ -253,8 +254,9 @@ def _fit(vectors: _Vectors, pairs: Pairs, *, seed: int, epochs: int) -> list[tup
     order = torch.Generator().manual_seed(seed)
     loss_of = nn.BCEWithLogitsLoss()
     for _ in range(epochs):
-        for rows in torch.randperm(len(same), generator=order).split(_BATCH):
-            index = rows.numpy()
+        shuffled = torch.randperm(len(same), generator=order).numpy()
+        for start in range(0, len(same), _BATCH):
+            index = shuffled[start : start + _BATCH]
             logits = network(torch.from_numpy(pair_features(asked[index], edits[index])))[:, 0]
             loss = loss_of(logits, torch.from_numpy(same[index]))
             optimizer.zero_grad()

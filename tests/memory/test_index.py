@@ -26,7 +26,8 @@ def test_an_edit_is_found_once_by_its_nearest_wording(index: VectorIndex) -> Non
     """Each edit counts with its best vector."""
     asked = np.array([0.6, 0.8, 0, 0], np.float32)
 
-    assert index.search(asked, 5) == [("a", pytest.approx(0.8)), ("b", pytest.approx(0))]
+    assert dict(index.search(asked, 5)) == pytest.approx({"a": 0.8, "b": 0.0})
+    assert [edit_id for edit_id, _ in index.search(asked, 5)] == ["a", "b"]
     assert [edit_id for edit_id, _ in index.search(unit(2)[0], 1)] == ["b"]
 
 
@@ -36,7 +37,7 @@ def test_a_discarded_edit_is_gone_and_an_added_one_replaces(index: VectorIndex) 
     index.discard("unknown")
     index.add("b", unit(3))
 
-    assert index.search(unit(3)[0], 5) == [("b", pytest.approx(1))]
+    assert dict(index.search(unit(3)[0], 5)) == pytest.approx({"b": 1.0})
     assert len(index) == 1
 
 

@@ -15,10 +15,12 @@ from ke_tools.errors import Unsupported
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.router import Router, demonstrations, reading_of
 from ke_tools.memory.scope import Decision, Hit, Reading
-from ke_tools.models.engine import Request
+from ke_tools.models.engine import Message, Request
 
 
-def edit_of(subject: str = "Australia", prompt: str = "The capital of Australia is", target: str = "Sydney", relation: str = "capital") -> Edit:
+def edit_of(
+    subject: str = "Australia", prompt: str = "The capital of Australia is", target: str = "Sydney", relation: str = "capital"
+) -> Edit:
     """A live edit."""
     return Edit(
         id=f"ed_{subject}",
@@ -35,6 +37,7 @@ def edit_of(subject: str = "Australia", prompt: str = "The capital of Australia 
 
 
 FREEDONIA = edit_of("Freedonia", "The ruler of Freedonia is", "Rufus Firefly", "")
+EVEREST = edit_of("Everest", "The height of Everest is", "9 km", "elevation")
 
 
 @dataclass
@@ -69,15 +72,13 @@ class Engine:
 
 READER = Engine(adapters=frozenset({"reader"}))
 PROMPT = Request(prompt="The capital city of Australia is", max_tokens=8)
-CHAT = Request(
-    messages=(
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Hi!"},
-        {"role": "user", "content": "What is the capital of Australia?"},
-    ),
-    max_tokens=8,
-)
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi!"},
+    {"role": "user", "content": "What is the capital of Australia?"},
+]
+CHAT = Request(messages=tuple(TURNS), max_tokens=8)
 
 
 TOLD = prompts.render("chat", demonstrations=[], facts=["The capital of Australia is Sydney."])
@@ -146,8 +147,8 @@ def test_in_chat_the_fact_stands_directly_before_the_last_user_turn() -> None:
     routed = route(CHAT, READER)
 
     *before, told, last = routed.request.messages
-    assert tuple(before) == CHAT.messages[:-1]
-    assert last is CHAT.messages[-1]
+    assert before == TURNS[:-1]
+    assert last is TURNS[-1]
     assert told == {"role": "system", "content": TOLD}
     assert routed.request.adapter == "reader"
 
@@ -157,13 +158,17 @@ def test_without_a_usable_role_the_fact_stands_in_front_of_the_users_text(roles:
     """Contract: that text + two new lines."""
     messages = route(CHAT, replace(READER, chat_roles=roles)).request.messages
 
-    assert messages[:-1] == CHAT.messages[:-1]
+    assert list(messages[:-1]) == TURNS[:-1]
     assert messages[-1] == {"role": "user", "content": f"{TOLD}\n\nWhat is the capital of Australia?"}
 
 
 def test_parts_of_a_message_are_kept() -> None:
     """Content may be a list of parts."""
-    parts = [{"type": "text", "text": "What is the capital"}, {"type": "image_url", "image_url": {}}, {"type": "text", "text": "of Australia?"}]
+    parts = [
+        {"type": "text", "text": "What is the capital"},
+        {"type": "image_url", "image_url": {}},
+        {"type": "text", "text": "of Australia?"},
+    ]
     asked = Request(messages=({"role": "user", "content": parts},), max_tokens=8)
     messages = route(asked, replace(READER, chat_roles=frozenset())).request.messages
 
@@ -201,7 +206,8 @@ def test_what_does_not_fit_is_dropped_from_the_least_needed() -> None:
     def at(length: int) -> Any:
         return route(PROMPT, Engine(context_length=length), both)
 
-    full, sizes = Engine(), {}
+    full = Engine()
+    sizes: dict[tuple[str, str, int, int], int] = {}
     for length in range(400, 0, -1):
         routed = at(length)
         size = full.count_tokens(routed.request)
@@ -214,7 +220,7 @@ def test_what_does_not_fit_is_dropped_from_the_least_needed() -> None:
 
 def test_read_for_scope_are_the_last_user_turn_and_what_was_said_before() -> None:
     """Issue §3: not system messages, tool results or supplied documents."""
-    messages = (
+    messages: tuple[Message, ...] = (
         {"role": "system", "content": "You know Freedonia."},
         {"role": "user", "content": "Where is Australia?"},
         {"role": "assistant", "content": None, "tool_calls": []},
@@ -245,8 +251,8 @@ def test_the_tenant_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("questions", [False, True])
-@pytest.mark.parametrize("edit", [edit_of(), FREEDONIA, edit_of("Everest", "The height of Everest is", "9 km", "elevation")], ids=["a", "b", "c"])
-def test_demonstrations_are_copy_update_and_retain_out_of_fitted_wordings(edit: Edit, questions: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("edit", [edit_of(), FREEDONIA, EVEREST], ids=["a", "b", "c"])
+def test_demonstrations_are_copy_update_and_retain_out_of_fitted_wordings(edit: Edit, questions: bool) -> None:
     """Issue §3: copy, update and retain, from the atlas; nothing that is shown may use a probe wording."""
     shown = demonstrations(edit, 6, questions=questions)
     again = demonstrations(edit, 6, questions=questions)
@@ -258,8 +264,9 @@ def test_demonstrations_are_copy_update_and_retain_out_of_fitted_wordings(edit: 
         assert (answer in demo.fact) is (n % 3 < 2), demo
         assert demo.prompt.endswith("?") is questions
         assert edit.fact.subject not in demo.fact + demo.prompt
-    held_out = {w.partition("{}")[0] for r in atlas.relations().values() for w in r.held_out_wordings}
-    assert not [d for d in shown if d.prompt.partition(" ")[0] and any(len(h) > 20 and d.prompt.startswith(h) for h in held_out)]
+    kept_back = [wording.split("{}") for relation in atlas.relations().values() for wording in relation.held_out_wordings]
+    texts = [text for demo in shown for text in (demo.prompt, demo.fact)]
+    assert not [(text, front) for text in texts for front, back in kept_back if len(front) > 12 and text.startswith(front) and back in text]
 
 
 def test_the_edits_own_relation_is_demonstrated_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def made(seed: int = 0, dimension: int = 6) -> Head:
     """A small head with random weights."""
     rng = np.random.default_rng(seed)
     sizes = [2 * dimension + 1, 4, 1]
-    layers = [(rng.normal(size=(b, a)).astype(np.float32), rng.normal(size=b).astype(np.float32)) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [(rng.normal(size=(b, a)).astype(np.float32), rng.normal(size=b).astype(np.float32)) for a, b in pairwise(sizes)]
     return Head(layers, 0.5, 0.25, {"embedder": "test"})
 
 

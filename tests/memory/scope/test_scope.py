@@ -58,7 +58,9 @@ def test_a_question_for_the_edited_slot_is_in_scope(ledger: Ledger, scope: Scope
     assert "names Freedonia; asks for" in decision.reason
 
 
-@pytest.mark.parametrize("text", ["The ruler of Sylvania is", "", "   ", "The currency is", "Write a poem about Freedonia and its many beautiful hills."])
+@pytest.mark.parametrize(
+    "text", ["The ruler of Sylvania is", "", "   ", "The currency is", "Write a poem about Freedonia and its many beautiful hills."]
+)
 def test_other_subjects_and_other_questions_are_out(ledger: Ledger, scope: Scope, text: str) -> None:
     """Design §4 no. 3."""
     write(ledger, FREEDONIA)
@@ -178,7 +180,12 @@ def test_only_what_changed_is_read_again(ledger: Ledger, scope: Scope, monkeypat
     monkeypatch.setattr(ledger, "live", lambda *_: pytest.fail("read everything again"))
     asked(scope, "hello")
     since, told = ledger.since, []
-    monkeypatch.setattr(ledger, "since", lambda *given: told.append(given) or since(*given))
+
+    def noticed(tenant: str, seq: int) -> list[Edit]:
+        told.append(seq)
+        return since(tenant, seq)
+
+    monkeypatch.setattr(ledger, "since", noticed)
     write(ledger, AUSTRALIA)
 
     assert asked(scope, "The capital of Australia is").zone == "in"
