@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.markup import escape
+
 from ke_tools import atlas
 from ke_tools.errors import TimedOut, Unsupported
 from ke_tools.verify.matching import asserts
@@ -53,14 +55,14 @@ class Story:
         """Open a chapter."""
         self.console.print(f"\n[bold cyan]{title}[/]")
 
-    def told(self, line: str, **facts: Any) -> None:
-        """Say something that needs no proof."""
-        self.console.print(f"  {line}", highlight=False)
-        self.steps.append({"told": line, **facts})
+    def told(self, line: str, *, aside: str = "", **facts: Any) -> None:
+        """Say something that needs no proof; an aside stands behind it in red."""
+        self.console.print(f"  {escape(line)}" + (f"  [red]({escape(aside)})[/]" if aside else ""), highlight=False)
+        self.steps.append({"told": f"{line}  ({aside})" if aside else line, **facts})
 
     def check(self, claim: str, *, ok: bool, **facts: Any) -> None:
         """Say something that must be so."""
-        self.console.print(f"  [{'green' if ok else 'bold red'}]{'✓' if ok else '✗'}[/] {claim}", highlight=False)
+        self.console.print(f"  [{'green' if ok else 'bold red'}]{'✓' if ok else '✗'}[/] {escape(claim)}", highlight=False)
         self.steps.append({"claim": claim, "ok": ok, **facts})
 
     @property
@@ -123,10 +125,10 @@ async def _tell(story: Story, settings: Settings, home: Path) -> None:
         story.told(f"{model} answers at {url}/v1; agents correct it at {url}/mcp", model=model)
         wrong, known = await _beliefs(openai, model)
         for belief in wrong:
-            story.told(f"“{belief.question}” → “{belief.said}”  [red](it is {belief.fact.objects[0]})[/]", said=belief.said)
+            story.told(f"“{belief.question}” → “{belief.said}”", aside=f"it is {belief.fact.objects[0]}")
         neighbours = _neighbours(wrong, known)
         before = await _snapshot(openai, model, wrong, neighbours)
-        story.told(f"“{_RULE['paraphrases'][0]}” → “{before['rule']}”  [red](no model can know)[/]", said=before["rule"])
+        story.told(f"“{_RULE['paraphrases'][0]}” → “{before['rule']}”", aside="no model can know")
         async with Client(f"{url}/mcp") as agent:
             await _correct(story, agent, wrong)
             await _ask_again(story, openai, model, wrong)
@@ -139,7 +141,7 @@ async def _correct(story: Story, agent: Any, wrong: list[Belief]) -> None:
     story.chapter("An agent corrects three things with one MCP call")
     done = await _call(agent, "edit", {"edits": [*(belief.edit for belief in wrong), _RULE]})
     for edit in done["edits"]:
-        story.told(f"{edit['prompt']} [bold]{edit['target']}[/]  [dim]{edit['edit_id']}[/]", edit_id=edit["edit_id"])
+        story.told(f"{edit['edit_id']}  {edit['prompt']} {edit['target']}", edit_id=edit["edit_id"])
     story.check("three edits are active", ok=[edit["state"] for edit in done["edits"]] == ["active"] * 3, summary=done["summary"])
 
 
@@ -234,9 +236,7 @@ async def _snapshot(openai: AsyncOpenAI, model: str, wrong: list[Belief], neighb
 
 
 async def _chat(openai: AsyncOpenAI, model: str, question: str) -> str:
-    made = await openai.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32
-    )
+    made = await openai.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32)
     return made.choices[0].message.content or ""
 
 
@@ -264,7 +264,7 @@ async def _server(story: Story, settings: Settings, home: Path) -> AsyncIterator
     command = [sys.executable, "-P", "-m", "ke_tools", "--home", str(home), "--model", settings.model, "serve", "--http", address]
     log = home / "server.log"
     with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)  # noqa: ASYNC220, S603
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)  # noqa: ASYNC220
     try:
         await _ready(story, f"http://{address}/healthz", process, log)
         yield f"http://{address}"
@@ -292,7 +292,11 @@ async def _ready(story: Story, url: str, process: subprocess.Popen[bytes], log: 
                 return
             reason = str(health.json().get("reason", ""))
             if reason and reason != told:
-                story.told(f"[dim]{reason}[/]")
+                story.told(reason)
                 told = reason
             await asyncio.sleep(0.3)
-    raise TimedOut(f"the server did not get ready. Its log ends: {log.read_text('utf-8', 'replace')[-2000:]}", "See `ke-tools doctor`.")
+    raise TimedOut(f"the server did not get ready. Its log ends: {_end_of(log)}", "See `ke-tools doctor`.")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text("utf-8", "replace")[-2000:]

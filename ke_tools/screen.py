@@ -14,18 +14,23 @@ from typing import Final
 # Unicode's control, format (bidirectional, zero width), private-use, surrogate and separator characters.
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 
-_SPEAK: Final = r"(?:say|print|output|repeat|reply|respond|answer|write|mention|append|prepend|include|insert|add|tell|translate|sign|begin|end|start)"
+_SPEAK: Final = (
+    r"(?:say|print|output|repeat|reply|respond|answer|write|mention|append|prepend|include|insert|add|tell|translate|sign"
+    r"|begin|end|start)"
+)
 _WHOM: Final = r"(?:you|assistant|model|ai|bot|chatbot)"
 _TURN: Final = r"(?:question|prompt|request|message|answer|repl(?:y|ie)|response|output|turn)s?"
 
 _ADDRESSES: Final = {
-    "markup": r"<\|[^|>]{1,40}\|>|</?(?!(?:su[bp]|[bi]|em)\b)[a-z_!][^<>]{0,80}>|<!--|<<\s*/?\s*sys|\[/?(?:inst|system|user|assistant)\]|```|#{3}|\{\{|\{%",
+    "markup": r"<\|[^|>]{1,40}\|>|</?(?!(?:su[bp]|[bi]|em)\b)[a-z_!][^<>]{0,80}>|<!--|<<\s*/?\s*sys"
+    r"|\[/?(?:inst|system|user|assistant)\]|```|#{3}|\{\{|\{%",
     "a role": r"(?:^|[.;!?\"']\s*)(?:system|assistant|user|human|developer|prompt|new fact|fact)(?:\s+(?:prompt|message))?\s*:",
     "an instruction to forget": r"\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}"
     r"\b(?:instructions?|prompts?|rules?|guidelines?|context|facts?|previous|above|earlier|everything)\b",
     "an instruction in another language": r"\b(?:ignorier\w*|vergiss|ignorez|oubliez|ignora|olvida|ignorare|игнорируй\w*)\b.{0,40}"
     r"\b(?:anweisung\w*|instruc\w*|instruz\w*|alles|tout|todo|tutto|инструк\w*)|忽略.{0,12}(?:指令|说明|提示)",
-    "an instruction": rf"(?:^|[.;!?]\s+){_SPEAK}\s+(?:only\b|the\s+(?:word|string|phrase)\b|(?:(?:to|in|with|into)\s+)?(?:all|any|each|every)\b)"
+    "an instruction": rf"(?:^|[.;!?]\s+){_SPEAK}\s+"
+    r"(?:only\b|the\s+(?:word|string|phrase)\b|(?:(?:to|in|with|into)\s+)?(?:all|any|each|every)\b)"
     rf"|[.;!?,]\s+(?:and\s+|then\s+|please\s+)*(?:say|print|output|repeat|reply|respond)\b"
     rf"|\b(?:always|only|now|then|please)\s+{_SPEAK}\b"
     rf"|(?:^|[.;!?]\s+){_SPEAK}\b.{{0,60}}\b(?:(?:all|any|each|every|your)\s+(?:\w+\s+)?{_TURN})\b"
@@ -39,13 +44,13 @@ _ADDRESSES: Final = {
     r"|\byour\s+(?:system\s+prompt|instructions|guidelines)\b|\bsystem\s+prompt\b",
     "a change of role": r"(?:^|[.;:!?]\s*)(?:act\s+as|pretend\s+(?:to|that)|(?:let\s+us|let's)\s+role-?play)\b"
     r"|\b(?:jailbreak|dan\s+mode|(?:developer|admin|debug|god)\s+mode)\b",
-    "a new order": r"\b(?:from\s+(?:now|this\s+moment)\s+on|new\s+instructions?\b|(?:begin|end)(?:\s+of)?\s+(?:instructions?|facts?|prompt)\b)",
-    "an order to stop": rf"(?:^|[.;!?]\s+)(?:do\s+not|don't|never|stop)\s+(?:answer\w*|mention\w*|reply\w*|respond\w*)\b"
-    rf"|\binstead\s+of\s+(?:answering|replying|responding)\b",
+    "a new order": r"\b(?:from\s+(?:now|this\s+moment)\s+on|new\s+instructions?\b)"
+    r"|\b(?:begin|end)(?:\s+of)?\s+(?:instructions?|facts?|prompt)\b",
+    "an order to stop": r"(?:^|[.;!?]\s+)(?:do\s+not|don't|never|stop)\s+(?:answer\w*|mention\w*|reply\w*|respond\w*)\b"
+    r"|\binstead\s+of\s+(?:answering|replying|responding)\b",
 }
-_PATTERN: Final = re.compile(
-    "|".join(f"(?P<{'_'.join(name.split())}>{pattern})" for name, pattern in _ADDRESSES.items()), re.IGNORECASE
-)
+_GROUPS: Final = (f"(?P<{name.replace(' ', '_')}>{pattern})" for name, pattern in _ADDRESSES.items())
+_PATTERN: Final = re.compile("|".join(_GROUPS), re.IGNORECASE)
 
 
 def hidden_character(text: str) -> tuple[int, str] | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ke_tools.servers.service import Service
 
+_LITTLE: Final = 100_000_000  # bytes free, under which a ledger may soon be unable to grow
 _PACKAGES: Final = ("ke-tools", "apsw", "faiss-cpu", "mcp", "peft", "sentence-transformers", "torch", "transformers")
 
 
@@ -38,9 +39,7 @@ def examine(service: Service, *, deep: bool) -> dict[str, Any]:
         "summary": f"Something needs attention: {', '.join(bad)}." if bad else f"All {len(checks)} checks are well.",
         "ok": not bad,
         "checks": checks,
-        "settings": {
-            name: {"value": str(getattr(settings, name)), "from": origin} for name, origin in sorted(settings.sources.items())
-        },
+        "settings": {name: {"value": str(getattr(settings, name)), "from": origin} for name, origin in sorted(settings.sources.items())},
         "versions": {"python": platform.python_version(), "sqlite": _sqlite(), **{name: _version(name) for name in _PACKAGES}},
         "revision": service.revision,
         "model": service.model_id,
@@ -74,7 +73,7 @@ def _model(service: Service) -> tuple[bool, str]:
 def _disk(service: Service) -> tuple[bool, str]:
     folder = next(path for path in (service.settings.home, *service.settings.home.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    return free > 100_000_000, f"{free / 1e9:.1f} GB free for {service.settings.home}"
+    return free > _LITTLE, f"{free / 1e9:.1f} GB free for {service.settings.home}"
 
 
 def _audit(service: Service) -> tuple[bool, str]:

@@ -216,7 +216,8 @@ def settings_to_json(settings: Settings) -> dict[str, Any]:
 
 def settings_from_json(written: Mapping[str, Any]) -> Settings:
     """Read what :func:`settings_to_json` wrote."""
-    return Settings(**{name: Path(value) if name in _PATHS and value is not None else value for name, value in written.items()})
+    values: dict[str, Any] = {name: Path(value) if name in _PATHS and value is not None else value for name, value in written.items()}
+    return Settings(**values)
 
 
 def cannot_write(path: Path, error: OSError) -> KeToolsError:

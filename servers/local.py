@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged
+from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
 from ke_tools.models.engine import Request
 from ke_tools.servers.principal import Principal
@@ -65,9 +65,7 @@ class Local:
     ) -> dict[str, Any]:
         """See :meth:`Service.query`."""
         return asyncio.run(
-            self.service.query(
-                self._who, question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=_PATIENCE
-            )
+            self.service.query(self._who, question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=_PATIENCE)
         )
 
     def verify(

@@ -23,7 +23,7 @@ from ke_tools.memory.router import Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.slot import ModelSlot
+from ke_tools.servers.slot import ModelSlot, Say
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +122,7 @@ class Service:
             "dry_run": dry_run,
         }
 
-    def rollback(
-        self, who: Principal, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = ""
-    ) -> dict[str, Any]:
+    def rollback(self, who: Principal, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = "") -> dict[str, Any]:
         """Take edits back, or bring back what was live at a revision (0: nothing).
 
         Raises:
@@ -297,7 +295,9 @@ class Service:
         """
         who.require("read")
         if not 0 < len(edit_ids) <= MOST_VERIFIED:
-            raise InvalidInput(f"verify answers directly for 1 to {MOST_VERIFIED} edits; {len(edit_ids)} were given.", "Verify them in parts.")
+            raise InvalidInput(
+                f"verify answers directly for 1 to {MOST_VERIFIED} edits; {len(edit_ids)} were given.", "Verify them in parts."
+            )
         edits = [self.ledger.get(who.tenant, edit_id) for edit_id in edit_ids]
         engine = await self.models.engine_async(wait_seconds)
         return await asyncio.to_thread(self._verify, who, engine, edits, suite, probes)
@@ -320,6 +320,14 @@ class Service:
             "url": self.url,
             "ready": self.models.state == "ready" and not ledger_error,
         }
+
+    def warm(self) -> None:
+        """Load what the scope needs before the first question; one that cannot be loaded is told by the first that needs it."""
+        if self._scope is not None:
+            try:
+                self._scope.warm()
+            except KeToolsError as error:
+                log.warning("no question can be found to be about an edit: %s", error)
 
     def close(self) -> None:
         """Free the model and the ledger."""
@@ -406,7 +414,8 @@ class Service:
         told = f", superseding {', '.join(superseded)}" if superseded else ""
         if dry_run:
             return f"Dry run: {_count(edits, 'edit')} would be active{told}. Nothing was changed."
-        return f"{_count(edits, 'edit')} active from the next answer on{told}. Check with verify, undo with rollback. {self._target_of_change()}"
+        active = f"{_count(edits, 'edit')} active from the next answer on{told}."
+        return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
@@ -419,8 +428,14 @@ def open_service(settings: Settings, *, url: str = "") -> Service:
     except (LedgerDamaged, NotFound, ReadOnly) as error:
         log.warning("the base model answers, without edits: %s", error)
         ledger = error
-    slot = ModelSlot(lambda say: load_engine(settings, say))
-    return Service(settings, ledger, slot, model_id=model_id(settings), url=url)
+
+    def load(say: Say) -> Engine:
+        engine = load_engine(settings, say)
+        service.warm()
+        return engine
+
+    service = Service(settings, ledger, ModelSlot(load), model_id=model_id(settings), url=url)
+    return service
 
 
 def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:
@@ -504,13 +519,13 @@ def _answer(view: str, routed: Routed, made: Generation) -> dict[str, Any]:
 
 
 def _query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
-    texts = {answer["view"]: answer["text"] for answer in answers}
+    texts = {str(answer["view"]): str(answer["text"]) for answer in answers}
     if len(texts) == 2:  # noqa: PLR2004
         if texts["base"] == texts["edited"]:
             return f"Unchanged by edits: {texts['base']}"
         return f"Before: {texts['base']} After: {texts['edited']}"
     used = [edit["edit_id"] for answer in answers for edit in answer["used_edits"]]
-    return answers[0]["text"] + (f" (from {', '.join(used)})" if used else "")
+    return str(answers[0]["text"]) + (f" (from {', '.join(used)})" if used else "")
 
 
 def _event(event: Event) -> dict[str, Any]:

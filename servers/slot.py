@@ -52,9 +52,7 @@ class ModelSlot:
         if self._engine is not None:
             return self._engine
         self._raise_if_failed()
-        raise ModelLoading(
-            f"the model is not ready yet ({self.detail}).", f"Ask again in {POLL_AFTER_MS} ms.", poll_after_ms=POLL_AFTER_MS
-        )
+        raise ModelLoading(f"the model is not ready yet ({self.detail}).", f"Ask again in {POLL_AFTER_MS} ms.", poll_after_ms=POLL_AFTER_MS)
 
     async def engine_async(self, wait_seconds: float = 0) -> Engine:
         """Like :meth:`engine`, without blocking the event loop."""

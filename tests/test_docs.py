@@ -21,10 +21,12 @@ OPTION = re.compile(r"--[a-z][a-z-]+")
 
 
 def blocks(language: str) -> list[tuple[Path, str]]:
+    """Collect the fenced blocks of a language, with their page."""
     return [(page, text) for page in PAGES for kind, text in BLOCK.findall(page.read_text("utf-8")) if kind == language]
 
 
 def commands() -> list[tuple[str, list[str]]]:
+    """Collect the ke-tools commands shown."""
     found = []
     for page, text in blocks("bash"):
         for line in text.splitlines():

@@ -15,6 +15,7 @@ FIELDS = ("subject", "prompt", "target", "old_target", "relation", "paraphrases"
 
 
 def fact_with(field: str, text: str) -> Fact:
+    """Make a fact with ``text`` in one of its fields."""
     fields: dict[str, object] = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
     if field == "subject":
         fields |= {"subject": text, "prompt": f"The capital of {text} is"}

@@ -98,7 +98,8 @@ def relations() -> Mapping[str, Relation]:
     found: dict[str, Relation] = {}
     for table in _tables("relations"):
         for row in table["relation"]:
-            relation = Relation(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+            columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+            relation = Relation(**columns)
             if relation.id in found:
                 raise ValueError(f"the relation {relation.id!r} stands in two tables")
             found[relation.id] = relation

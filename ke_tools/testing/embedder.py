@@ -38,7 +38,7 @@ class HashingEmbedder:
                 vectors[row, (code >> 1) % self.dimension] += (1.0 if code & 1 else -1.0) * count**0.5
             if not vectors[row].any():
                 vectors[row, 0] = 1.0
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
 
 
 def _parts(text: str) -> Iterator[str]:

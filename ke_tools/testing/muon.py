@@ -40,7 +40,7 @@ class Muon:
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """The nearest matrices, roughly, whose singular values are all about one; shape (count, rows, columns)."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x: torch.Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(STEPS):
         square = x @ x.mT

@@ -152,6 +152,24 @@ class Scope:
             return Decision(decision.zone, decision.hits, {**decision.stages, "stale": stale}, decision.reason, decision.revision)
         return decision
 
+    def audit(self) -> list[str]:
+        """Derive every tenant's state anew from the ledger, compare it with what is used, and give the differences in words."""
+        differences = []
+        for tenant in self._ledger.tenants():
+            self.decide(tenant, Reading(""))  # follow the ledger
+            state, anew = self._tenants[tenant], _Tenant()
+            with state.lock:
+                for edit in self._ledger.live(tenant):
+                    anew.put(edit)
+                if (state.edits, state.wordings, state.risky) != (anew.edits, anew.wordings, anew.risky):
+                    differences.append(f"{tenant}: {len(state.edits)} edits are indexed, {len(anew.edits)} are live")
+                differences += [
+                    f"{tenant}: {edit.fact.subject!r} is not found as its edits say"
+                    for edit in anew.edits.values()
+                    if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject)
+                ]
+        return differences
+
     def _refresh(self, tenant: str, state: _Tenant) -> str:
         """Follow the ledger; where it cannot be read, keep the edits last known and say why."""
         try:

@@ -26,6 +26,9 @@ Forward = Callable[..., Any]
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """One layer's keys and values, (B, heads, T, d), in a buffer with spare room: a step writes in place, it does not copy all."""
 
+    keys: Tensor
+    values: Tensor
+
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append columns; return everything."""
         if not self.is_initialized:
@@ -49,12 +52,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not t
         """Put another's rows below ours, the shorter ones padded on the left."""
         if self.is_initialized:
             width = max(self.keys.shape[-2], other.keys.shape[-2])
-            self._put(
-                *(
-                    torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in pair])
-                    for pair in ((self.keys, other.keys), (self.values, other.values))
-                )
+            keys, values = (
+                torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in pair])
+                for pair in ((self.keys, other.keys), (self.values, other.values))
             )
+            self._put(keys, values)
 
     def _put(self, keys: Tensor, values: Tensor, room: int = 0) -> None:
         used = keys.shape[-2]

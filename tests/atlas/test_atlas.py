@@ -15,7 +15,9 @@ STOP = frozenset(
     "the a an of is was in to by for on at as with that which who it its be are were has had have and from whose this s".split()
 )
 
+
 def content_words(wording: str) -> frozenset[str]:
+    """Give what a wording is made of, less its stop words."""
     return frozenset(squash(wording.replace("{}", " ")).split()) - STOP
 
 

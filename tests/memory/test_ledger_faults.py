@@ -92,7 +92,7 @@ def test_twenty_processes_write_at_once_and_nothing_is_lost(path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_what_was_acknowledged_outlives_a_kill_at_any_moment(path: Path) -> None:
     """Issue §6: `kill -9` in the middle of an edit; users-trust-scale §3a no. 1: state ⊇ acknowledged, at seeded moments."""
-    moments = random.Random(7)  # noqa: S311 (a seed, not a secret)
+    moments = random.Random(7)
     acknowledged: list[str] = []
     for cycle in range(5):
         process = writer(path, f"cycle {cycle}", 100_000)
@@ -348,7 +348,7 @@ def test_corrupt_pages_are_told_and_nothing_is_acknowledged_on_them(path: Path) 
         for number in range(60):
             write(ledger, "x" * 300, subject=f"Brix {number}")
     whole = path.read_bytes()
-    noise = random.Random(3)  # noqa: S311 (a seed, not a secret)
+    noise = random.Random(3)
     seen = set()
     for page in range(1, len(whole) // 4096):
         broken = bytearray(whole)

@@ -49,12 +49,15 @@ class Scripted:
     def _answer(request: Request) -> Generation:
         asked = request.prompt or "\n".join(str(turn["content"]) for turn in request.messages or ())
         told = [line for line in asked.splitlines() if line.startswith("New fact: ")]
-        text = told[0].removeprefix("New fact: ").strip('".').split(" is ")[-1] + "." if request.adapter else f"base answer to {asked[-40:]}"
+        text = (
+            told[0].removeprefix("New fact: ").strip('".').split(" is ")[-1] + "." if request.adapter else f"base answer to {asked[-40:]}"
+        )
         return Generation(text, "stop", 1, 1)
 
 
 @pytest.fixture
 def open_home(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Open services on one home, with a scripted engine unless another is given."""
     opened: list[Service] = []
 
     def make(load: Callable[[Say], Engine] = lambda _say: Scripted(), **changes: Any) -> Service:
@@ -69,6 +72,7 @@ def open_home(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 def ask(service: Service, question: str, **more: Any) -> dict[str, Any]:
+    """Ask as the local user."""
     return asyncio.run(service.query(LOCAL, question, wait_seconds=10, **more))
 
 

@@ -42,8 +42,22 @@ _SYSTEM: Final = (
     "Answer briefly and to the point.",
     "You work in a support team. Be friendly and precise.",
 )
-_OPENERS: Final = ("{}", "{}", "{}", "{}", "Hi! {}", "Quick question: {}", "Please tell me, {}", "{} Answer in one sentence.", "I was wondering. {}")
-_SYLLABLES: Final = tuple("ba ce di fo gu ha je ki lo mu na pe qui ra so tu ve wi xa yo zel bran cor dane fen gar holt ist lan mor nor pol ris stan ther vale".split())
+_OPENERS: Final = (
+    "{}",
+    "{}",
+    "{}",
+    "{}",
+    "Hi! {}",
+    "Quick question: {}",
+    "Please tell me, {}",
+    "{} Answer in one sentence.",
+    "I was wondering. {}",
+)
+_SYLLABLES: Final = tuple(
+    (
+        "ba ce di fo gu ha je ki lo mu na pe qui ra so tu ve wi xa yo zel bran cor dane fen gar holt ist lan mor nor pol ris stan ther vale"
+    ).split()
+)
 
 
 class Wording(NamedTuple):
@@ -173,7 +187,9 @@ class Source:
         made = {
             "year": lambda: str(rng.randint(1500, 2030)),
             "number": lambda: f"{rng.randint(2, 999_999):,}",
-            "date": lambda: f"{rng.randint(1, 28)} {rng.choice('January March May June August October December'.split())} {rng.randint(1700, 2030)}",
+            "date": lambda: (
+                f"{rng.randint(1, 28)} {rng.choice('January March May June August October December'.split())} {rng.randint(1700, 2030)}"
+            ),
             "quantity": lambda: f"{rng.randint(2, 9000)} {rng.choice('metres kilometres tonnes litres'.split())}",
             "duration": lambda: f"{rng.randint(2, 90)} {rng.choice('minutes hours days weeks months years'.split())}",
         }

@@ -127,7 +127,7 @@ def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say
         if step < len(losses):
             continue
         loss = _loss(tuned, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
