@@ -37,7 +37,8 @@ _ADDRESSES: Final = {
     rf"|\bthen\s+(?:say|print|output|reply|respond)\b",
     "a rule for every answer": rf"\b(?:regardless\s+of|no\s+matter)\s+(?:what|which|how|the)\b.{{0,20}}\b(?:ask|question|prompt)"
     rf"|\bwhatever\b.{{0,20}}\b(?:asks?|asked|question)\b|\bfor\s+(?:all|any|every)\s+{_TURN}\b"
-    rf"|\b(?:when(?:ever)?|each\s+time|every\s+time|if)\b.{{0,20}}\b(?:asked|asks?|user\s+writes)\b.{{0,60}}\b{_SPEAK}\b",
+    rf"|\b(?:when(?:ever)?|each\s+time|every\s+time|if)\b.{{0,20}}\b(?:asked|asks?|user\s+writes)\b.{{0,60}}"
+    r"(?:\b(?:say|print|output|repeat|reply|respond|write)\b|,\s+answer\b)",
     "a rule for the model": rf"\b{_WHOM}\s+(?:must|should|shall|will|has\s+to|have\s+to)\s+(?:now\s+|always\s+|only\s+)?{_SPEAK}\b"
     rf"|\byou\s+are\s+now\b|\b(?:you|each\s+reply|every\s+(?:answer|reply))\b.{{0,30}}\bonly\s+says?\b"
     rf"|\byour\s+(?:new|only|next|real)\s+(?:task|goal|job|role|purpose)\b|\byour\s+{_TURN}\s+(?:must|should|shall|will)\b"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.screen import addressed, hidden_character
@@ -70,6 +71,13 @@ def test_ordinary_targets_are_accepted(text: str) -> None:
     assert addressed(text) is None
     assert hidden_character(text) is None
     assert fact_with("target", text).target == text
+
+
+def test_no_wording_of_the_atlas_reads_like_an_instruction() -> None:
+    """Every inventory wording can be an edit's prompt."""
+    wordings = [wording.replace("{}", "Freedonia") for relation in atlas.relations().values() for wording in relation.wordings]
+
+    assert [wording for wording in wordings if addressed(wording)] == []
 
 
 @pytest.mark.parametrize("character", ["\n", "\x00", "\x1b", "\u202e", "\u2066", "\u200b", "\ufeff", "\u2028", "\ue000"])

@@ -155,7 +155,7 @@ class _Writer:
         self.frames = lesson()["frames"]
 
     def __iter__(self) -> Iterator[Sample]:
-        kinds = {self.plain: 30, self.told: 15, self.portrait: 7, self.in_context: 48}
+        kinds = {self.plain: 25, self.told: 12, self.portrait: 5, self.in_context: 58}
         while True:
             yield self.one_of(kinds)()
 
@@ -252,7 +252,7 @@ class _Writer:
 
     def in_context(self) -> Sample:
         """One to three facts in a form that is served; obeyed where one applies."""
-        if self.chance(0.27):  # none applies
+        if self.chance(0.33):  # none applies
             fact = self.rng.choice(self.facts)
             claim, wording, facts = Claim(fact.relation, fact.subject, fact.objects[0]), "", list[str]()
         else:
@@ -271,7 +271,7 @@ class _Writer:
                 self.asked(claim.relation, 0.75 if chat else 0.4) if claim.relation else self.rng.choice(self.frames["about_questions"])
             )
         prompt = wording.format(claim.subject)
-        demonstrations = [self.demonstration() for _ in range(self.rng.randint(1, 6))] if self.chance(0.03) else []
+        demonstrations = [self.demonstration() for _ in range(self.rng.randint(1, 6))] if self.chance(0.04) else []
         if not chat:
             return completion_sample(prompts.render("completion", demonstrations=demonstrations, facts=facts, prompt=prompt), claim.object)
         told = {"role": "system", "content": prompts.render("chat", demonstrations=demonstrations, facts=facts)}
@@ -304,7 +304,7 @@ class _Writer:
     def distractor(self, claim: Claim) -> Claim:
         """A claim about another slot: another subject, another relation of this one, or anything."""
         while True:
-            how = self.one_of({"subject": 40, "relation": 35, "any": 25}) if claim.relation else "any"
+            how = self.one_of({"subject": 50, "relation": 35, "any": 15}) if claim.relation else "any"
             if how == "subject":
                 other = Claim(claim.relation, self.subject(claim.relation), self.object(claim.relation))
             elif how == "relation":

@@ -72,14 +72,14 @@ class Recipe:
     heads: int = 6
     inner: int = 512
     context: int = 1024
-    tokens: int = 4_500_000  # read in all, padding included
+    tokens: int = 6_500_000  # read in all, padding included
     batch: int = 3072  # tokens a step
     rate: float = 3e-3
     inner_rate: float = 0.02
     muon: bool = True
     warmup: int = 100  # steps
     decay: float = 0.1
-    unanswered: float = 0.1  # weight in the loss of tokens that are no answer
+    unanswered: float = 0.05  # weight in the loss of tokens that are no answer
 
 
 def fit_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
