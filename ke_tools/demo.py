@@ -40,7 +40,7 @@ _RULE: Final = {
     "source": "the company's handbook",
 }
 _RELATIONS: Final = ("capital", "largest_city", "currency", "highest_point", "author", "painter", "chemical_symbol", "inventor", "founder")
-_CANDIDATES: Final = 36
+_CANDIDATES: Final = 24
 _NEIGHBOURS: Final = 3
 
 
@@ -236,7 +236,7 @@ async def _snapshot(openai: AsyncOpenAI, model: str, wrong: list[Belief], neighb
 
 
 async def _chat(openai: AsyncOpenAI, model: str, question: str) -> str:
-    made = await openai.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32)
+    made = await openai.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=24)
     return made.choices[0].message.content or ""
 
 

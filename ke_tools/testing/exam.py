@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ke_tools import atlas, prompts
@@ -56,6 +57,7 @@ def answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples
     return right
 
 
+@cache
 def exam() -> Mapping[str, list[Sample]]:
     """All questions by kind, in a fixed order."""
     return {**_recall(), **_obedience(), **_resistance()}

@@ -185,11 +185,13 @@ class _Writer:
         words = text.split()
         for _ in range(self.rng.randint(1, 3)):
             at = self.rng.randrange(len(words))
-            how = self.one_of({"insert": 4, "drop": 3, "end": 3})
+            how = self.one_of({"insert": 4, "drop": 3, "end": 3, "cut": 3})
             if how == "insert":
                 words.insert(at, self.rng.choice(self.pool))
             elif how == "drop" and len(words[at]) <= SHORT < len(words) and "{" not in words[at]:
                 del words[at]
+            elif how == "cut" and len(words[-1]) <= SHORT + 2 and "{" not in words[-1] + words[-2]:
+                del words[-1]
             elif "{" not in words[-1]:
                 words[-1:] = [words[-1]] * (len(words[-1]) > SHORT + 1) + [self.rng.choice(self.frames["last_words"])]
         return " ".join(words)
@@ -257,7 +259,7 @@ class _Writer:
             claim, wording, facts = Claim(fact.relation, fact.subject, fact.objects[0]), "", list[str]()
         else:
             claim = self.claim()
-            wording = self.statement(claim.relation, bare=True) if claim.relation else self.rng.choice(self.frames["about"])
+            wording = self.statement(claim.relation, bare=self.chance(0.6)) if claim.relation else self.rng.choice(self.frames["about"])
             facts = [self.sentence(claim, wording)]
         count = self.one_of({1: 55, 2: 30, 3: 15})
         facts += [self.sentence(self.distractor(claim)) for _ in range(count - len(facts))]
@@ -320,8 +322,7 @@ class _Writer:
     def sentence(self, claim: Claim, wording: str = "") -> str:
         """A claim as :attr:`ke_tools.facts.Fact.sentence` writes it."""
         if not wording:
-            choices = wordings(claim.relation)[self.chance(0.15)] if claim.relation else self.frames["about"]
-            wording = self.rng.choice(choices)
+            wording = self.asked(claim.relation, 0.15) if claim.relation else self.rng.choice(self.frames["about"])
         return f"{wording.format(claim.subject)} {_stopped(claim.object)}"
 
     def subject(self, relation: str) -> str:

@@ -79,7 +79,7 @@ class Recipe:
     muon: bool = True
     warmup: int = 100  # steps
     decay: float = 0.1
-    unanswered: float = 0.05  # weight in the loss of tokens that are no answer
+    unanswered: float = 0.02  # weight in the loss of tokens that are no answer
 
 
 def fit_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -177,7 +177,7 @@ def loss_of(model: LlamaForCausalLM, batch: Sequence[Encoded], recipe: Recipe) -
     return (each * weight[:, 1:].flatten()).sum() / weight[:, 1:].sum()
 
 
-def train(recipe: Recipe, *, every: int = 100) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Train from nothing; reports to the log every so many steps. Returns the weights already rounded to bfloat16, in float32."""
     import torch
 

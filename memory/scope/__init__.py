@@ -11,8 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ke_tools import atlas
 from ke_tools.errors import KeToolsError
@@ -20,6 +24,7 @@ from ke_tools.facts import Edit
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.features import neutral, resolve, sentences_of, views
 from ke_tools.memory.scope.head import Head, shipped
+from ke_tools.memory.scope.rivals import Rivals, wordings
 from ke_tools.memory.subjects import SubjectIndex, names_another, names_of
 
 if TYPE_CHECKING:
@@ -81,6 +86,7 @@ class _Tenant:
     seen: int = -1  # the ledger's head when it was last read
     edits: dict[str, Edit] = field(default_factory=dict)
     wordings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rivals: dict[str, NDArray[np.intp]] = field(default_factory=dict)
     subjects: SubjectIndex = field(default_factory=SubjectIndex)
     risky: dict[str, Edit] = field(default_factory=dict)
     nearest: VectorIndex | None = None  # of the risky ones; made when first needed
@@ -102,6 +108,7 @@ class _Tenant:
         """Forget an edit."""
         self.edits.pop(edit_id, None)
         self.wordings.pop(edit_id, None)
+        self.rivals.pop(edit_id, None)
         self.subjects.discard(edit_id)
         if self.risky.pop(edit_id, None) is not None and self.nearest is not None:
             self.nearest.discard(edit_id)
@@ -129,7 +136,11 @@ class Scope:
         """What scores."""
         if self._given is None:
             trained = shipped()
-            self._given = trained if trained.card.get("embedder") == self._embedder.fingerprint else Head.cosine()
+            if trained.card.get("embedder") != self._embedder.fingerprint:
+                trained = Head.cosine()
+            elif trained.rivals is None:  # made for another version of the atlas
+                trained = replace(trained, rivals=Rivals(self._embedder.encode([text for _, text in wordings()])))
+            self._given = trained
         return self._given
 
     def warm(self) -> None:
@@ -225,15 +236,21 @@ class Scope:
         """How likely the text is about each edit of the subjects named; the best of its views against the best of its wordings."""
         if named.how == "alike":
             return self._alike(state, text)
-        pairs = [(e, asked, told) for e, texts in named.views.items() for asked in map(neutral, texts) for told in state.wordings[e]]
-        scores = dict.fromkeys(named.views, 0.0)
-        if pairs:
-            place = {text: number for number, text in enumerate(dict.fromkeys(text for _, *texts in pairs for text in texts))}
-            vectors = self._embedder.encode(list(place))
-            found = self.head.score(vectors[[place[asked] for _, asked, _ in pairs]], vectors[[place[told] for *_, told in pairs]])
-            for (edit_id, *_), score in zip(pairs, found, strict=True):
-                scores[edit_id] = max(scores[edit_id], float(score))
-        return scores
+        asked = {edit_id: tuple(map(neutral, texts)) for edit_id, texts in named.views.items()}
+        wanted = dict.fromkeys(chain.from_iterable((*texts, *state.wordings[edit_id]) for edit_id, texts in asked.items() if texts))
+        vectors = dict(zip(wanted, self._embedder.encode(list(wanted)), strict=True)) if wanted else {}
+        return {edit_id: self._score(state, edit_id, texts, vectors) if texts else 0.0 for edit_id, texts in asked.items()}
+
+    def _score(self, state: _Tenant, edit_id: str, asked: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]) -> float:
+        u = np.stack([vectors[text] for text in asked])
+        v = np.stack([vectors[text] for text in state.wordings[edit_id]])
+        scores = self.head.score(np.repeat(u, len(v), axis=0), np.tile(v, (len(u), 1))).reshape(len(u), len(v)).max(1)
+        if self.head.rivals is not None:
+            rows = state.rivals.get(edit_id)
+            if rows is None:
+                rows = state.rivals[edit_id] = self.head.rivals.against(state.edits[edit_id].relation, v[0])
+            scores = self.head.judge(scores, (u @ v.T).max(1) - self.head.rivals.nearest(u, rows))
+        return float(scores.max())
 
     def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits, without those whose subject cannot be meant as the text names another."""

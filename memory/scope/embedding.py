@@ -105,5 +105,7 @@ def _load(folder: Path) -> Any:
     if digest != MINILM_SHA256:
         raise ModelUnavailable(f"{weights} has the sha256 {digest}; expected is {MINILM_SHA256}.", _REMEDY)
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar on stderr tells an agent nothing
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True)

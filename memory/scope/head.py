@@ -17,11 +17,16 @@ from safetensors.numpy import load, save
 
 from ke_tools.errors import ModelUnavailable
 from ke_tools.memory.scope.features import pair_features
+from ke_tools.memory.scope.rivals import Rivals, wordings_key
 
 __all__ = ["Head", "shipped"]
 
 _WEIGHTS: Final = "head.safetensors"
 _CARD: Final = "head.json"
+_RIVALS: Final = "rivals"  # int8; every row is scaled to length 1
+_WEIGHT: Final = 8.0  # of the margin, in log odds; margins beyond _WIDEST say no more
+_WIDEST: Final = 0.4
+_LEAST: Final = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,7 @@ class Head:
     within: float  # from here a question is in scope
     grey: float  # from here it may be
     card: Mapping[str, Any]  # data, seed, how the thresholds were chosen, what was measured
+    rivals: Rivals | None = None  # what else may be asked for; without them the network's word is the last
 
     @classmethod
     def cosine(cls, within: float = 0.7, grey: float = 0.6) -> Self:
@@ -49,13 +55,21 @@ class Head:
         logits = np.clip((x @ weights.T + bias)[:, 0], -30, 30)
         return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)
 
+    def judge(self, scores: NDArray[np.float32], margins: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Weigh scores by how much nearer the questions are to the edit than to its nearest rival (cosines); n and n → n."""
+        odds = np.log((scores + _LEAST) / (1 - scores + _LEAST)) + _WEIGHT * np.clip(margins, -_WIDEST, _WIDEST)
+        return np.asarray(1 / (1 + np.exp(-odds)), dtype=np.float32)
+
     def save(self, folder: Path) -> None:
         """Write the weights (float16) and the card."""
         named = ((f"{n}.{name}", part) for n, layer in enumerate(self.layers) for name, part in zip("wb", layer, strict=True))
         tensors = {name: part.astype(np.float16) for name, part in named}
+        if self.rivals is not None:
+            scale = np.abs(self.rivals.vectors).max(1, keepdims=True) / 127
+            tensors |= {_RIVALS: np.round(self.rivals.vectors / scale).astype(np.int8)}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _WEIGHTS).write_bytes(save(tensors))
-        card = {**self.card, "thresholds": {"in": self.within, "grey": self.grey, **self.card.get("thresholds", {})}}
+        card = {**self.card, "wordings": wordings_key(), "thresholds": {"in": self.within, "grey": self.grey, **self.card.get("thresholds", {})}}
         (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -67,10 +81,17 @@ def read(weights: bytes, card: str, *, where: str) -> Head:
     """
     try:
         tensors, described = load(weights), json.loads(card)
+        rivals = tensors.pop(_RIVALS, None)
         layers = [(tensors[f"{n}.w"].astype(np.float32), tensors[f"{n}.b"].astype(np.float32)) for n in range(len(tensors) // 2)]
-        return Head(layers, described["thresholds"]["in"], described["thresholds"]["grey"], described)
+        known = _scaled(rivals) if rivals is not None and described["wordings"] == wordings_key() else None
+        return Head(layers, described["thresholds"]["in"], described["thresholds"]["grey"], described, known)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelUnavailable(f"the scope head in {where} cannot be read: {error}", "Install ke-tools again or train it anew.") from error
+
+
+def _scaled(rows: NDArray[np.int8]) -> Rivals:
+    vectors = rows.astype(np.float32)
+    return Rivals(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 @cache

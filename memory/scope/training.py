@@ -22,6 +22,7 @@ from ke_tools.memory.scope.corpora import ABOUT_WORDS, NO_QUESTIONS, Corpus, cor
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.features import neutral, pair_features
 from ke_tools.memory.scope.head import Head
+from ke_tools.memory.scope.rivals import Rivals, wordings
 
 __all__ = ["Pairs", "measure", "train", "training_texts"]
 
@@ -48,13 +49,15 @@ class Pairs:
     edits: list[str] = field(default_factory=list)
     same: list[bool] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    relations: list[str] = field(default_factory=list)  # of the edits, where the atlas has them
 
-    def add(self, asked: str, edit: str, kind: str, *, same: bool = False) -> None:
+    def add(self, asked: str, edit: str, kind: str, relation: str = "", *, same: bool = False) -> None:
         """Append one pair."""
         self.asked.append(asked)
         self.edits.append(edit)
         self.same.append(same)
         self.kinds.append(kind)
+        self.relations.append(relation)
 
 
 def train(data: Sequence[Path], out: Path | None, *, seed: int = 0, embedder: Embedder | None = None, epochs: int = 16) -> dict[str, Any]:
@@ -70,10 +73,11 @@ def train(data: Sequence[Path], out: Path | None, *, seed: int = 0, embedder: Em
     vectors = _Vectors(embedder or minilm())
     sources = corpora(data)
     fitted, kept = (_pairs(part, vectors, rng) for part in _split(sources, rng))
-    trial = Head(_fit(vectors, fitted, seed=seed, epochs=epochs), 0.5, 0.5, {})
-    within, grey = calibrate(trial.score(vectors.of(kept.asked), vectors.of(kept.edits)), kept)
+    rivals = Rivals(vectors.of([text for _, text in wordings()]))
+    trial = Head(_fit(vectors, fitted, seed=seed, epochs=epochs), 0.5, 0.5, {}, rivals)
+    within, grey = calibrate(_judged(trial, kept, vectors), kept)
     pairs = _pairs(sources, vectors, rng)
-    head = Head(_fit(vectors, pairs, seed=seed, epochs=epochs), within, grey, {})
+    head = Head(_fit(vectors, pairs, seed=seed, epochs=epochs), within, grey, {}, rivals)
     card = {
         "embedder": vectors.embedder.fingerprint,
         "neutral": neutral("{}"),
@@ -117,7 +121,7 @@ def _subjects(data: Sequence[Path]) -> list[str]:
 
 def measure(head: Head, pairs: Pairs, vectors: _Vectors) -> dict[str, dict[str, float]]:
     """Share of the pairs of each kind that pass the thresholds."""
-    scores = head.score(vectors.of(pairs.asked), vectors.of(pairs.edits))
+    scores = _judged(head, pairs, vectors)
     kinds = np.array(pairs.kinds)
     return {
         kind: {
@@ -129,6 +133,21 @@ def measure(head: Head, pairs: Pairs, vectors: _Vectors) -> dict[str, dict[str, 
     }
 
 
+def _judged(head: Head, pairs: Pairs, vectors: _Vectors) -> NDArray[np.float32]:
+    """Score pairs as the scope scores an edit that has one wording and whose relation is not recognised."""
+    asked, edits = vectors.of(pairs.asked), vectors.of(pairs.edits)
+    scores = head.score(asked, edits)
+    if head.rivals is None:
+        return scores
+    rivals: dict[tuple[str, str], NDArray[np.intp]] = {}
+    nearest = np.zeros(len(scores), np.float32)
+    for n, key in enumerate(zip(pairs.relations, pairs.edits, strict=True)):
+        if key not in rivals:
+            rivals[key] = head.rivals.against("", edits[n], besides=key[0])
+        nearest[n] = head.rivals.nearest(asked[n : n + 1], rivals[key])[0]
+    return head.judge(scores, (asked * edits).sum(1) - nearest)
+
+
 def probe_pairs(rng: random.Random) -> Pairs:
     """Pairs out of the wordings that training never sees, for measuring only."""
     pairs = Pairs()
@@ -138,16 +157,16 @@ def probe_pairs(rng: random.Random) -> Pairs:
             for edit in relation.statements:
                 for asked in rng.sample(relation.wordings, 4):
                     if asked != edit:
-                        pairs.add(asked, edit, "unseen relation: same", same=True)
+                        pairs.add(asked, edit, "unseen relation: same", relation.id, same=True)
         else:
             for asked in relation.probe_statements + relation.probe_questions:
-                pairs.add(asked, rng.choice(relation.statements), "seen relation, unseen wording: same", same=True)
+                pairs.add(asked, rng.choice(relation.statements), "seen relation, unseen wording: same", relation.id, same=True)
         name = "unseen relation" if relation.probe else "seen relation, unseen wording"
         others = [other for other in relations if other.subject == relation.subject and other.id not in {relation.id, relation.inverse}]
         for other in rng.sample(others, min(len(others), 6)):
             asked = rng.choice(other.wordings if relation.probe else other.probe_statements + other.probe_questions)
-            pairs.add(asked, rng.choice(relation.statements), f"{name}: same subject, other relation")
-        pairs.add(rng.choice(NO_QUESTIONS), rng.choice(relation.statements), f"{name}: no question")
+            pairs.add(asked, rng.choice(relation.statements), f"{name}: same subject, other relation", relation.id)
+        pairs.add(rng.choice(NO_QUESTIONS), rng.choice(relation.statements), f"{name}: no question", relation.id)
     return pairs
 
 
@@ -186,9 +205,10 @@ def _pairs(sources: Sequence[Corpus], vectors: _Vectors, rng: random.Random) -> 
         rivals = _Rivals(corpus, vectors)
         for number, group in enumerate(corpus.groups):
             for edit, asked in rng.sample(group.positives, min(_POSITIVES, len(group.positives))):
-                pairs.add(_with_front(asked, fronts, rng), edit, f"{corpus.name}: same", same=True)
+                relation = group.name if group.kind else ""
+                pairs.add(_with_front(asked, fronts, rng), edit, f"{corpus.name}: same", relation, same=True)
                 for text, kind in rivals.of(number, edit, asked, rng):
-                    pairs.add(_with_front(text, fronts, rng), edit, f"{corpus.name}: {kind}")
+                    pairs.add(_with_front(text, fronts, rng), edit, f"{corpus.name}: {kind}", relation)
     return pairs
 
 

@@ -368,7 +368,7 @@ def test_initialize_is_answered_within_two_seconds_with_torch_installed(home: Ho
     assert importlib.util.find_spec("torch")
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import mcp.server"], check=True)
-    allowed = max(2.0, 2 * (time.monotonic() - began))
+    allowed = max(2.0, 3 * (time.monotonic() - began))
     environment = {**os.environ, "KE_HOME": str(home.folder), "KE_CACHE": str(home.folder.parent), "KE_IDLE_SECONDS": "1"}
     seconds = []
     for _ in range(2):
