@@ -69,7 +69,11 @@ class Head:
             tensors |= {_RIVALS: np.round(self.rivals.vectors / scale).astype(np.int8)}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _WEIGHTS).write_bytes(save(tensors))
-        card = {**self.card, "wordings": wordings_key(), "thresholds": {"in": self.within, "grey": self.grey, **self.card.get("thresholds", {})}}
+        card = {
+            **self.card,
+            "wordings": wordings_key(),
+            "thresholds": {"in": self.within, "grey": self.grey, **self.card.get("thresholds", {})},
+        }
         (folder / _CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

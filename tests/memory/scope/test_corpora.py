@@ -12,7 +12,6 @@ from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.memory.scope.corpora import Corpus, Group, corpora, subjects_of, training_texts
 
-
 BOOKS = ("Paradiso", "Emma", "Dune", "Lolita Two", "Ulysses", "Phaedo")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_head_is_trained_written_and_described(tmp_path: Path) -> None:
     """Issue §3: a small head trained on the relation inventory; the card says on what."""
     data = tmp_path / "rows.json"
-    data.write_text(json.dumps([{"subject": "Ada L\u00f6v", "prompt": "Ada L\u00f6v is", "target": "b", "rephrase": "Ada L\u00f6v was"}]), "utf-8")
+    data.write_text(
+        json.dumps([{"subject": "Ada L\u00f6v", "prompt": "Ada L\u00f6v is", "target": "b", "rephrase": "Ada L\u00f6v was"}]), "utf-8"
+    )
 
     card = training.train([data], tmp_path / "out", embedder=HashingEmbedder(64), epochs=4)
 
@@ -57,7 +60,12 @@ def test_what_training_sees_holds_no_probe_wording(monkeypatch: pytest.MonkeyPat
     """Design §4 no. 4: the pairs themselves, not only the texts they are drawn from."""
     seen: list[training.Pairs] = []
     fit = training._fit
-    monkeypatch.setattr(training, "_fit", lambda vectors, pairs, **how: seen.append(pairs) or fit(vectors, pairs, **how))
+
+    def noticed(vectors: Any, pairs: training.Pairs, **how: Any) -> Any:
+        seen.append(pairs)
+        return fit(vectors, pairs, **how)
+
+    monkeypatch.setattr(training, "_fit", noticed)
 
     training.train([], None, embedder=HashingEmbedder(32), epochs=1)
 
