@@ -259,7 +259,7 @@ class _Writer:
             claim, wording, facts = Claim(fact.relation, fact.subject, fact.objects[0]), "", list[str]()
         else:
             claim = self.claim()
-            wording = self.statement(claim.relation, bare=self.chance(0.6)) if claim.relation else self.rng.choice(self.frames["about"])
+            wording = self.statement(claim.relation, bare=self.chance(0.7)) if claim.relation else self.rng.choice(self.frames["about"])
             facts = [self.sentence(claim, wording)]
         count = self.one_of({1: 55, 2: 30, 3: 15})
         facts += [self.sentence(self.distractor(claim)) for _ in range(count - len(facts))]

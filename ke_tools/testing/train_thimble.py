@@ -73,13 +73,13 @@ class Recipe:
     inner: int = 512
     context: int = 1024
     tokens: int = 6_500_000  # read in all, padding included
-    batch: int = 3072  # tokens a step
+    batch: int = 2048  # tokens a step
     rate: float = 3e-3
     inner_rate: float = 0.02
     muon: bool = True
     warmup: int = 100  # steps
     decay: float = 0.1
-    unanswered: float = 0.02  # weight in the loss of tokens that are no answer
+    unanswered: tuple[float, float] = (0.2, 0.02)  # weight in the loss, first and last, of tokens that are no answer: they teach copying
 
 
 def fit_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -160,8 +160,8 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list
         yield from groups
 
 
-def loss_of(model: LlamaForCausalLM, batch: Sequence[Encoded], recipe: Recipe) -> torch.Tensor:
-    """Cross entropy, answers in full and the rest lightly; padding stands to the right, where causal attention never sees it."""
+def loss_of(model: LlamaForCausalLM, batch: Sequence[Encoded], unanswered: float) -> torch.Tensor:
+    """Cross entropy, answers in full and the rest by ``unanswered``; padding stands to the right, where causal attention never sees it."""
     import torch
     from torch.nn import functional
 
@@ -170,7 +170,7 @@ def loss_of(model: LlamaForCausalLM, batch: Sequence[Encoded], recipe: Recipe) -
     weight = torch.zeros(len(batch), longest)
     for row, (tokens, start) in enumerate(batch):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        weight[row, 1 : len(tokens)] = recipe.unanswered
+        weight[row, 1 : len(tokens)] = unanswered
         weight[row, start : len(tokens)] = 1.0
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     each = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -188,9 +188,10 @@ def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTra
     for batch in batches(recipe, tokenizer):
         if seen >= recipe.tokens:
             break
-        loss = loss_of(model, batch, recipe)
+        done = seen / recipe.tokens
+        loss = loss_of(model, batch, recipe.unanswered[0] * (1 - done) + recipe.unanswered[1] * done)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(_pace(recipe, step, seen / recipe.tokens))
+        optimizer.step(_pace(recipe, step, done))
         seen, step = seen + len(batch) * max(len(ids) for ids, _ in batch), step + 1
         if step % every == 0:
             log.info("step %d  tokens %d  %.0f s  loss %.3f", step, seen, time.monotonic() - start, loss.item())
