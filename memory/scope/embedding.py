@@ -107,5 +107,5 @@ def _load(folder: Path) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar on stderr tells an agent nothing
+    logging.disable_progress_bar()  # a bar on stderr tells an agent nothing
     return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
