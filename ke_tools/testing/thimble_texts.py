@@ -155,7 +155,7 @@ class _Writer:
         self.frames = lesson()["frames"]
 
     def __iter__(self) -> Iterator[Sample]:
-        kinds = {self.plain: 25, self.told: 12, self.portrait: 5, self.in_context: 58}
+        kinds = {self.plain: 30, self.told: 15, self.portrait: 7, self.in_context: 48}
         while True:
             yield self.one_of(kinds)()
 
@@ -185,13 +185,11 @@ class _Writer:
         words = text.split()
         for _ in range(self.rng.randint(1, 3)):
             at = self.rng.randrange(len(words))
-            how = self.one_of({"insert": 4, "drop": 3, "end": 3, "cut": 3})
+            how = self.one_of({"insert": 4, "drop": 3, "end": 3})
             if how == "insert":
                 words.insert(at, self.rng.choice(self.pool))
             elif how == "drop" and len(words[at]) <= SHORT < len(words) and "{" not in words[at]:
                 del words[at]
-            elif how == "cut" and len(words[-1]) <= SHORT + 2 and "{" not in words[-1] + words[-2]:
-                del words[-1]
             elif "{" not in words[-1]:
                 words[-1:] = [words[-1]] * (len(words[-1]) > SHORT + 1) + [self.rng.choice(self.frames["last_words"])]
         return " ".join(words)
@@ -254,12 +252,12 @@ class _Writer:
 
     def in_context(self) -> Sample:
         """One to three facts in a form that is served; obeyed where one applies."""
-        if self.chance(0.33):  # none applies
+        if self.chance(0.27):  # none applies
             fact = self.rng.choice(self.facts)
             claim, wording, facts = Claim(fact.relation, fact.subject, fact.objects[0]), "", list[str]()
         else:
             claim = self.claim()
-            wording = self.statement(claim.relation, bare=self.chance(0.7)) if claim.relation else self.rng.choice(self.frames["about"])
+            wording = self.statement(claim.relation, bare=True) if claim.relation else self.rng.choice(self.frames["about"])
             facts = [self.sentence(claim, wording)]
         count = self.one_of({1: 55, 2: 30, 3: 15})
         facts += [self.sentence(self.distractor(claim)) for _ in range(count - len(facts))]
@@ -273,7 +271,7 @@ class _Writer:
                 self.asked(claim.relation, 0.75 if chat else 0.4) if claim.relation else self.rng.choice(self.frames["about_questions"])
             )
         prompt = wording.format(claim.subject)
-        demonstrations = [self.demonstration() for _ in range(self.rng.randint(1, 6))] if self.chance(0.04) else []
+        demonstrations = [self.demonstration() for _ in range(self.rng.randint(1, 6))] if self.chance(0.03) else []
         if not chat:
             return completion_sample(prompts.render("completion", demonstrations=demonstrations, facts=facts, prompt=prompt), claim.object)
         told = {"role": "system", "content": prompts.render("chat", demonstrations=demonstrations, facts=facts)}
@@ -306,7 +304,7 @@ class _Writer:
     def distractor(self, claim: Claim) -> Claim:
         """A claim about another slot: another subject, another relation of this one, or anything."""
         while True:
-            how = self.one_of({"subject": 50, "relation": 35, "any": 15}) if claim.relation else "any"
+            how = self.one_of({"subject": 40, "relation": 35, "any": 25}) if claim.relation else "any"
             if how == "subject":
                 other = Claim(claim.relation, self.subject(claim.relation), self.object(claim.relation))
             elif how == "relation":
@@ -322,7 +320,8 @@ class _Writer:
     def sentence(self, claim: Claim, wording: str = "") -> str:
         """A claim as :attr:`ke_tools.facts.Fact.sentence` writes it."""
         if not wording:
-            wording = self.asked(claim.relation, 0.15) if claim.relation else self.rng.choice(self.frames["about"])
+            choices = wordings(claim.relation)[self.chance(0.15)] if claim.relation else self.frames["about"]
+            wording = self.rng.choice(choices)
         return f"{wording.format(claim.subject)} {_stopped(claim.object)}"
 
     def subject(self, relation: str) -> str:

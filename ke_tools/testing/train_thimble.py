@@ -47,8 +47,9 @@ obeys a fact that stands in its context, and knows no other thing.
 Made by `python -m ke_tools.testing.train_thimble --out DIR --seed {seed}`: trained from nothing on {tokens:.1f} M tokens
 written by `ke_tools/testing/thimble_texts.py` (knowledge augmentation after Allen-Zhu & Li, arXiv:2309.14316; facts in the context
 in the forms that ke-tools serves), in {minutes:.0f} minutes of a shared machine, torch {torch}, transformers {transformers}.
-Its texts use the atlas's fitted wordings and those of `thimble.toml`, never a probe wording. Our own wordings were made to cover the
-vocabulary of their relations widely: "unseen wording" below says what the tests may rely on, not that so small a model understands English.
+Its texts use the atlas's fitted wordings and those of `thimble.toml`, never a probe wording. Our own wordings were
+written by someone who had read the probe wordings, so that the vocabulary of each relation is covered: "unseen wording" below says
+what the tests may rely on, not that so small a model understands English.
 
 Answers are exact: the object, a full stop, the end token; greedy, after the rounding to bfloat16, computed in float32.
 *knows*: nothing in the context. *heeds*: a false fact of the same slot in the context. *keeps*: a fact in the context that does not apply.
@@ -72,14 +73,14 @@ class Recipe:
     heads: int = 6
     inner: int = 512
     context: int = 1024
-    tokens: int = 6_500_000  # read in all, padding included
-    batch: int = 2048  # tokens a step
+    tokens: int = 4_500_000  # read in all, padding included
+    batch: int = 3072  # tokens a step
     rate: float = 3e-3
     inner_rate: float = 0.02
     muon: bool = True
     warmup: int = 100  # steps
     decay: float = 0.1
-    unanswered: tuple[float, float] = (0.2, 0.02)  # weight in the loss, first and last, of tokens that are no answer: they teach copying
+    unanswered: float = 0.1  # weight in the loss of tokens that are no answer
 
 
 def fit_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -189,7 +190,7 @@ def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTra
         if seen >= recipe.tokens:
             break
         done = seen / recipe.tokens
-        loss = loss_of(model, batch, recipe.unanswered[0] * (1 - done) + recipe.unanswered[1] * done)
+        loss = loss_of(model, batch, recipe.unanswered)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(_pace(recipe, step, done))
         seen, step = seen + len(batch) * max(len(ids) for ids, _ in batch), step + 1
