@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -598,6 +599,9 @@ def _bars(call: Call, report: Mapping[str, Any]) -> int:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    # Read by OpenMP when torch is imported, here or in a server that is started from here. Threads that spin while they wait
+    # make answers several times slower as soon as another program wants a core (benchmarks/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

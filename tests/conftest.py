@@ -15,6 +15,7 @@ from ke_tools.config import Settings
 # Read by the libraries when they are imported, thus before any fixture.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
 
 hypothesis_settings.register_profile("ke-tools", deadline=None, database=None)
 hypothesis_settings.load_profile("ke-tools")

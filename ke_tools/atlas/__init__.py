@@ -28,7 +28,7 @@ __all__ = [
     "aliases",
     "entities",
     "facts",
-    "is_probe_wording",
+    "holds_probe_wording",
     "mask",
     "recognise",
     "relations",
@@ -165,8 +165,10 @@ def _by_wording() -> Mapping[str, Relation]:
 
 
 @cache
-def _probe_keys() -> frozenset[str]:
-    return frozenset(wording_key(wording) for relation in relations().values() for wording in relation.held_out_wordings)
+def _probe_keys() -> tuple[frozenset[int], frozenset[str]]:
+    """How many words they have, and they themselves."""
+    keys = frozenset(wording_key(wording) for relation in relations().values() for wording in relation.held_out_wordings)
+    return frozenset(len(key.split()) for key in keys), keys
 
 
 def recognise(prompt: str, subject: str) -> Relation | None:
@@ -174,9 +176,11 @@ def recognise(prompt: str, subject: str) -> Relation | None:
     return _by_wording().get(wording_key(mask(prompt, [subject])))
 
 
-def is_probe_wording(masked: str) -> bool:
-    """Whether a subject-masked text is a wording that only probes may use."""
-    return wording_key(masked) in _probe_keys()
+def holds_probe_wording(masked: str) -> bool:
+    """Whether a subject-masked text is a wording that only probes may use, or holds one among other words."""
+    words = wording_key(masked).split()
+    lengths, keys = _probe_keys()
+    return any(" ".join(words[start : start + length]) in keys for length in lengths for start in range(len(words) - length + 1))
 
 
 def _fold(text: str) -> tuple[str, list[int]]:

@@ -122,7 +122,7 @@ def wordings(relation: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     # The plain wordings count as often as all framed ones together.
     statements = _balanced((*known.fitted_statements, *own["statements"]), framed)
     questions = _balanced((*known.fitted_questions, *own["questions"]), asked)
-    return tuple(w for w in statements if not atlas.is_probe_wording(w)), tuple(w for w in questions if not atlas.is_probe_wording(w))
+    return tuple(w for w in statements if not atlas.holds_probe_wording(w)), tuple(w for w in questions if not atlas.holds_probe_wording(w))
 
 
 def _balanced(plain: Sequence[str], framed: Sequence[str]) -> list[str]:
@@ -178,7 +178,7 @@ class _Writer:
             text = f"{self.rng.choice(self.frames['leads'])} {text if text.startswith('{') else text[:1].lower() + text[1:]}"
         if self.chance(0.2) and not text.endswith(","):
             text += self.rng.choice(self.frames["tails"])
-        return wording if atlas.is_probe_wording(text) else text
+        return wording if atlas.holds_probe_wording(text) else text
 
     def disturbed(self, text: str) -> str:
         """Insert or drop small words, or end on another one: what is asked must be read off the words that matter."""

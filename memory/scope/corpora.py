@@ -129,8 +129,8 @@ def _allowed(corpus: Corpus) -> Corpus:
     groups = (
         replace(
             group,
-            positives=tuple(pair for pair in group.positives if all("{}" in text and not atlas.is_probe_wording(text) for text in pair)),
-            contrasts=tuple(text for text in group.contrasts if not atlas.is_probe_wording(text)),
+            positives=tuple(pair for pair in group.positives if all("{}" in text and not atlas.holds_probe_wording(text) for text in pair)),
+            contrasts=tuple(text for text in group.contrasts if not atlas.holds_probe_wording(text)),
         )
         for group in corpus.groups
     )

@@ -147,5 +147,12 @@ def test_a_probe_wording_is_told_from_a_fitted_one() -> None:
     """Design §4 no. 4: we never grade ourselves on what we trained on."""
     relation = atlas.relations()["capital"]
 
-    assert all(atlas.is_probe_wording(wording) for wording in relation.probe_statements + relation.probe_questions)
-    assert not any(atlas.is_probe_wording(wording) for wording in relation.fitted_statements + relation.fitted_questions)
+    assert all(atlas.holds_probe_wording(wording) for wording in relation.probe_statements + relation.probe_questions)
+    assert not any(atlas.holds_probe_wording(wording) for wording in relation.fitted_statements + relation.fitted_questions)
+
+
+@pytest.mark.parametrize("frame", ["Methods and issues. {}", "{} well known.", "As everybody says, {}"])
+def test_a_probe_wording_among_other_words_is_found(frame: str) -> None:
+    """Design §4 no. 4: benchmark files put unrelated sentences in front of a wording; it is fitted on all the same."""
+    for wording in atlas.relations()["capital"].probe_statements:
+        assert atlas.holds_probe_wording(frame.replace("{}", wording))

@@ -54,7 +54,7 @@ def test_questions_use_probe_wordings_only(settings: Settings, engine: Any) -> N
     facts = {fact.subject for fact in atlas.facts()}
     for request in engine.asked[:30]:
         text = request.prompt or str(next(iter(request.messages or ()))["content"])
-        assert any(atlas.is_probe_wording(atlas.mask(text, [name])) for name in facts if name in text), text
+        assert any(atlas.holds_probe_wording(atlas.mask(text, [name])) for name in facts if name in text), text
 
 
 def test_a_model_without_chat_template_is_not_asked_in_chat(settings: Settings, engine: Any) -> None:

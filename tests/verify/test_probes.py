@@ -52,7 +52,7 @@ def test_generated_probes_use_probe_wordings_and_no_fitted_one(make_edit: MakeEd
         assert generated
         for probe in generated:
             masked = [atlas.mask(probe.prompt, [name]) for name in subjects if name in probe.prompt]
-            assert any(atlas.is_probe_wording(text) for text in masked), probe
+            assert any(atlas.holds_probe_wording(text) for text in masked), probe
             assert not any(atlas.wording_key(text) in fitted for text in masked), probe
 
 

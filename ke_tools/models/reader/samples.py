@@ -299,4 +299,4 @@ def _ended(target: str) -> str:
 
 
 def _is_probe(text: str, subject: str) -> bool:
-    return atlas.is_probe_wording(atlas.mask(text, [subject]))
+    return atlas.holds_probe_wording(atlas.mask(text, [subject]))

@@ -64,7 +64,7 @@ def test_no_training_text_is_a_probe_wording(tmp_path: Path) -> None:
     texts = list(training_texts([written(tmp_path / "data.json", rows)]))
 
     assert "The ruler of {} is" in texts
-    assert not [text for text in texts if atlas.is_probe_wording(text)]
+    assert not [text for text in texts if atlas.holds_probe_wording(text)]
 
 
 def test_a_prompt_its_rephrase_and_its_neighbours_wording_are_one_relation(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_what_training_sees_holds_no_probe_wording(monkeypatch: pytest.MonkeyPat
 
     texts = {text for pairs in seen for text in (*pairs.edits, *pairs.asked)}
     assert texts
-    assert not [text for text in texts if atlas.is_probe_wording(text)]
+    assert not [text for text in texts if atlas.holds_probe_wording(text)]
 
 
 def test_thresholds_let_so_many_negatives_pass_as_the_budget_says() -> None:

@@ -31,7 +31,7 @@ def test_no_text_that_training_may_use_is_a_probe_wording(data: Path) -> None:
     texts = list(training_texts([data]))
 
     assert len(texts) > 1000
-    assert [text for text in texts if atlas.is_probe_wording(text)] == []
+    assert [text for text in texts if atlas.holds_probe_wording(text)] == []
 
 
 def test_no_sample_asks_or_tells_in_a_probe_wording(data: Path) -> None:
