@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -415,6 +416,16 @@ def test_what_a_model_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
     assert "\x1b" not in shown
     assert "[bold]c" in shown
     assert "[red]f" in shown
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(given: str | None, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmarks/waiting_threads.py: spinning ones make answers several times slower as soon as another program wants a core."""
+    monkeypatch.setattr(sys, "argv", ["ke-tools", "--help"])
+    monkeypatch.delenv("OMP_WAIT_POLICY") if given is None else monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert os.environ["OMP_WAIT_POLICY"] == used
 
 
 def test_the_module_and_the_script_are_the_same_program(tmp_path: Path) -> None:
