@@ -85,7 +85,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=foreign,
-                env={**_without_settings(), "KE_CACHE": str(home.parent / "cache"), "KE_DEMONSTRATIONS": "0"},
+                env={**_without_settings(), "HOME": str(home.parent), "KE_DEMONSTRATIONS": "0"},
             )
         self.url = self._found_url()
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_SECONDS)
@@ -106,10 +106,11 @@ class Server:
     def wait_until_ready(self) -> None:
         """Wait for /healthz to be 200."""
         deadline = time.monotonic() + DEADLINE_SECONDS
-        while httpx.get(f"{self.url}/healthz", trust_env=False, timeout=DEADLINE_SECONDS).status_code != httpx.codes.OK:
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
-            time.sleep(0.05)
+        with httpx.Client(trust_env=False, timeout=DEADLINE_SECONDS) as client:
+            while client.get(f"{self.url}/healthz").status_code != httpx.codes.OK:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < deadline, self.log
+                time.sleep(0.05)
 
     def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """Call a tool through the official MCP client."""
