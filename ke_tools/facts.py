@@ -33,7 +33,8 @@ class Fact:
     ``prompt`` is a statement that ``target`` completes ("The capital of Australia is") or a question that it answers.
 
     Raises:
-        InvalidInput: a field is empty, too long, hides characters, or addresses the model; the subject is not in the prompt.
+        InvalidInput: a field is empty, too long, hides characters, or addresses the model; a name is an everyday word; the subject
+            is not in the prompt.
     """
 
     subject: str
@@ -60,6 +61,14 @@ class Fact:
                 if not text.strip():
                     raise InvalidInput(f"{name} has an empty entry.", "Leave it out.")
                 _check_text(name, text, LONGEST["prompt" if name == "paraphrases" else "subject"], is_prose=True)
+        self._check_names()
+
+    def _check_names(self) -> None:
+        for name in (self.subject, *self.aliases):
+            if screen.is_everyday(name):
+                raise InvalidInput(
+                    f"{name!r} is an everyday word, not a name; every question has it.", "Write a name as one, e.g. 'The Who'."
+                )
         names = [squash(name) for name in (self.subject, *self.aliases)]
         if not any(name and name in squash(self.prompt) for name in names):
             raise InvalidInput(

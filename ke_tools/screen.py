@@ -1,4 +1,4 @@
-"""What a fact's text may not hold: characters that hide text from a reviewer, and text that addresses the model.
+"""What a fact's text may not hold: characters that hide text from a reviewer, text that addresses the model, names that are none.
 
 A stored fact is data that enters prompts quoted on one line. Quoting keeps it from posing as something else; this screen keeps
 out what would be obeyed even so. It is deliberately narrow: of the targets in the field's benchmark files at most one in a
@@ -14,6 +14,15 @@ from typing import Final
 # Unicode's control, format (bidirectional, zero width), private-use, surrogate and separator characters.
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 
+# Words that stand in every question: as a name they would make any question one about the edit.
+EVERYDAY: Final = frozenset(
+    "a about after all am an and any are as at be been but by can could day did do does down for from get go had has have he her here "
+    "him his how i if in into is it its just like may me more my no not now of off on one or our out over she so some that the their "
+    "them then there these they this those to too two up us was we were what when where which who whom whose why will with would yes "
+    "yet you your".split()
+)
+_LONGEST_EVERYDAY: Final = 3  # words; a longer phrase stands in few questions
+
 _SPEAK: Final = (
     r"(?:say|print|output|repeat|reply|respond|answer|write|mention|append|prepend|include|insert|add|tell|translate|sign"
     r"|begin|end|start)"
@@ -22,8 +31,8 @@ _WHOM: Final = r"(?:you|assistant|model|ai|bot|chatbot)"
 _TURN: Final = r"(?:question|prompt|request|message|answer|repl(?:y|ie)|response|output|turn)s?"
 
 _ADDRESSES: Final = {
-    "markup": r"<\|[^|>]{1,40}\|>|</?(?!(?:su[bp]|[bi]|em)\b)[a-z_!][^<>]{0,80}>|<!--|<<\s*/?\s*sys"
-    r"|\[/?(?:inst|system|user|assistant)\]|```|#{3}|\{\{|\{%",
+    "markup": r"<[|\uff5c][^|\uff5c>]{1,40}[|\uff5c]>|</?(?!(?:su[bp]|[bi]|em)\b)[a-z_!][^<>]{0,80}>|<!--|<<\s*/?\s*sys"
+    r"|\[/?(?:inst|system|user|assistant|system_prompt|tool_calls|tool_results|available_tools)\]|```|#{3}|\{\{|\{%",
     "a role": r"(?:^|[.;!?\"']\s*)(?:system|assistant|user|human|developer|prompt|new fact|fact)(?:\s+(?:prompt|message))?\s*:",
     "an instruction to forget": r"\b(?:ignore|disregard|forget|override|bypass)\b[^.]{0,40}"
     r"\b(?:instructions?|prompts?|rules?|guidelines?|context|facts?|previous|above|earlier|everything)\b",
@@ -63,3 +72,9 @@ def addressed(text: str) -> tuple[str, str] | None:
     """Find text that addresses the model: what kind of text it is, and the words."""
     found = _PATTERN.search(text)
     return (str(found.lastgroup).replace("_", " "), found.group(0).strip()) if found else None
+
+
+def is_everyday(name: str) -> bool:
+    """Whether a name is nothing but everyday words, and not written as a name is: "the", "What is"; not "It", "The Who"."""
+    words = name.split()
+    return 0 < len(words) <= _LONGEST_EVERYDAY and words[-1].islower() and all(word.casefold() in EVERYDAY for word in words)

@@ -17,6 +17,7 @@ import ahocorasick
 
 from ke_tools import atlas
 from ke_tools.facts import squash
+from ke_tools.screen import EVERYDAY
 
 __all__ = ["Mention", "SubjectIndex", "fold", "names_another", "names_of"]
 
@@ -24,14 +25,6 @@ _APOSTROPHES: Final = frozenset("'\u2018\u2019\u02bc\u2032\uff07`\u00b4")
 _DASHES: Final = frozenset("-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d")
 _SHORTEST_PLURAL: Final = 3  # "us" is no plural of "u"
 _RECENT: Final = 256  # names added since the large automaton was built
-
-# Names that are also everyday words count only as they are written: "US" is not "us", "It" not "it".
-_EVERYDAY: Final = frozenset(
-    "a about after all am an and any are as at be been but by can could day did do does down for from get go had has have he her here "
-    "him his how i if in into is it its just like may me more my no not now of off on one or our out over she so some that the their "
-    "them then there these they this those to too two up us was we were what when where which who whom whose why will with would yes "
-    "yet you your".split()
-)
 
 _SPACELESS: Final = (  # scripts that are written without spaces, or whose particles follow a name without one
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -172,7 +165,7 @@ class SubjectIndex:
         key = fold(name).text.strip()
         if not any(c.isalnum() for c in key):
             return
-        if key in _EVERYDAY:
+        if key in EVERYDAY:  # it counts only as it is written: "US" is not "us", "It" not "it"
             self._spellings.setdefault(key, set()).add(name.strip())
         yield key
         rest = key.removeprefix("the ")
@@ -252,7 +245,7 @@ def _by_other_name() -> dict[str, tuple[str, ...]]:
 def _entities() -> Any:
     names = (name for entity, other in _known() for name in (entity, *other))
     keys = {fold(name).text.strip().removeprefix("the ") for name in names}
-    return _automaton(keys - _EVERYDAY - {""})
+    return _automaton(keys - EVERYDAY - {""})
 
 
 def _entity_spans(folded: Folded) -> list[_Span]:

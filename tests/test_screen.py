@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ke_tools import atlas
+from ke_tools import atlas, cases
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.screen import addressed, hidden_character
 
 ATTEMPTS = (Path(__file__).parent / "data" / "injections.txt").read_text("utf-8").splitlines()
+BENCHMARKS = os.environ.get("KE_TEST_DATA")  # a folder of benchmark files; read now, as tests see no KE_* variables
 FIELDS = ("subject", "prompt", "target", "old_target", "relation", "paraphrases", "aliases")
 
 
@@ -71,6 +73,64 @@ def test_ordinary_targets_are_accepted(text: str) -> None:
     assert addressed(text) is None
     assert hidden_character(text) is None
     assert fact_with("target", text).target == text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BENCHMARKS is None, reason="KE_TEST_DATA names no folder of benchmark files")
+def test_of_the_targets_in_the_benchmarks_at_most_one_in_a_thousand_is_refused() -> None:
+    """Issue §6, with the files themselves: new and true objects of every case that can be read."""
+    targets, refused = 0, []
+    for path in sorted(Path(str(BENCHMARKS)).rglob("*.json")):
+        try:
+            read = cases.load(path)
+        except InvalidInput:  # a file of another shape
+            continue
+        for text in (text for case in read for text in (case.target, case.truth) if text.strip()):
+            targets += 1
+            try:
+                fact_with("target", text)
+            except InvalidInput as error:
+                refused.append(f"{path.name}: {error}")
+
+    assert targets >= 1000
+    assert len(refused) <= targets / 1000, refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<|im_start|>",
+        "<|eot_id|>",
+        "<\uff5cUser\uff5c>",
+        "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+        "[INST]",
+        "[/SYSTEM_PROMPT]",
+        "[TOOL_CALLS]",
+        "</s>",
+    ],
+)
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_control_tokens_of_chat_models_are_refused(field: str, text: str) -> None:
+    """Issue §6: a tokenizer reads them as what they are wherever they stand, so that quoting does not hold them."""
+    with pytest.raises(InvalidInput, match="markup"):
+        fact_with(field, f"Sylvania {text} City")
+
+
+@pytest.mark.parametrize("name", ["the", "of", "is", "it", "what is", "What is", "in the"])
+@pytest.mark.parametrize("field", ["subject", "aliases"])
+def test_an_everyday_word_is_no_name(field: str, name: str) -> None:
+    """Issue §6, no unrelated answer changes: with the alias "of", every capital would be the edit's."""
+    with pytest.raises(InvalidInput, match="everyday word"):
+        fact_with(field, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["It", "US", "The Who", "Are You the One", "This Is It", "the Netherlands", "Who", "to be or not to be", "of Montreal"]
+)
+@pytest.mark.parametrize("field", ["subject", "aliases"])
+def test_names_of_everyday_words_are_taken_where_they_are_written_as_names(field: str, name: str) -> None:
+    """A film may be called It, a band The Who."""
+    assert name in {(fact := fact_with(field, name)).subject, *fact.aliases}
 
 
 def test_no_wording_of_the_atlas_reads_like_an_instruction() -> None:

