@@ -280,7 +280,7 @@ class Ledger:
             return [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM events ORDER BY tenant")]
 
     def audit(self) -> list[Finding]:
-        """Check the file, the hash chain, and every table that follows from the log; empty when all is as it should be."""
+        """Check file, schema, hash chain and keys, and every table that follows from the log; empty when all is as it should be."""
         found: list[Finding] = []
         try:
             with self._storage.reading() as db:
