@@ -187,8 +187,13 @@ class Scope:
             now = self._ledger.head()
             if now == state.seen:
                 return ""
-            for edit in self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen):
+            # Asked first, so that an edit made meanwhile is not taken for one that is gone.
+            changed = set() if state.seen < 0 else self._ledger.changed(tenant, state.seen)
+            edits = self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen)
+            for edit in edits:
                 state.put(edit)
+            for purged in changed.difference(edit.id for edit in edits):
+                state.drop(purged)
         except KeToolsError as error:
             if state.seen < 0:
                 raise

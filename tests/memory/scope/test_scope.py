@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from ke_tools.errors import LedgerDamaged, ModelUnavailable
 from ke_tools.facts import Edit, Fact
+from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Decision, Head, Reading, Scope
 from ke_tools.testing import HashingEmbedder, memory_ledger
 
@@ -151,6 +153,21 @@ def test_a_rolled_back_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None
     assert [hit.edit.id for hit in asked(scope, "The ruler of Freedonia is").hits] == [first[0].id]
     ledger.rollback_to("t", 0, actor="test")
     assert asked(scope, "The ruler of Freedonia is").zone == "out"
+
+
+def test_a_purged_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: a later purge erases what an event said; a running server must not keep saying it."""
+    purged, kept = write(ledger, FREEDONIA, AUSTRALIA)
+    assert asked(scope, "The ruler of Freedonia is").zone == "in"
+
+    with ledger._storage.writing() as db:
+        append(db, Author("t", "test"), "purge", {"edit_ids": [purged.id]}, [Change(purged.id, Standing.ROLLED_BACK)])
+        db.execute("DELETE FROM edits WHERE id = ?", (purged.id,))
+        db.execute("DELETE FROM payloads WHERE seq = ?", (purged.revision,))
+
+    assert asked(scope, "The ruler of Freedonia is").zone == "out"
+    assert [hit.edit.id for hit in asked(scope, "The capital of Australia is").hits] == [kept.id]
+    assert scope.audit() == []
 
 
 def test_a_proposed_edit_has_no_effect(ledger: Ledger, scope: Scope) -> None:
