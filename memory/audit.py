@@ -110,7 +110,7 @@ def _chain(db: apsw.Connection, replayed: apsw.Connection, purged: dict[str, int
 def _event(db: apsw.Connection, replayed: apsw.Connection, seq: int, purged: dict[str, int]) -> Iterator[Finding]:
     ((*head, content, follows, chained, salt, text, owner),) = db.execute(_EVENT, (seq,))
     tenant = head[1]
-    stored = db.execute("SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = ? AND seq = ?", (tenant, seq)).fetchall()
+    stored = list(db.execute("SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = ? AND seq = ?", (tenant, seq)))
     changes = tuple(Change(edit_id, Standing(standing), by) for edit_id, standing, by in stored if standing in _KNOWN)
     for edit_id, standing, _ in stored:
         if standing not in _KNOWN:

@@ -375,7 +375,7 @@ def tamper(path: Path, *statements: str) -> list[tuple[str, int]]:
     """Change a ledger behind its back, its triggers aside meanwhile; what its audit says, by kind and event."""
     db = apsw.Connection(str(path))
     db.execute("PRAGMA foreign_keys = ON")
-    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    triggers = list(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
     for name, _ in triggers:
         db.execute(f"DROP TRIGGER {name}")
     for statement in (*statements, *(sql for _, sql in triggers)):
