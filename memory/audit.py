@@ -114,7 +114,7 @@ def _event(db: apsw.Connection, replayed: apsw.Connection, seq: int, purged: dic
     changes = tuple(Change(edit_id, Standing(standing), by) for edit_id, standing, by in stored if standing in _KNOWN)
     for edit_id, standing, _ in stored:
         if standing not in _KNOWN:
-            yield Finding("chain", f"event {seq} gives {edit_id} the standing {standing!r}, which there is not.", seq)
+            yield Finding("chain", f"event {seq} gives {edit_id} the unknown standing {standing!r}.", seq)
     if len(changes) < len(stored) or chain_hash(follows, tuple(head), content, changes) != chained:
         yield Finding("chain", f"event {seq} or what it changed was altered.", seq)
     if text is None:

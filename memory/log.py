@@ -165,7 +165,7 @@ def _standing(text: str) -> Standing:
         return Standing(text)
     except ValueError as error:
         raise LedgerDamaged(
-            f"the ledger gives an edit the standing {text!r}, which there is not.",
+            f"the ledger gives an edit the unknown standing {text!r}.",
             "Keep the file, run `ke-tools doctor --deep`, and restore it from a copy or an export.",
         ) from error
 

@@ -90,7 +90,7 @@ def _audit(service: Service) -> tuple[bool, str]:
     findings = service.ledger.audit()
     damage = [finding for finding in findings if finding.is_damage]
     if damage:
-        return False, _listed([f"{finding.kind} at {finding.seq}: {finding.message}" for finding in damage])
+        return False, _listed([f"{finding.kind}: {finding.message.rstrip('.')}" for finding in damage])
     purged = sum(1 for finding in findings if finding.kind == "purged")
     told = f", {purged} payloads purged" if purged else ""
     return True, f"file, schema, keys and hash chain are whole, and every projection equals the log{told}"

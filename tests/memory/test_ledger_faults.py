@@ -581,6 +581,20 @@ def test_an_older_ledger_is_brought_up_and_keeps_its_edits(path: Path, monkeypat
         assert ledger._storage._main.execute("PRAGMA user_version").get == 4
 
 
+def test_an_older_ledger_that_may_not_be_written_is_sound_as_it_was_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its schema is that of its own version; what later steps add is not missing."""
+    with Ledger(path) as ledger:
+        write(ledger, "yes")
+
+    def m004_later(db: apsw.Connection) -> None:
+        """Add something."""
+        db.execute("CREATE INDEX later ON names (name)")
+
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_later))
+    with Ledger(path, read_only=True) as ledger:
+        assert ledger.audit() == []
+
+
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All the missing steps or none."""
     with Ledger(path) as ledger:

@@ -165,8 +165,8 @@ def test_a_damaged_page_of_the_ledger_is_told(open_home: Callable[..., Service],
 @pytest.mark.parametrize(
     ("statements", "told"),
     [
-        (("DROP TRIGGER changes_stay", "UPDATE changes SET standing = 'bogus'"), "gives ed_[0-9a-f]{16} the standing 'bogus'"),
-        (("UPDATE edits SET words = 'other'",), "projection at 0: the table edits shows ed_"),
+        (("DROP TRIGGER changes_stay", "UPDATE changes SET standing = 'bogus'"), "gives ed_[0-9a-f]{16} the unknown standing 'bogus'"),
+        (("UPDATE edits SET words = 'other'",), "projection: the table edits shows ed_"),
         (("DROP TRIGGER events_stay",), "the trigger events_stay is missing"),
         (("DROP INDEX names_of_edit",), "the index names_of_edit is missing"),
     ],
