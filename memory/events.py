@@ -85,15 +85,18 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that :meth:`~ke_tools.memory.ledger.Ledger.audit` has to say. All but ``purged`` is damage."""
+    """Something that :meth:`~ke_tools.memory.ledger.Ledger.audit` has to say.
 
-    kind: Literal["file", "chain", "payload", "projection", "purged"]
+    All but ``purged`` needs a person; ``unerased`` is what a purge left behind.
+    """
+
+    kind: Literal["file", "chain", "payload", "projection", "key", "unerased", "purged"]
     message: str
     seq: int = 0  # of the event; 0 where none is meant
 
     @property
     def is_damage(self) -> bool:
-        """Whether something is wrong; a purge is not."""
+        """Whether something is wrong; a whole purge is not."""
         return self.kind != "purged"
 
 

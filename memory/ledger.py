@@ -245,6 +245,13 @@ class Ledger:
         with self._storage.reading() as db:
             return edits_where(db, tenant, changed, (tenant, seq))
 
+    def changed(self, tenant: str, seq: int) -> set[str]:
+        """Return the ids of the edits that :meth:`since` tells of, with those that were purged, of which it cannot."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            rows = db.execute("SELECT DISTINCT edit_id FROM changes WHERE tenant = ? AND seq > ?", (tenant, seq))
+            return {edit_id for (edit_id,) in rows}
+
     def history(self, tenant: str, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> Page[Event]:
         """List events, newest first; with ``edit_id`` those that made or changed this edit.
 
@@ -280,7 +287,7 @@ class Ledger:
             return [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM events ORDER BY tenant")]
 
     def audit(self) -> list[Finding]:
-        """Check the file, the hash chain, and every table that follows from the log; empty when all is as it should be."""
+        """Check file, schema, hash chain and keys, and every table that follows from the log; empty when all is as it should be."""
         found: list[Finding] = []
         try:
             with self._storage.reading() as db:

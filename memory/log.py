@@ -1,6 +1,15 @@
 """Appending to the log and reading it back; everything here works inside a transaction that the caller holds.
 
 :func:`project` is the only writer of the tables that follow from the log, so that an audit can replay the log through it.
+
+What a purge of an edit must do, in one transaction, for no text of it to be left and for an audit to say "purged":
+
+- append an event that takes the edit back, as a rollback does; by it every running scope learns that the edit is gone;
+- delete the row of ``payloads``, which leaves the chain whole, and that of ``edits``, with which its ``names`` go;
+- empty ``arguments`` of the idempotency keys that stand for its event: a digest without salt lets a short text be guessed. The
+  keys stay taken, so that no late repetition of the call writes the text again;
+- name the later events that quote the text (``old_target`` and ``warnings`` of what superseded it): only their own purge erases it;
+- run with ``PRAGMA secure_delete = ON`` and end with a truncating checkpoint, as free pages and the write-ahead log keep old bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools.errors import LedgerDamaged
 from ke_tools.facts import Edit, squash
 from ke_tools.memory.events import GENESIS, Change, Event, Standing, canonical, chain_hash, content_hash, recalled
 from ke_tools.memory.slots import name_key
@@ -107,7 +117,7 @@ def edits_by_id(db: apsw.Connection, tenant: str, ids: Sequence[str]) -> list[Ed
 def standings(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> dict[str, Change]:
     """Select how a tenant's edits stand, oldest edit first."""
     rows = db.execute(f"{_STANDINGS} {condition} ORDER BY e.seq", (tenant, *values))
-    return {edit_id: Change(edit_id, Standing(standing), by) for edit_id, standing, by in rows}
+    return {edit_id: Change(edit_id, _standing(standing), by) for edit_id, standing, by in rows}
 
 
 def standings_at(db: apsw.Connection, tenant: str, revision: int) -> dict[str, Change]:
@@ -116,7 +126,7 @@ def standings_at(db: apsw.Connection, tenant: str, revision: int) -> dict[str, C
         "SELECT c.edit_id, c.standing, c.superseded_by, max(c.seq) FROM changes AS c WHERE c.tenant = ? AND c.seq <= ? GROUP BY c.edit_id",
         (tenant, revision),
     )
-    return {edit_id: Change(edit_id, Standing(standing), by) for edit_id, standing, by, _ in rows}
+    return {edit_id: Change(edit_id, _standing(standing), by) for edit_id, standing, by, _ in rows}
 
 
 def events_where(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> Iterator[Event]:
@@ -147,7 +157,17 @@ def count_events(db: apsw.Connection, tenant: str, condition: str = "", values: 
 def changes_of(db: apsw.Connection, tenant: str, seq: int) -> tuple[Change, ...]:
     """Every change that one event made."""
     rows = db.execute("SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = ? AND seq = ?", (tenant, seq))
-    return tuple(Change(edit_id, Standing(standing), by) for edit_id, standing, by in rows)
+    return tuple(Change(edit_id, _standing(standing), by) for edit_id, standing, by in rows)
+
+
+def _standing(text: str) -> Standing:
+    try:
+        return Standing(text)
+    except ValueError as error:
+        raise LedgerDamaged(
+            f"the ledger gives an edit the unknown standing {text!r}.",
+            "Keep the file, run `ke-tools doctor --deep`, and restore it from a copy or an export.",
+        ) from error
 
 
 def _edit(row: Sequence[Any]) -> Edit:
@@ -157,7 +177,7 @@ def _edit(row: Sequence[Any]) -> Edit:
         id=edit_id,
         tenant=tenant,
         fact=recalled(payload["fact"]),
-        state=Standing(standing).state,
+        state=_standing(standing).state,
         slot=slot,
         relation=payload["relation"],
         functional=payload["functional"],

@@ -128,16 +128,17 @@ def version_of(db: apsw.Connection) -> int:
     return version
 
 
-def migrate(db: apsw.Connection) -> None:
-    """Take the steps that are missing, all or none; several processes may try at once."""
-    if version_of(db) == len(MIGRATIONS):
+def migrate(db: apsw.Connection, version: int | None = None) -> None:
+    """Take the steps that are missing, all (or those up to ``version``) or none; several processes may try at once."""
+    wanted = len(MIGRATIONS) if version is None else version
+    if version_of(db) >= wanted:
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        for step in MIGRATIONS[version_of(db) :]:
+        for step in MIGRATIONS[version_of(db) : wanted]:
             step(db)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute(f"PRAGMA user_version = {wanted}")
         db.execute("COMMIT")
     finally:
         if db.in_transaction:

@@ -1,7 +1,11 @@
-"""How things stand: settings and their origin, versions, ledger, model, and with ``deep`` every derived thing against the log."""
+"""How things stand: settings and their origin, versions, ledger, model, and with ``deep`` every derived thing against the log.
+
+What a running server holds in memory is not seen from here: the scope that is examined was derived from the log just now.
+"""
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import tempfile
@@ -12,19 +16,22 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools.errors import KeToolsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ke_tools.servers.service import Service
 
+log = logging.getLogger(__name__)
+
 _LITTLE: Final = 100_000_000  # bytes free, under which a ledger may soon be unable to grow
+_SHOWN: Final = 5  # findings of one check
 _PACKAGES: Final = ("ke-tools", "apsw", "faiss-cpu", "mcp", "peft", "sentence-transformers", "torch", "transformers")
 
 
 def examine(service: Service, *, deep: bool) -> dict[str, Any]:
     """Examine a service; ``ok`` is false when something needs a person.
 
-    Each check is ``{"name", "ok", "detail"}``. ``deep`` re-derives the projections and the scope's indexes from the log,
-    checks the hash chain and hashes the model again.
+    Each check is ``{"name", "ok", "detail"}``; whatever goes wrong in one is told there and leaves the others. ``deep`` re-derives
+    the projections from the log, checks file and hash chain, looks for each live edit as a question would, and hashes the model again.
     """
     checks = [_check("ledger", lambda: _ledger(service)), _check("model", lambda: _model(service)), _check("disk", lambda: _disk(service))]
     if deep:
@@ -51,6 +58,9 @@ def _check(name: str, look: Callable[[], tuple[bool, str]]) -> dict[str, Any]:
         ok, detail = look()
     except KeToolsError as error:
         ok, detail = False, str(error)
+    except Exception as error:
+        log.warning("the check of the %s broke", name, exc_info=True)
+        ok, detail = False, f"this could not be checked: {type(error).__name__}: {error}"
     return {"name": name, "ok": ok, "detail": detail}
 
 
@@ -80,15 +90,27 @@ def _audit(service: Service) -> tuple[bool, str]:
     findings = service.ledger.audit()
     damage = [finding for finding in findings if finding.is_damage]
     if damage:
-        return False, "; ".join(f"{finding.kind} at {finding.seq}: {finding.message}" for finding in damage[:5])
+        return False, _listed([f"{finding.kind}: {finding.message.rstrip('.')}" for finding in damage])
     purged = sum(1 for finding in findings if finding.kind == "purged")
     told = f", {purged} payloads purged" if purged else ""
-    return True, f"the hash chain is whole and every projection equals the log{told}"
+    return True, f"file, schema, keys and hash chain are whole, and every projection equals the log{told}"
 
 
 def _scope(service: Service) -> tuple[bool, str]:
-    differences = service.scope.audit()
-    return not differences, "; ".join(differences) or "the names and vectors equal the live edits"
+    if differences := service.scope.audit():
+        return False, _listed(differences)
+    ledger = service.ledger
+    edits = [edit for tenant in ledger.tenants() for edit in ledger.live(tenant)]
+    risky = sum(edit.alias_risky for edit in edits)
+    return True, (
+        f"derived from the log: {len(edits)} live edits, each named by its own prompt;"
+        f" {risky} of them in the vector index, each nearest to its own prompt"
+    )
+
+
+def _listed(findings: Sequence[str]) -> str:
+    more = len(findings) - _SHOWN
+    return "; ".join(findings[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _weights(service: Service) -> tuple[bool, str]:

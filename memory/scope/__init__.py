@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -39,6 +39,7 @@ Zone = Literal["in", "grey", "out"]
 
 MOST_HITS: Final = 8
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
+_ITSELF: Final = 0.999  # cosine of a text with itself, but for rounding
 _ALIKE: Final = 0.8  # cosine from which a text that names nobody may be about an edit whose subject has many names
 
 
@@ -164,22 +165,53 @@ class Scope:
         return decision
 
     def audit(self) -> list[str]:
-        """Derive every tenant's state anew from the ledger, compare it with what is used, and give the differences in words."""
-        differences = []
-        for tenant in self._ledger.tenants():
-            self.decide(tenant, Reading(""))  # follow the ledger
-            state, anew = self._tenants[tenant], _Tenant()
-            with state.lock:
-                for edit in self._ledger.live(tenant):
-                    anew.put(edit)
-                if (state.edits, state.wordings, state.risky) != (anew.edits, anew.wordings, anew.risky):
-                    differences.append(f"{tenant}: {len(state.edits)} edits are indexed, {len(anew.edits)} are live")
-                differences += [
-                    f"{tenant}: {edit.fact.subject!r} is not found as its edits say"
-                    for edit in anew.edits.values()
-                    if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject)
-                ]
-        return differences
+        """Give in words what is wrong with what is derived from the ledger; empty when all is well.
+
+        Every tenant's state is derived anew and compared with what is used, which tells only of a scope that has followed the ledger
+        for a while. Then each live edit is looked for as a question would: its own prompt must name it, and of an edit marked
+        ``alias_risky`` no vector may be nearer to its prompt than its own.
+
+        Raises:
+            KeToolsError: the ledger cannot be read, or there are such vectors and no embedding model to compare them with.
+        """
+        return [f"{tenant}: {difference}" for tenant in self._ledger.tenants() for difference in self._differences(tenant)]
+
+    def _differences(self, tenant: str) -> Iterator[str]:
+        with self._lock:
+            state = self._tenants.setdefault(tenant, _Tenant())
+        anew = _Tenant()
+        with state.lock:
+            for edit in self._followed(tenant, state):
+                anew.put(edit)
+            if (state.edits, state.wordings, state.risky) != (anew.edits, anew.wordings, anew.risky):
+                yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
+            for edit in anew.edits.values():
+                if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject):
+                    yield f"{edit.fact.subject!r} is not found as its edits say"
+                if edit.id not in _spans(state.subjects, edit.fact.prompt):
+                    yield f"{edit.id} is not named by its own prompt, {edit.fact.prompt!r}, and so without effect"
+            yield from self._misplaced(state)
+
+    def _followed(self, tenant: str, state: _Tenant) -> list[Edit]:
+        """Return the live edits of the revision that the state has followed the ledger to, whoever writes meanwhile."""
+        while True:
+            self._refresh(tenant, state)
+            edits = self._ledger.live(tenant)
+            if self._ledger.head() == state.seen:
+                return edits
+
+    def _misplaced(self, state: _Tenant) -> Iterator[str]:
+        if not state.risky:
+            return
+        nearest = self._nearest(state)
+        if len(nearest) != len(state.risky):
+            yield f"{len(nearest)} edits have vectors, {len(state.risky)} are marked alias_risky"
+        vectors = self._embedder.encode([edit.fact.prompt for edit in state.risky.values()])
+        for edit_id, vector in zip(state.risky, vectors, strict=True):
+            near = dict(nearest.search(vector, MOST_HITS))
+            score = near.get(edit_id, min(near.values(), default=0.0))  # not among them: as many others with the same prompt may be
+            if score < _ITSELF:
+                yield f"the vector of {edit_id} is not that of its prompt (cosine {score:.3f})"
 
     def _refresh(self, tenant: str, state: _Tenant) -> str:
         """Follow the ledger; where it cannot be read, keep the edits last known and say why."""
@@ -187,8 +219,13 @@ class Scope:
             now = self._ledger.head()
             if now == state.seen:
                 return ""
-            for edit in self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen):
+            # Asked first, so that an edit made meanwhile is not taken for one that is gone.
+            changed = set() if state.seen < 0 else self._ledger.changed(tenant, state.seen)
+            edits = self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen)
+            for edit in edits:
                 state.put(edit)
+            for purged in changed.difference(edit.id for edit in edits):
+                state.drop(purged)
         except KeToolsError as error:
             if state.seen < 0:
                 raise
@@ -254,15 +291,18 @@ class Scope:
 
     def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits, without those whose subject cannot be meant as the text names another."""
+        asked = sentences_of(text)[-1]
+        near = self._nearest(state).search(self._embedder.encode([asked])[0], MOST_HITS)
+        return {edit_id: score for edit_id, score in near if not names_another(asked, names_of(state.edits[edit_id].fact.subject))}
+
+    def _nearest(self, state: _Tenant) -> VectorIndex:
         if state.nearest is None:
             from ke_tools.memory.index import VectorIndex
 
             state.nearest = VectorIndex(self._embedder.dimension)
             for edit in state.risky.values():
                 state.nearest.add(edit.id, self._embedder.encode([edit.fact.prompt, *edit.fact.paraphrases]))
-        asked = sentences_of(text)[-1]
-        near = state.nearest.search(self._embedder.encode([asked])[0], MOST_HITS)
-        return {edit_id: score for edit_id, score in near if not names_another(asked, names_of(state.edits[edit_id].fact.subject))}
+        return state.nearest
 
 
 def _wordings(edit: Edit) -> tuple[str, ...]:

@@ -428,9 +428,10 @@ def test_since_names_what_changed_and_nothing_else(ledger: Ledger) -> None:
     """Contract: for incremental refresh of an index."""
     first, _ = write(ledger, capital("Sydney"), child("Ida"))
     seen = ledger.head()
-    assert ledger.since("acme", seen) == []
+    assert (ledger.since("acme", seen), ledger.changed("acme", seen)) == ([], set())
     (third,) = write(ledger, capital("Perth"))
     assert [(edit.id, edit.state) for edit in ledger.since("acme", seen)] == [(first.id, State.RETIRED), (third.id, State.ACTIVE)]
+    assert ledger.changed("acme", seen) == {first.id, third.id}
 
 
 def test_another_tenant_sees_and_changes_nothing(ledger: Ledger) -> None:
@@ -438,6 +439,7 @@ def test_another_tenant_sees_and_changes_nothing(ledger: Ledger) -> None:
     (mine,) = write(ledger, capital("Sydney"), child("Ida"))[:1]
     assert ledger.live("other") == []
     assert ledger.since("other", 0) == []
+    assert ledger.changed("other", 0) == set()
     assert ledger.edits("other", contains="Sydney").total == 0
     assert ledger.edits("other").items == []
     assert ledger.history("other").items == []
@@ -471,6 +473,7 @@ def test_tenant_and_actor_are_short_plain_text(ledger: Ledger, text: str) -> Non
         lambda: ledger.edits(text),
         lambda: ledger.history(text),
         lambda: ledger.since(text, 0),
+        lambda: ledger.changed(text, 0),
         lambda: ledger.get(text, "ed_0123456789abcdef"),
     ]
     for call in calls:

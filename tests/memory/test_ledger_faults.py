@@ -19,10 +19,12 @@ from typing import Any
 import apsw
 import pytest
 
-from ke_tools.errors import Busy, InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, ResourceExhausted, Unsupported
+from ke_tools.errors import Busy, Conflict, InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, ResourceExhausted, Unsupported
 from ke_tools.facts import Edit, Fact
 from ke_tools.memory import migrations
 from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.log import Author, append
+from ke_tools.memory.rollbacks import changes_of_rollback
 from ke_tools.memory.slots import Slot
 from ke_tools.memory.storage import Storage
 
@@ -370,12 +372,13 @@ def test_corrupt_pages_are_told_and_nothing_is_acknowledged_on_them(path: Path) 
 
 
 def tamper(path: Path, *statements: str) -> list[tuple[str, int]]:
-    """Change a ledger behind its back; what its audit says, by kind and event."""
+    """Change a ledger behind its back, its triggers aside meanwhile; what its audit says, by kind and event."""
     db = apsw.Connection(str(path))
     db.execute("PRAGMA foreign_keys = ON")
-    for name in ("events_stay", "events_are_kept", "events_are_numbered", "payloads_stay", "changes_stay", "changes_are_kept"):
+    triggers = list(db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+    for name, _ in triggers:
         db.execute(f"DROP TRIGGER {name}")
-    for statement in statements:
+    for statement in (*statements, *(sql for _, sql in triggers)):
         db.execute(statement)
     db.close()
     with Ledger(path) as ledger:
@@ -398,6 +401,15 @@ def forgetting(seq: int) -> list[str]:
         (["UPDATE edits SET words = 'other' WHERE seq = 1"], {("projection", 0)}),
         (["DELETE FROM names"], {("projection", 0)}),
         (["INSERT INTO changes VALUES (2, 'other', 'ed_x', 'active', '')"], {("chain", 2)}),
+        (["UPDATE changes SET standing = 'bogus' WHERE seq = 3"], {("chain", 3), ("projection", 0)}),
+        (["UPDATE edits SET standing = 'bogus' WHERE seq = 1"], {("projection", 0)}),
+        (["UPDATE events SET actor = CAST(x'ff' AS TEXT) WHERE seq = 2"], {("chain", 2), ("projection", 0)}),
+        (["UPDATE edits SET words = CAST(x'ff' AS TEXT)"], {("file", 0)}),
+        (["DROP INDEX edits_by_slot"], {("file", 0)}),
+        (["DROP INDEX edits_by_slot", "CREATE INDEX edits_by_slot ON edits (slot)"], {("file", 0)}),
+        (["CREATE TRIGGER quiet BEFORE INSERT ON names BEGIN SELECT raise(IGNORE); END"], {("file", 0)}),
+        (["CREATE TABLE copies (of_what TEXT)"], set()),
+        (["DROP TABLE names"], {("file", 0)}),
         (
             forgetting(3),
             {("chain", 3), ("projection", 0)},
@@ -415,22 +427,109 @@ def test_an_audit_finds_what_was_altered(path: Path, statements: list[str], expe
     assert set(tamper(path, *statements)) == expected
 
 
+@pytest.mark.parametrize("name", ["events_stay", "events_are_kept", "events_are_numbered", "payloads_stay", "changes_stay"])
+def test_an_audit_misses_a_trigger_that_keeps_the_log_append_only(path: Path, name: str) -> None:
+    """Issue §3: an append-only log; a file whose guards were taken away is not as it was made."""
+    with Ledger(path) as ledger:
+        write(ledger, "one")
+        ledger._storage._main.execute(f"DROP TRIGGER {name}")
+        (finding,) = ledger.audit()
+    assert (finding.kind, finding.is_damage) == ("file", True)
+    assert name in finding.message
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("UPDATE idempotency_keys SET first_seq = 2, last_seq = 2", {("key", 2)}),  # another tenant's event
+        ("UPDATE idempotency_keys SET last_seq = 2", {("key", 1)}),
+        ("UPDATE idempotency_keys SET first_seq = 2, last_seq = 1", {("key", 2)}),
+        ("UPDATE idempotency_keys SET tenant = 'other'", {("key", 1)}),
+        ("UPDATE idempotency_keys SET arguments = x''", {("key", 1)}),
+        ("UPDATE idempotency_keys SET key = CAST(x'ff' AS TEXT)", {("file", 0)}),
+    ],
+)
+def test_an_audit_finds_an_idempotency_key_that_stands_for_what_its_tenant_never_did(
+    path: Path, statement: str, expected: set[tuple[str, int]]
+) -> None:
+    """Issue §3: idempotency keys; one that was altered would answer a repeated call with somebody else's events."""
+    with Ledger(path) as ledger:
+        ledger.edit("acme", [fact("one")], actor="ann", slot_of=rule, idempotency_key="once")
+        ledger.edit("other", [fact("two")], actor="bob", slot_of=rule)
+    assert set(tamper(path, statement)) == expected
+
+
+def test_an_edit_that_stands_as_none_can_is_damage_to_every_reader(path: Path) -> None:
+    """Style §4 no. 10: what a damaged file holds is told as damage, never as a fault of the program."""
+    with Ledger(path) as ledger:
+        (made,) = write(ledger, "one")
+        ledger._storage._main.execute("UPDATE edits SET standing = 'bogus'")
+        for read in (lambda: ledger.get("acme", made.id), lambda: ledger.rollback("acme", [made.id], actor="ann")):
+            with pytest.raises(LedgerDamaged, match="bogus"):
+                read()
+
+
+def purge(ledger: Ledger, edit: Edit) -> None:
+    """Do what the log's docstring asks of a purge."""
+    with ledger._storage.writing() as db:
+        append(db, Author("acme", "ann"), "purge", {"edit_ids": [edit.id]}, changes_of_rollback(db, "acme", [edit.id]))
+        db.execute("DELETE FROM edits WHERE id = ?", (edit.id,))
+        db.execute("DELETE FROM payloads WHERE seq = ?", (edit.revision,))
+        db.execute(
+            "UPDATE idempotency_keys SET arguments = x'' WHERE tenant = 'acme' AND ? BETWEEN first_seq AND last_seq", (edit.revision,)
+        )
+
+
 def test_a_purged_payload_is_purged_not_broken(path: Path) -> None:
     """Issue §3: a later purge can erase a payload and `doctor` says "purged"; supersession and chain stay whole."""
     with Ledger(path) as ledger:
         one, two, three = write(ledger, "one", "two", "three")
-        with ledger._storage.writing() as db:  # what a purge will do
-            db.execute("DELETE FROM edits WHERE id = ?", (two.id,))
-            db.execute("DELETE FROM payloads WHERE seq = ?", (two.revision,))
+        purge(ledger, two)
         (finding,) = ledger.audit()
         assert (finding.kind, finding.seq, finding.is_damage) == ("purged", 2, False)
         with pytest.raises(NotFound):
             ledger.get("acme", two.id)
         page = ledger.history("acme")
-        assert [(event.purged, dict(event.payload) == {}) for event in page.items] == [(False, False), (True, True), (False, False)]
-        assert page.items[1].edit_ids == tuple(sorted((one.id, two.id)))
+        assert [(event.action, event.purged, not event.payload) for event in page.items] == [
+            ("purge", False, False),
+            ("edit", False, False),
+            ("edit", True, True),
+            ("edit", False, False),
+        ]
+        assert page.items[2].edit_ids == tuple(sorted((one.id, two.id)))
         assert ledger.since("acme", 0) == ledger.edits("acme").items[::-1]
         ledger.rollback("acme", [three.id], actor="ann")
+        assert [edit.fact.target for edit in ledger.live("acme")] == ["one"]
+        assert [finding.kind for finding in ledger.audit()] == ["purged"]
+
+
+def test_an_audit_tells_where_a_purged_text_still_stands(path: Path) -> None:
+    """Issue §3: a purge erases a text; one that left it where lists are searched is unfinished, and not a broken ledger."""
+    with Ledger(path) as ledger:
+        first, second = (
+            ledger.edit("acme", [fact(target)], actor="ann", slot_of=rule, idempotency_key=target)[0] for target in ("one", "two")
+        )
+        ledger._storage._main.execute("DELETE FROM payloads WHERE seq = ?", (second.revision,))
+
+        found = ledger.audit()
+
+    assert [(finding.kind, finding.seq) for finding in found] == [("purged", 2), ("unerased", 2), ("unerased", 2), ("unerased", 2)]
+    assert [word for word in ("edits", "names", "idempotency") if any(word in finding.message for finding in found[1:])] == [
+        "edits",
+        "names",
+        "idempotency",
+    ]
+    assert not any(first.id in finding.message for finding in found)
+
+
+def test_a_call_repeated_after_its_purge_writes_nothing_again(path: Path) -> None:
+    """Issue §3: idempotency keys; a client that repeats itself late must not bring back what was erased."""
+    with Ledger(path) as ledger:
+        (made,) = ledger.edit("acme", [fact("one")], actor="ann", slot_of=rule, idempotency_key="once")
+        purge(ledger, made)
+        with pytest.raises(Conflict):
+            ledger.edit("acme", [fact("one")], actor="ann", slot_of=rule, idempotency_key="once")
+        assert ledger.edits("acme").total == 0
         assert [finding.kind for finding in ledger.audit()] == ["purged"]
 
 
@@ -480,6 +579,20 @@ def test_an_older_ledger_is_brought_up_and_keeps_its_edits(path: Path, monkeypat
     with Ledger(path) as ledger:
         assert ledger.get("acme", made.id) == made
         assert ledger._storage._main.execute("PRAGMA user_version").get == 4
+
+
+def test_an_older_ledger_that_may_not_be_written_is_sound_as_it_was_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its schema is that of its own version; what later steps add is not missing."""
+    with Ledger(path) as ledger:
+        write(ledger, "yes")
+
+    def m004_later(db: apsw.Connection) -> None:
+        """Add something."""
+        db.execute("CREATE INDEX later ON names (name)")
+
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_later))
+    with Ledger(path, read_only=True) as ledger:
+        assert ledger.audit() == []
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from ke_tools.errors import LedgerDamaged, ModelUnavailable
 from ke_tools.facts import Edit, Fact
+from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Decision, Head, Reading, Scope
 from ke_tools.testing import HashingEmbedder, memory_ledger
 
@@ -153,6 +155,21 @@ def test_a_rolled_back_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None
     assert asked(scope, "The ruler of Freedonia is").zone == "out"
 
 
+def test_a_purged_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: a later purge erases what an event said; a running server must not keep saying it."""
+    purged, kept = write(ledger, FREEDONIA, AUSTRALIA)
+    assert asked(scope, "The ruler of Freedonia is").zone == "in"
+
+    with ledger._storage.writing() as db:
+        append(db, Author("t", "test"), "purge", {"edit_ids": [purged.id]}, [Change(purged.id, Standing.ROLLED_BACK)])
+        db.execute("DELETE FROM edits WHERE id = ?", (purged.id,))
+        db.execute("DELETE FROM payloads WHERE seq = ?", (purged.revision,))
+
+    assert asked(scope, "The ruler of Freedonia is").zone == "out"
+    assert [hit.edit.id for hit in asked(scope, "The capital of Australia is").hits] == [kept.id]
+    assert scope.audit() == []
+
+
 def test_a_proposed_edit_has_no_effect(ledger: Ledger, scope: Scope) -> None:
     """facts.State: it waits for an approval."""
     from ke_tools.facts import State
@@ -281,6 +298,78 @@ def test_a_risky_subject_is_looked_up_by_likeness_where_nobody_is_named(ledger: 
     assert asked(scope, "The ruler of Norway is").zone == "out"
     ledger.rollback("t", [edit.id], actor="test")
     assert asked(scope, "The ruler of Freedonian is").zone == "out"
+
+
+def used(scope: Scope) -> Any:
+    """What the scope derived for the usual tenant."""
+    return scope._tenants["t"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda state, edit: state.edits.pop(edit.id), "1 edits are indexed, 2 are live"),
+        (lambda state, edit: state.subjects.discard(edit.id), "is not named by its own prompt"),
+        (lambda state, edit: state.nearest.discard(edit.id), "1 edits have vectors, 2 are marked alias_risky"),
+        (lambda state, edit: state.nearest.add(edit.id, HashingEmbedder().encode(["hello"])), "is not that of its prompt"),
+        (lambda state, _edit: state.nearest.add("ed_gone", HashingEmbedder().encode(["hello"])), "3 edits have vectors"),
+    ],
+)
+def test_an_audit_finds_what_a_scope_remembers_otherwise(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Any, Edit], None], told: str
+) -> None:
+    """Issue §3: every index is compared with the log, the vectors too."""
+    monkeypatch.setattr("ke_tools.memory.corrections.is_alias_risky", lambda _fact: True)
+    edit, _ = write(ledger, FREEDONIA, AUSTRALIA)
+    scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+    asked(scope, "Who rules?")
+    assert scope.audit() == []
+
+    damage(used(scope), edit)
+
+    assert told in " ".join(scope.audit())
+
+
+def test_an_audit_tells_of_an_edit_that_its_own_prompt_does_not_name(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: `doctor` tells a person what needs one; a correction that no question can reach is without effect."""
+    (edit,) = write(ledger, Fact(subject="Holm", prompt="Mira Holmgren works as", target="a baker"))
+
+    (told,) = scope.audit()
+
+    assert told.startswith(f"t: {edit.id} is not named by its own prompt")
+
+
+def test_an_audit_bears_many_edits_of_one_prompt(ledger: Ledger) -> None:
+    """Vectors that are equal are each as near as can be, though only some are found."""
+    of_these = [Fact(subject="our baker", prompt="One of the children of our baker is", target=f"Ida {number}") for number in range(12)]
+    write(ledger, *of_these, mode="add")
+    assert all(edit.alias_risky for edit in ledger.live("t"))
+
+    assert Scope(ledger, HashingEmbedder(), Head.cosine()).audit() == []
+
+
+def test_an_audit_is_not_misled_by_an_edit_made_meanwhile(ledger: Ledger, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home is examined while a server writes to it."""
+    write(ledger, FREEDONIA)
+    assert scope.audit() == []
+    live, late = ledger.live, [AUSTRALIA]
+
+    def interrupted(tenant: str) -> list[Edit]:
+        while late:
+            write(ledger, late.pop())
+        return live(tenant)
+
+    monkeypatch.setattr(ledger, "live", interrupted)
+
+    assert scope.audit() == []
+    assert len(used(scope).edits) == 2
+
+
+def test_an_audit_without_risky_edits_needs_no_embedder(ledger: Ledger) -> None:
+    """A home without such edits is examined before the embedding model was ever loaded."""
+    write(ledger, FREEDONIA)
+
+    assert Scope(ledger, Asking(ModelUnavailable("no model")), Head.cosine()).audit() == []
 
 
 def test_without_risky_edits_nothing_is_looked_up(ledger: Ledger) -> None:
