@@ -57,7 +57,7 @@ class Relation:
     questions: tuple[str, ...]
     probe_statements: tuple[str, ...]
     probe_questions: tuple[str, ...]
-    nouns: tuple[str, ...] = ()  # what it is called beside ``masked``; a name of two relations names neither
+    plain: tuple[str, ...] = ()  # what it is called beside ``masked``, and other plain words for it (with ``{}``), for recognition
 
     @property
     def fitted_statements(self) -> tuple[str, ...]:
@@ -169,24 +169,23 @@ def _by_wording() -> Mapping[str, Relation]:
 
 
 @cache
-def _by_noun() -> Mapping[str, tuple[Relation, ...]]:
-    """Noun phrase → the relations that it may mean."""
+def _by_plain_words() -> Mapping[str, tuple[Relation, ...]]:
+    """Plain words → the relations that they may mean."""
     found: dict[str, list[Relation]] = {}
     for relation in relations().values():
-        for phrase in dict.fromkeys(_noun_phrases(relation)):
+        for phrase in dict.fromkeys(_plain_forms(relation)):
             found.setdefault(phrase, []).append(relation)
     return {phrase: tuple(meant) for phrase, meant in found.items()}
 
 
-def _noun_phrases(relation: Relation) -> Iterator[str]:
-    masked = wording_key(relation.masked)
-    yield noun_phrase(masked) or masked
-    for noun in relation.nouns:
-        phrase = f"{wording_key(noun)} of {{}}"
-        yield phrase
-        if " where {} " in relation.masked:
-            yield f"where {phrase}"
-            yield from (f"{phrase} {tail}" for tail in LOCATIVES)
+def _plain_forms(relation: Relation) -> Iterator[str]:
+    is_place = " where {} " in relation.masked
+    for words in (relation.masked, *relation.plain):
+        key = wording_key(words if "{}" in words else f"{words} of {{}}")
+        yield noun_phrase(key) or key
+        if is_place and "{}" not in words:
+            yield f"where {key}"
+            yield from (f"{key} {tail}" for tail in LOCATIVES)
 
 
 @cache
@@ -200,12 +199,12 @@ def worded(prompt: str, subject: str) -> Relation | None:
     """Find the relation whose words a prompt has, whatever the subject is.
 
     These are the inventory's wordings up to case, articles and punctuation, and what can be said and asked after the name of a
-    relation ("Freedonia's capital is"). Where two relations have that name, the subject's table decides, or nothing.
+    relation ("Freedonia's capital is"). Where these mean two relations, the subject's table decides, or nothing.
     """
     key = wording_key(mask(prompt, [subject]))
     if listed := _by_wording().get(key):
         return listed
-    meant = _by_noun().get(noun_phrase(key) or key, ())
+    meant = _by_plain_words().get(noun_phrase(key) or key, ())
     if len(meant) > 1:
         meant = tuple(relation for relation in meant if _is_listed(relation.subject, subject))
     return meant[0] if len(meant) == 1 else None
