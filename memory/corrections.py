@@ -208,7 +208,8 @@ def _sharing(
 
 def _with_names_of(fact: Fact, yielding: Sequence[Edit]) -> Fact:
     """Keep the names under which a subject was corrected so far, so that a question with any of them finds the new correction."""
-    renamed = [other.fact for other in yielding if subject_key(other.fact.subject) != subject_key(fact.subject)]
+    own = {name_key(name).removeprefix("the ") for name in names_of(fact.subject, fact.aliases)}
+    renamed = [other.fact for other in yielding if name_key(other.fact.subject).removeprefix("the ") not in own]
     if not renamed:
         return fact
     names = {name_key(name): name for other in renamed for name in (*other.aliases[::-1], other.subject)}
@@ -255,5 +256,5 @@ def _unplaced(unclear: Sequence[Edit]) -> list[str]:
         return []
     named = ", ".join(f"{other.id} ({other.fact.prompt!r} {other.fact.target!r})" for other in unclear[-_MOST_NAMED:])
     more = " and others" if len(unclear) > _MOST_NAMED else ""
-    doubt = "it is not known whether they say the same in other words; if so, take them back, or give both the same relation"
-    return [f"{named}{more} of the same subject stay live beside it: {doubt}"]
+    doubt = "if one of them says the same in other words, which is not known, take it back, or give both the same relation"
+    return [f"of the same subject, {named}{more} stay live beside it; {doubt}"]

@@ -45,6 +45,7 @@ def slot_of(fact: Fact) -> Slot:
     names = (fact.subject, *fact.aliases)
     if recognised := _first(atlas.recognise, fact.prompt, names):
         return _slot(fact, recognised.id, recognised)
+    names += tuple(f"our {name}" for name in names)
     if worded := _first(atlas.worded, fact.prompt, names):
         return _slot(fact, worded.id, None)
     key = atlas.wording_key(atlas.mask(fact.prompt, names))
@@ -61,16 +62,16 @@ def _first(find: Callable[[str, str], Relation | None], prompt: str, names: Sequ
 
 
 def subject_key(name: str) -> str:
-    """The key of what a name stands for: without its article, and where the atlas knows it as another name of one entity, that one's."""
+    """The key of what a name stands for, without article or "our"; of another name of one entity of the atlas, that entity's."""
     from ke_tools.memory.subjects import entity_named
 
-    return name_key(without_article(entity_named(name) or name))
+    return name_key(without_determiner(entity_named(name) or name))
 
 
-def without_article(name: str) -> str:
-    """Drop a leading article; a capital "A" may be an initial or the first word of a title, and stays."""
+def without_determiner(name: str) -> str:
+    """Drop a leading article or "our", which in a tenant's memory says no more; "A" and "Our" may begin a title, and stay."""
     first, _, rest = name.strip().partition(" ")
-    return rest.strip() if squash(rest) and (first.casefold() == "the" or first in {"a", "an"}) else name
+    return rest.strip() if squash(rest) and (first.casefold() == "the" or first in {"a", "an", "our"}) else name
 
 
 def relation_key(slot_key: str) -> str:

@@ -17,7 +17,7 @@ import ahocorasick
 
 from ke_tools import atlas
 from ke_tools.facts import squash
-from ke_tools.memory.slots import name_key, subject_key, without_article
+from ke_tools.memory.slots import name_key, subject_key, without_determiner
 
 __all__ = ["Mention", "SubjectIndex", "entity_named", "fold", "names_another", "names_of", "subject_keys"]
 
@@ -113,7 +113,7 @@ def fold(text: str) -> Folded:
 
 def names_of(subject: str, aliases: Iterable[str] = ()) -> tuple[str, ...]:
     """Every name of an edit's subject: its own, those given with the edit, the atlas's (also where the subject is such another name)."""
-    entity = entity_named(subject) or without_article(subject)
+    entity = entity_named(subject) or without_determiner(subject)
     other = atlas.aliases(entity)
     known = (*atlas.aliases(subject), *_by_other_name().get(squash(subject), ()), *([entity, *other] if other else []))
     return tuple(dict.fromkeys((subject, *aliases, *known)))
@@ -125,11 +125,11 @@ def entity_named(name: str) -> str:
 
     A single word must be written as the atlas writes it: "The Who" is not the WHO.
     """
-    bare = without_article(name)
+    bare = without_determiner(name)
     for written in (bare, f"the {bare}", bare.replace(".", "")):
         names = _by_other_name().get(squash(written), ())
         same = (other for other in names if name_key(other) == name_key(written))
-        if any(" " in without_article(other) or _unmarked(other) == _unmarked(written) for other in same):
+        if any(" " in without_determiner(other) or _unmarked(other) == _unmarked(written) for other in same):
             return names[0]
     return ""
 
@@ -138,9 +138,9 @@ def entity_named(name: str) -> str:
 def subject_keys(subject: str) -> frozenset[str]:
     """Folded names that can stand for nothing but this subject, as the ledger lists names."""
     own = subject_key(subject)
-    names = (subject, without_article(subject), *names_of(subject))
+    names = (subject, without_determiner(subject), *names_of(subject))
     keys = {name_key(name) for name in names if subject_key(name) == own} | {own}
-    return frozenset(keys | {f"the {key}" for key in keys})
+    return frozenset(keys | {f"{word} {key}" for key in keys for word in ("the", "our")})
 
 
 class SubjectIndex:

@@ -258,7 +258,21 @@ def test_names_of_one_entity_of_the_atlas_are_one_subject(ledger: Ledger, first:
     (earlier,) = write(ledger, capital("Boston", first))
     (later,) = write(ledger, capital("Denver", second))
     assert later.supersedes == (earlier.id,)
+    assert later.fact.aliases == ()  # the atlas knows them
     assert targets(ledger) == ["Denver"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("our refund policy", "refund policy"), ("refund policy", "our refund policy"), ("the API", "our API")]
+)
+def test_what_is_ours_is_one_subject_with_and_without_saying_so(ledger: Ledger, first: str, second: str) -> None:
+    """Issue §3: one subject; a tenant's memory knows one refund policy."""
+    (earlier,) = write(ledger, Fact(subject=first, prompt=f"The length of {'our ' * (first[0] == 'r')}{first} is", target="X"))
+    (later,) = write(ledger, Fact(subject=second, prompt=f"The length of {'our ' * (second[0] == 'r')}{second} is", target="Y"))
+    assert later.supersedes == (earlier.id,)
+    assert (earlier.relation, later.relation) == ("river_length" * (first == "the API"), "")
+    assert earlier.fact.aliases == ()
+    assert later.fact.aliases == (first,)  # a question without "our" finds it as before
 
 
 @pytest.mark.parametrize(
