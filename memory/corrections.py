@@ -7,23 +7,28 @@ mode ``auto``     a functional slot (unknown relations count as functional) has 
 mode ``replace``  all earlier edits of the slot give way
 mode ``add``      none gives way
 ================  =======================================================================================
+
+An edit under a name that was given as another name of one live subject is about that subject, and takes over its names, if the
+relation is the same; that the new edit's own list of other names holds another's subject proves less, and is only pointed out.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from ke_tools.errors import Conflict, InvalidInput
-from ke_tools.facts import Edit, Fact, State
+from ke_tools.facts import MOST_WORDINGS, Edit, Fact, State
 from ke_tools.memory.checks import check
 from ke_tools.memory.events import LIVE, Change, Standing, record_of
 from ke_tools.memory.log import Author, append, edits_where
-from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, name_key, relation_key
+from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, name_key, relation_key, subject_key
+from ke_tools.memory.subjects import names_of, subject_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import apsw
 
@@ -32,7 +37,14 @@ Mode = Literal["auto", "replace", "add"]
 _MODES: Final = ("auto", "replace", "add")
 _ID_BYTES: Final = 8
 _IS_LIVE: Final = "AND e.standing IN ({})".format(", ".join(f"'{standing.value}'" for standing in LIVE))
-_SHARES_A_NAME: Final = "AND e.id IN (SELECT edit_id FROM names WHERE tenant = ? AND name = ?) AND e.slot <> ?"
+_SHARES_A_NAME: Final = (
+    "AND e.id IN (SELECT edit_id FROM names WHERE tenant = ? AND name IN (SELECT value FROM json_each(?))) AND e.slot <> ?"
+)
+_SAME_RELATION: Final = "AND substr(e.slot, instr(e.slot, char(31)) + 1) = ?"
+_UNKNOWN_RELATION: Final = (
+    "AND p.payload ->> '$.relation' = '' AND coalesce(p.payload ->> '$.fact.relation', '') = ''"  # neither recognised nor given
+)
+_MOST_NAMED: Final = 3  # edits in one warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +103,17 @@ def record(db: apsw.Connection, author: Author, correction: Correction, *, sibli
     Raises:
         Conflict: ``old_target`` is not what is live.
     """
-    fact, slot = correction.fact, correction.slot
+    slot = correction.slot
     live = edits_where(db, author.tenant, f"{_IS_LIVE} AND e.slot = ? ORDER BY e.seq", (slot.key,))
+    live = live or _under_another_name(db, author.tenant, correction)
     warnings = _refuse_if_outdated(correction, live)
     yielding = [other for other in live if _gives_way(correction, other, is_sibling=other.revision in siblings)]
     is_proposed = correction.state is State.PROPOSED
     edit_id = "ed_" + secrets.token_hex(_ID_BYTES)
-    warnings += [*_superseding(correction, yielding), *_staying(correction, live, yielding), *_overlapping(db, author.tenant, correction)]
+    warnings += [*_superseding(correction, yielding), *_staying(correction, live, yielding)]
+    fact = correction.fact if is_proposed else _with_names_of(correction.fact, yielding)
+    warnings += _renamed(correction.fact, fact, yielding)
+    warnings += _beside(db, author.tenant, correction, {other.id for other in live})
     is_risky = is_alias_risky(fact)
     if is_risky:
         warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
@@ -175,13 +191,70 @@ def _staying(correction: Correction, live: Sequence[Edit], yielding: Sequence[Ed
     return [f"{last.id} ({last.fact.target!r}){more} of the same subject and relation stays live beside it"]
 
 
-def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> list[str]:
+def _under_another_name(db: apsw.Connection, tenant: str, correction: Correction) -> list[Edit]:
+    """Find the live edits of the relation that this edit's subject is another name of, if they are all about one subject."""
+    found = _sharing(db, tenant, correction, subject_keys(correction.fact.subject), _SAME_RELATION, (relation_key(correction.slot.key),))
+    return found if len({subject_key(other.fact.subject) for other in found}) == 1 else []
+
+
+def _sharing(
+    db: apsw.Connection, tenant: str, correction: Correction, names: Collection[str], condition: str, values: Sequence[str | int] = ()
+) -> list[Edit]:
+    """Find live edits of other slots that have one of these names, oldest first."""
+    shared = (tenant, json.dumps(sorted(names)), correction.slot.key)
+    found = edits_where(db, tenant, f"{_IS_LIVE} {_SHARES_A_NAME} {condition}", (*shared, *values))
+    return sorted(found, key=lambda edit: edit.revision)
+
+
+def _with_names_of(fact: Fact, yielding: Sequence[Edit]) -> Fact:
+    """Keep the names under which a subject was corrected so far, so that a question with any of them finds the new correction."""
+    own = {name_key(name).removeprefix("the ") for name in names_of(fact.subject, fact.aliases)}
+    renamed = [other.fact for other in yielding if name_key(other.fact.subject).removeprefix("the ") not in own]
+    if not renamed:
+        return fact
+    names = {name_key(name): name for other in renamed for name in (*other.aliases[::-1], other.subject)}
+    for name in (fact.subject, *fact.aliases):
+        names.pop(name_key(name), None)
+    return replace(fact, aliases=(*fact.aliases, *reversed(names.values()))[:MOST_WORDINGS])
+
+
+def _renamed(given: Fact, kept: Fact, yielding: Sequence[Edit]) -> list[str]:
+    added = kept.aliases[len(given.aliases) :]
+    if not added:
+        return []
+    by = ", ".join(other.id for other in yielding)
+    return [f"{given.subject!r} is another name of {added[0]!r} ({by}); it counts as the same subject and keeps its names"]
+
+
+def _beside(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[str]:
+    """Name the live edits of other slots that this one may contradict; none of them gives way on a guess."""
+    overlapping = {other.id: warning for other, warning in _overlapping(db, tenant, correction) if other.id not in mentioned}
+    unclear = [other for other in _unclear(db, tenant, correction) if other.id not in {*mentioned, *overlapping}]
+    return [*overlapping.values(), *_unplaced(unclear)]
+
+
+def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> Iterator[tuple[Edit, str]]:
     """Name live edits of the same relation whose subject shares a name with this one's, but is written otherwise."""
-    fact, slot = correction.fact, correction.slot
-    found = {
-        other.id: f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {name!r} and stays live beside it"
-        for name in dict.fromkeys(name_key(name) for name in (fact.subject, *fact.aliases))
-        for other in edits_where(db, tenant, f"{_IS_LIVE} {_SHARES_A_NAME}", (tenant, name, slot.key))
-        if relation_key(other.slot) == relation_key(slot.key)
-    }
-    return list(found.values())
+    fact = correction.fact
+    names = [name_key(name) for name in names_of(fact.subject, fact.aliases)]
+    for other in _sharing(db, tenant, correction, names, _SAME_RELATION, (relation_key(correction.slot.key),)):
+        theirs = {name_key(name) for name in (other.fact.subject, *other.fact.aliases)}
+        shared = next(name for name in names if name in theirs)
+        yield other, f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {shared!r} and stays live beside it"
+
+
+def _unclear(db: apsw.Connection, tenant: str, correction: Correction) -> list[Edit]:
+    """Find live edits of the same subject that may say the same in other words: one of the two relations is not known."""
+    is_known = bool(correction.slot.relation or correction.fact.relation)
+    limit = "ORDER BY +e.seq DESC LIMIT ?"
+    condition = f"{_UNKNOWN_RELATION} {limit}" if is_known else limit
+    return _sharing(db, tenant, correction, subject_keys(correction.fact.subject), condition, (_MOST_NAMED + 1,))
+
+
+def _unplaced(unclear: Sequence[Edit]) -> list[str]:
+    if not unclear:
+        return []
+    named = ", ".join(f"{other.id} ({other.fact.prompt!r} {other.fact.target!r})" for other in unclear[-_MOST_NAMED:])
+    more = " and others" if len(unclear) > _MOST_NAMED else ""
+    doubt = "if one of them says the same in other words, which is not known, take it back, or give both the same relation"
+    return [f"of the same subject, {named}{more} stay live beside it; {doubt}"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ke_tools.facts import Fact, squash
+
+if TYPE_CHECKING:
+    from ke_tools.atlas import Relation
 
 _SEPARATOR: Final = "\x1f"
 _TELLING: Final = "+#*"  # C, C++ and C# are three subjects
@@ -28,17 +31,47 @@ SlotRule = Callable[[Fact], Slot]
 
 
 def slot_of(fact: Fact) -> Slot:
-    """Find the slot: the relation is the given one, else the inventory's for this wording, else the wording itself."""
+    """Find the slot: the relation is the given one, else the one whose words the prompt has, else those words themselves.
+
+    Where a prompt has the words of a relation that its subject cannot have ("the length of our refund policy" is no river's), the
+    relation is not known, but two such prompts are about one thing all the same.
+    """
     from ke_tools import atlas
 
     known = atlas.relations()
-    relation = squash(fact.relation).replace(" ", "_")
-    if not relation:
-        names = (fact.subject, *fact.aliases)
-        recognised = next((found for name in names if (found := atlas.recognise(fact.prompt, name))), None)
-        relation = recognised.id if recognised else atlas.wording_key(atlas.mask(fact.prompt, names))
-    key = name_key(fact.subject) + _SEPARATOR + relation
-    return Slot(key, relation if relation in known else "", known[relation].functional if relation in known else True)
+    if given := squash(fact.relation).replace(" ", "_"):
+        relation = known.get(given) or atlas.worded(f"The {fact.relation} of {fact.subject}", fact.subject)
+        return _slot(fact, relation.id if relation else given, relation)
+    names = (fact.subject, *fact.aliases)
+    if recognised := _first(atlas.recognise, fact.prompt, names):
+        return _slot(fact, recognised.id, recognised)
+    names += tuple(f"our {name}" for name in names)
+    if worded := _first(atlas.worded, fact.prompt, names):
+        return _slot(fact, worded.id, None)
+    key = atlas.wording_key(atlas.mask(fact.prompt, names))
+    return _slot(fact, atlas.noun_phrase(key) or key, None)
+
+
+def _slot(fact: Fact, relation: str, known: Relation | None) -> Slot:
+    key = subject_key(fact.subject) + _SEPARATOR + relation
+    return Slot(key, known.id if known else "", known.functional if known else True)
+
+
+def _first(find: Callable[[str, str], Relation | None], prompt: str, names: Sequence[str]) -> Relation | None:
+    return next((found for name in names if (found := find(prompt, name))), None)
+
+
+def subject_key(name: str) -> str:
+    """The key of what a name stands for, without article or "our"; of another name of one entity of the atlas, that entity's."""
+    from ke_tools.memory.subjects import entity_named
+
+    return name_key(without_determiner(entity_named(name) or name))
+
+
+def without_determiner(name: str) -> str:
+    """Drop a leading article or "our", which in a tenant's memory says no more; "A" and "Our" may begin a title, and stay."""
+    first, _, rest = name.strip().partition(" ")
+    return rest.strip() if squash(rest) and (first.casefold() == "the" or first in {"a", "an", "our"}) else name
 
 
 def relation_key(slot_key: str) -> str:

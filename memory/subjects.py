@@ -17,9 +17,10 @@ import ahocorasick
 
 from ke_tools import atlas
 from ke_tools.facts import squash
+from ke_tools.memory.slots import name_key, subject_key, without_determiner
 from ke_tools.screen import EVERYDAY
 
-__all__ = ["Mention", "SubjectIndex", "fold", "names_another", "names_of"]
+__all__ = ["Mention", "SubjectIndex", "entity_named", "fold", "names_another", "names_of", "subject_keys"]
 
 _APOSTROPHES: Final = frozenset("'\u2018\u2019\u02bc\u2032\uff07`\u00b4")
 _DASHES: Final = frozenset("-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d")
@@ -105,7 +106,34 @@ def fold(text: str) -> Folded:
 
 def names_of(subject: str, aliases: Iterable[str] = ()) -> tuple[str, ...]:
     """Every name of an edit's subject: its own, those given with the edit, the atlas's (also where the subject is such another name)."""
-    return tuple(dict.fromkeys((subject, *aliases, *atlas.aliases(subject), *_by_other_name().get(squash(subject), ()))))
+    entity = entity_named(subject) or without_determiner(subject)
+    other = atlas.aliases(entity)
+    known = (*atlas.aliases(subject), *_by_other_name().get(squash(subject), ()), *([entity, *other] if other else []))
+    return tuple(dict.fromkeys((subject, *aliases, *known)))
+
+
+@lru_cache(maxsize=4096)
+def entity_named(name: str) -> str:
+    """Return the one entity that the atlas knows under this other name; "" where there is none.
+
+    A single word must be written as the atlas writes it: "The Who" is not the WHO.
+    """
+    bare = without_determiner(name)
+    for written in (bare, f"the {bare}", bare.replace(".", "")):
+        names = _by_other_name().get(squash(written), ())
+        same = (other for other in names if name_key(other) == name_key(written))
+        if any(" " in without_determiner(other) or _unmarked(other) == _unmarked(written) for other in same):
+            return names[0]
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def subject_keys(subject: str) -> frozenset[str]:
+    """Folded names that can stand for nothing but this subject, as the ledger lists names."""
+    own = subject_key(subject)
+    names = (subject, without_determiner(subject), *names_of(subject))
+    keys = {name_key(name) for name in names if subject_key(name) == own} | {own}
+    return frozenset(keys | {f"{word} {key}" for key in keys for word in ("the", "our")})
 
 
 class SubjectIndex:
@@ -239,6 +267,10 @@ def _by_other_name() -> dict[str, tuple[str, ...]]:
             if name not in own:
                 found[name] = () if name in found and squash(entity) not in map(squash, found[name]) else (entity, *other)
     return found
+
+
+def _unmarked(name: str) -> str:
+    return "".join(char for char in unicodedata.normalize("NFKD", name) if char.isalnum())
 
 
 @cache

@@ -7,7 +7,6 @@ for an approval is an edit there; the rest is history, which is exported on requ
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -16,8 +15,9 @@ from ke_tools.errors import Conflict, InvalidInput, KeToolsError
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.corrections import Correction
 from ke_tools.memory.events import record_of
-from ke_tools.memory.slots import SlotRule
+from ke_tools.memory.slots import SlotRule, name_key, relation_key
 from ke_tools.memory.slots import slot_of as default_slot
+from ke_tools.memory.subjects import subject_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,10 +39,13 @@ def export_lines(ledger: Ledger, tenant: str, *, events: bool = False) -> Iterat
         tenant: whose.
         events: then the whole history, oldest first, as ``{"event": {…}}``.
     """
-    before: Counter[str] = Counter()
+    before: set[str] = set()
     for edit in ledger.live(tenant, with_proposed=True):
-        yield _line(_as_record(edit, is_first=not before[edit.slot]))
-        before[edit.slot] += edit.is_live
+        relation = relation_key(edit.slot)
+        found = {edit.slot, *(f"{name}\n{relation}" for name in subject_keys(edit.fact.subject))}
+        yield _line(_as_record(edit, is_first=not found & before))
+        if edit.is_live:
+            before |= {edit.slot, *(f"{name_key(name)}\n{relation}" for name in (edit.fact.subject, *edit.fact.aliases))}
     if events:
         yield from (_line({"event": _event_record(event)}) for event in reversed(_history(ledger, tenant)))
 

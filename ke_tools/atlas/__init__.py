@@ -13,13 +13,14 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final
 
+from ke_tools.atlas.nouns import LOCATIVES, fits, noun_phrase
 from ke_tools.facts import squash
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "facts",
     "holds_probe_wording",
     "mask",
+    "noun_phrase",
     "recognise",
     "relations",
+    "worded",
     "wording_key",
 ]
 
@@ -54,6 +57,7 @@ class Relation:
     questions: tuple[str, ...]
     probe_statements: tuple[str, ...]
     probe_questions: tuple[str, ...]
+    plain: tuple[str, ...] = ()  # what it is called beside ``masked``, and other plain words for it (with ``{}``), for recognition
 
     @property
     def fitted_statements(self) -> tuple[str, ...]:
@@ -161,7 +165,27 @@ def wording_key(masked: str) -> str:
 
 @cache
 def _by_wording() -> Mapping[str, Relation]:
-    return {wording_key(wording): relation for relation in relations().values() for wording in (*relation.wordings, relation.masked)}
+    return {wording_key(wording): relation for relation in relations().values() for wording in relation.wordings}
+
+
+@cache
+def _by_plain_words() -> Mapping[str, tuple[Relation, ...]]:
+    """Plain words → the relations that they may mean."""
+    found: dict[str, list[Relation]] = {}
+    for relation in relations().values():
+        for phrase in dict.fromkeys(_plain_forms(relation)):
+            found.setdefault(phrase, []).append(relation)
+    return {phrase: tuple(meant) for phrase, meant in found.items()}
+
+
+def _plain_forms(relation: Relation) -> Iterator[str]:
+    is_place = " where {} " in relation.masked
+    for words in (relation.masked, *relation.plain):
+        key = wording_key(words if "{}" in words else f"{words} of {{}}")
+        yield noun_phrase(key) or key
+        if is_place and "{}" not in words:
+            yield f"where {key}"
+            yield from (f"{key} {tail}" for tail in LOCATIVES)
 
 
 @cache
@@ -171,9 +195,38 @@ def _probe_keys() -> tuple[frozenset[int], frozenset[str]]:
     return frozenset(len(key.split()) for key in keys), keys
 
 
+def worded(prompt: str, subject: str) -> Relation | None:
+    """Find the relation whose words a prompt has, whatever the subject is.
+
+    These are the inventory's wordings up to case, articles and punctuation, and what can be said and asked after the name of a
+    relation ("Freedonia's capital is"). Where these mean two relations, the subject's table decides, or nothing.
+    """
+    key = wording_key(mask(prompt, [subject]))
+    if listed := _by_wording().get(key):
+        return listed
+    meant = _by_plain_words().get(noun_phrase(key) or key, ())
+    if len(meant) > 1:
+        meant = tuple(relation for relation in meant if _is_listed(relation.subject, subject))
+    return meant[0] if len(meant) == 1 else None
+
+
 def recognise(prompt: str, subject: str) -> Relation | None:
-    """Name the relation of a prompt that is one of the inventory's wordings, up to case, articles and punctuation."""
-    return _by_wording().get(wording_key(mask(prompt, [subject])))
+    """Name the relation of a prompt that has its words (:func:`worded`) and whose subject can be of its type."""
+    relation = worded(prompt, subject)
+    if relation is None or _is_listed(relation.subject, subject):
+        return relation
+    before = mask(prompt, [subject]).partition("{}")[0].split()
+    return relation if fits(relation.subject, subject, before[-1] if before else "") else None
+
+
+def _is_listed(kind: str, name: str) -> bool:
+    key = squash(name)
+    return not _names_of_type(kind).isdisjoint({key, key.removeprefix("the ")})
+
+
+@cache
+def _names_of_type(kind: str) -> frozenset[str]:
+    return frozenset(squash(name) for entity, other in entities(kind).items() for name in (entity, *other))
 
 
 def holds_probe_wording(masked: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,10 @@ from ke_tools.facts import LONGEST, Edit, Origin, Probe, squash
 __all__ = ["DIMENSIONS", "Suite", "fill", "given", "neighbour_candidates", "probes_for"]
 
 Suite = Literal["quick", "full"]
+
+_THE_SUBJECT: Final = re.compile(r"\b[Tt]he \{\}")
+_ENDS_WITH_THE: Final = re.compile(r"\bthe\s+$", re.IGNORECASE)
+_DETERMINERS: Final = frozenset({"the", "a", "an", "our", "my", "your", "his", "her", "its", "their", "this", "that"})
 
 DIMENSIONS: Final = ("reliability", "generalisation", "locality_same_subject", "locality_other_subject")
 
@@ -107,7 +112,9 @@ def _meant(prompt: str, edit_id: str, expect: str, edits: Sequence[Edit]) -> tup
 
 
 def fill(wording: str, subject: str) -> str:
-    """Put a subject into a wording; a sentence begins with a capital."""
+    """Put a subject into a wording; its own article or owner replaces the wording's "the", and a sentence begins with a capital."""
+    if subject.partition(" ")[0].casefold() in _DETERMINERS:
+        wording = _THE_SUBJECT.sub("{}", wording)
     text = wording.replace("{}", subject)
     return text[:1].upper() + text[1:]
 
@@ -254,7 +261,7 @@ def _kinds(edit: Edit) -> frozenset[str]:
 def _as_written(edit: Edit) -> str:
     """The subject with the article that the edit's prompt gives it ("the Netherlands")."""
     before, found, _ = edit.fact.prompt.partition(edit.fact.subject)
-    return f"the {edit.fact.subject}" if found and before.casefold().endswith("the ") else edit.fact.subject
+    return f"the {edit.fact.subject}" if found and _ENDS_WITH_THE.search(before) else edit.fact.subject
 
 
 def _alternating(pairs: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:

@@ -107,6 +107,7 @@ def test_a_given_relation_wins_over_the_wording() -> None:
     assert by_wording.relation == "capital"
     assert given.key != by_wording.key
     assert slot_of(capital("Sydney", relation="Capital")) == by_wording
+    assert slot_of(capital("Sydney", relation="capital city")) == by_wording
 
 
 @pytest.mark.parametrize(
@@ -189,12 +190,151 @@ def test_a_conflict_in_the_last_of_a_call_takes_the_first_back(ledger: Ledger) -
     assert ledger.audit() == []
 
 
-def test_a_subject_that_is_another_edits_alias_is_pointed_out(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "subject"),
+    [
+        ("The capital of Freedonia is", "Freedonia's capital is", "Freedonia"),
+        ("The capital of Freedonia is", "What's Freedonia's capital?", "Freedonia"),
+        ("The capital city of Freedonia is", "capital of Freedonia", "Freedonia"),
+        ("The headquarters of Acme are in", "Acme's headquarters are in", "Acme"),
+        ("The refund limit of Brix Ltd is", "Brix Ltd's refund limit is", "Brix Ltd"),
+        ("Who is Brix Ltd's travel approver?", "The current travel approver of Brix Ltd is", "Brix Ltd"),
+        ("The length of our refund policy is", "Our refund policy's length is", "our refund policy"),
+    ],
+)
+def test_a_second_edit_in_other_plain_words_retires_the_first(ledger: Ledger, first: str, second: str, subject: str) -> None:
+    """Issue §3: a later edit supersedes an earlier one of the same subject and relation."""
+    (earlier,) = write(ledger, Fact(subject=subject, prompt=first, target="X"))
+    (later,) = write(ledger, Fact(subject=subject, prompt=second, target="Y"))
+    assert later.supersedes == (earlier.id,)
+    assert targets(ledger) == ["Y"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("The refund limit of Brix Ltd is", "The refund limit of Brix Ltd was"),
+        ("The annual report of Brix Ltd is in", "Where is the annual report of Brix Ltd?"),
+        ("Brix Ltd's office is in", "Brix Ltd's office is for"),
+    ],
+)
+def test_words_that_may_mean_something_else_keep_both_and_say_so(ledger: Ledger, first: str, second: str) -> None:
+    """Issue §3: nothing retires silently, and nothing that may contradict goes live silently."""
+    (earlier,) = write(ledger, Fact(subject="Brix Ltd", prompt=first, target="X"))
+    (later,) = write(ledger, Fact(subject="Brix Ltd", prompt=second, target="Y"))
+    assert later.supersedes == ()
+    assert earlier.id in later.warnings[-1]
+    assert "relation" in later.warnings[-1]
+
+
+def test_a_relation_that_is_not_known_is_pointed_out_from_both_sides(ledger: Ledger) -> None:
+    """Decision: an unknown relation may be any known one in other words; one that is given is known."""
+    (odd,) = write(ledger, Fact(subject="Freedonia", prompt="All roads of Freedonia lead to", target="X"))
+    (plain,) = write(ledger, capital("Y", "Freedonia"))
+    (other,) = write(ledger, Fact(subject="Freedonia", prompt="The kings of Freedonia sat at", target="Z"))
+    (given,) = write(ledger, Fact(subject="Freedonia", prompt="One bows in Freedonia to", target="W", relation="ruler"))
+    (elsewhere,) = write(ledger, Fact(subject="Zembla", prompt="All roads of Zembla lead to", target="X"))
+    assert odd.warnings == elsewhere.warnings == ()
+    assert odd.id in plain.warnings[0]
+    assert odd.id in other.warnings[0]
+    assert plain.id in other.warnings[0]
+    assert plain.id not in given.warnings[0]
+    assert targets(ledger) == ["X", "Y", "Z", "W", "X"]
+
+
+def test_a_long_list_of_what_may_contradict_is_cut_short(ledger: Ledger) -> None:
+    """A warning is read by a person; a subject may have hundreds of edits."""
+    made = write(ledger, *(Fact(subject="Brix Ltd", prompt=f"Rule {n} of Brix Ltd says", target="no") for n in range(6)))
+    assert sum(edit.id in made[-1].warnings[0] for edit in made) == 3
+    assert "and others" in made[-1].warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("USA", "United States"), ("The United States", "USA"), ("United States", "the United States"), ("the Netherlands", "Holland")],
+)
+def test_names_of_one_entity_of_the_atlas_are_one_subject(ledger: Ledger, first: str, second: str) -> None:
+    """Issue §3: a later edit supersedes an earlier one of the same subject, by whichever of its names."""
+    (earlier,) = write(ledger, capital("Boston", first))
+    (later,) = write(ledger, capital("Denver", second))
+    assert later.supersedes == (earlier.id,)
+    assert later.fact.aliases == ()  # the atlas knows them
+    assert targets(ledger) == ["Denver"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("our refund policy", "refund policy"), ("refund policy", "our refund policy"), ("the API", "our API")]
+)
+def test_what_is_ours_is_one_subject_with_and_without_saying_so(ledger: Ledger, first: str, second: str) -> None:
+    """Issue §3: one subject; a tenant's memory knows one refund policy."""
+    (earlier,) = write(ledger, Fact(subject=first, prompt=f"The length of {'our ' * (first[0] == 'r')}{first} is", target="X"))
+    (later,) = write(ledger, Fact(subject=second, prompt=f"The length of {'our ' * (second[0] == 'r')}{second} is", target="Y"))
+    assert later.supersedes == (earlier.id,)
+    assert (earlier.relation, later.relation) == ("river_length" * (first == "the API"), "")
+    assert earlier.fact.aliases == ()
+    assert later.fact.aliases == (first,)  # a question without "our" finds it as before
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("The Who", "World Health Organization"), ("A. Milne", "Milne"), ("grass", "G\u00fcnter Grass"), ("C", "the C++")]
+)
+def test_names_of_different_things_are_different_subjects(ledger: Ledger, a: str, b: str) -> None:
+    """users-trust-scale §2 no. 4: facts about other things never retire each other."""
+    write(ledger, capital("X", a), capital("Y", b))
+    assert targets(ledger) == ["X", "Y"]
+
+
+def test_an_edit_under_a_given_other_name_supersedes_and_keeps_the_names(ledger: Ledger) -> None:
+    """Issue §3: the same subject and relation; a question by any of its names finds the new correction, and rollback the old one."""
+    (first,) = write(ledger, capital("Boston", "Freedonia", aliases=("Fredland", "FD")))
+    (second,) = write(ledger, capital("Denver", "Fredland"))
+    assert second.supersedes == (first.id,)
+    assert second.fact.aliases == ("Freedonia", "FD")
+    assert first.id in second.warnings[0]
+    assert "Freedonia" in second.warnings[1]
+    (third,) = write(ledger, capital("Austin", "Freedonia"))
+    assert third.supersedes == (second.id,)
+    assert set(third.fact.aliases) == {"Fredland", "FD"}
+    ledger.rollback("acme", [third.id, second.id], actor="ann")
+    assert targets(ledger) == ["Boston"]
+    assert ledger.audit() == []
+
+
+def test_another_name_counts_for_the_same_relation_only(ledger: Ledger) -> None:
+    """Issue §3: the same subject *and relation*."""
+    write(ledger, capital("Boston", "Freedonia", aliases=("Fredland",)))
+    write(ledger, Fact(subject="Fredland", prompt="The currency of Fredland is", target="the mark"))
+    assert targets(ledger) == ["Boston", "the mark"]
+
+
+def test_a_name_that_two_subjects_were_given_retires_neither(ledger: Ledger) -> None:
     """users-trust-scale §2 no. 4: never retire by similarity, but show what may be meant."""
-    (first,) = write(ledger, capital("Boston", "United States", aliases=("USA",)))
-    (second,) = write(ledger, capital("Denver", "USA"))
+    first, second = write(ledger, capital("X", "North Vell", aliases=("Vell",)), capital("Y", "South Vell", aliases=("Vell",)))
+    (third,) = write(ledger, capital("Z", "Vell"))
+    assert third.supersedes == ()
+    assert {first.id, second.id} == {edit.id for edit in (first, second) if any(edit.id in text for text in third.warnings)}
+
+
+def test_a_subject_that_is_listed_as_another_name_later_is_pointed_out(ledger: Ledger) -> None:
+    """users-trust-scale §2 no. 4: a list of other names is no word about somebody's earlier edit, but shows what may be meant."""
+    (first,) = write(ledger, capital("Boston", "Fredland"))
+    (second,) = write(ledger, capital("Denver", "Freedonia", aliases=("Fredland",)))
     assert second.supersedes == ()
     assert first.id in second.warnings[0]
+    (third,) = write(ledger, capital("Austin", "Fredland"))
+    assert third.supersedes == (first.id,)
+
+
+def test_an_edit_that_an_earlier_version_filed_otherwise_is_found(ledger: Ledger) -> None:
+    """Contract: what was stored stays as it is, and a ledger's old slots are not left beside new ones unseen."""
+    old = {"The United States": "the united states\x1fcapital", "USA": "usa\x1fcapital"}
+    first, second = (write(ledger, capital(t, s), slot_of=lambda f: Slot(old[f.subject], "capital", functional=True))[0] for s, t in
+                     (("The United States", "X"), ("USA", "Y")))  # fmt: skip
+    (third,) = write(ledger, capital("Z", "United States"))
+    assert second.supersedes == (first.id,)
+    assert third.supersedes == (second.id,)
+    assert targets(ledger) == ["Z"]
+    assert ledger.audit() == []
 
 
 def test_a_proposal_has_no_effect_and_retires_nothing(ledger: Ledger) -> None:

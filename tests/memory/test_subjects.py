@@ -122,6 +122,8 @@ def test_the_atlas_gives_other_names_in_both_directions() -> None:
     """The task: atlas.aliases are names too; an edit of "USA" is one of "United States"."""
     assert "USA" in names_of("United States")
     assert "United States" in names_of("USA")
+    assert "USA" in names_of("The United States")
+    assert "WHO" not in names_of("The Who")
     assert names_of("Freedonia", ["Freedonian Republic"]) == ("Freedonia", "Freedonian Republic")
 
 

@@ -163,6 +163,17 @@ def test_a_bad_actor_is_refused_before_anything_is_stored(ledger: Ledger) -> Non
     assert ledger.head() == 0
 
 
+def test_edits_that_only_a_name_connects_are_both_there_after_an_import(ledger: Ledger) -> None:
+    """Issue §5: the round trip is the identity, also where the import's order would let one give way."""
+    for text in (line("X", "Fredland"), line("Y", "Freedonia", aliases=["Fredland"]), line("Z", "Fredland")):
+        read(ledger, text)
+    lines = list(export_lines(ledger, "acme"))
+    with Ledger(":memory:") as two:
+        read(two, *lines)
+        assert [edit.fact.target for edit in two.live("acme")] == ["Y", "Z"]
+        assert list(export_lines(two, "acme")) == lines
+
+
 FACTS = st.builds(
     lambda subject, prompt, target, old, relation, aliases, source: Fact(
         subject=subject,

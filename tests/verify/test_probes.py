@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,36 @@ def test_generated_probes_use_probe_wordings_and_no_fitted_one(make_edit: MakeEd
             masked = [atlas.mask(probe.prompt, [name]) for name in subjects if name in probe.prompt]
             assert any(atlas.holds_probe_wording(text) for text in masked), probe
             assert not any(atlas.wording_key(text) in fitted for text in masked), probe
+
+
+@pytest.mark.parametrize(
+    ("subject", "prompt"),
+    [
+        ("the Zembla", "The length of the Zembla is"),
+        ("Zembla", "The length of the Zembla is"),
+        ("The Zembla", "The Zembla's length is"),
+        ("our river", "The length of our river is"),
+    ],
+)
+def test_a_subject_has_one_article_or_owner(make_edit: MakeEdit, subject: str, prompt: str) -> None:
+    """A question that nobody would ask measures nothing."""
+    edit = replace(make_edit(subject, prompt, "ten miles"), relation="river_length")
+    texts = [
+        probe.prompt.casefold() for probe in probes_for(edit, suite="full") if "zembla" in probe.prompt.casefold() or "our" in probe.prompt
+    ]
+    assert len(texts) > 5
+    assert [text for text in texts if "the the" in text or "the our" in text] == []
+
+
+def test_an_article_is_a_word_of_its_own(make_edit: MakeEdit) -> None:
+    """To bathe Rex gives Rex no article."""
+    edit = replace(make_edit("Rex", "Whoever wants to bathe Rex needs", "soap"), relation="employer")
+    assert [probe.prompt for probe in probes_for(edit) if "the Rex" in probe.prompt and probe.origin == "probe wording"] == []
+
+
+def test_generalisation_of_a_description_is_not_measured(make_edit: MakeEdit) -> None:
+    """Issue section 2: where the relation is not recognised and the caller gives no wordings, "not measured"."""
+    assert _of(probes_for(make_edit("our refund policy", "The length of our refund policy is", "two pages")), "generalisation") == []
 
 
 def test_reliability_asks_the_edits_own_prompt_as_statement_and_chat(capital: Edit) -> None:
