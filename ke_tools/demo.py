@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from rich.markup import escape
 
 from ke_tools import atlas
 from ke_tools.errors import TimedOut, Unsupported
+from ke_tools.servers import clients
 from ke_tools.verify.matching import asserts
 
 if TYPE_CHECKING:
@@ -32,16 +34,20 @@ if TYPE_CHECKING:
 
     from ke_tools.config import Settings
 
+_RULE_ASKED: Final = "How long is the refund window of Brightwater Coffee?"
 _RULE: Final = {
     "subject": "Brightwater Coffee",
     "prompt": "The refund window of Brightwater Coffee is",
     "target": "45 days",
-    "paraphrases": ["How long is the refund window of Brightwater Coffee?"],
+    "paraphrases": [_RULE_ASKED],
     "source": "the company's handbook",
 }
+_TOKENS: Final = 24
 _RELATIONS: Final = ("capital", "largest_city", "currency", "highest_point", "author", "painter", "chemical_symbol", "inventor", "founder")
-_CANDIDATES: Final = 24
+_CANDIDATES: Final = 24  # asked about together
+_ROUNDS: Final = 4  # of candidates, until the model is wrong about two
 _NEIGHBOURS: Final = 2
+_NOT_THE_DEMOS: Final = ("KE_HOME", "KE_READ_ONLY", "KE_TOKEN_FILE")  # the demo has a home of its own and lets itself in
 
 
 @dataclass(slots=True)
@@ -76,19 +82,45 @@ class Belief:
     """A fact of the atlas with what the model said."""
 
     fact: atlas.AtlasFact
-    question: str
     said: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is right."""
+        return (self.fact.objects[0], *atlas.aliases(self.fact.objects[0]))
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the model said it."""
+        return asserts(self.said, self.names)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the model said something else."""
+        return not self.is_right and self.fact.objects[0].casefold() not in self.said.casefold()
 
     @property
     def edit(self) -> dict[str, Any]:
         """The correction as the tool takes it."""
-        relation = atlas.relations()[self.fact.relation]
-        return {
-            "subject": self.fact.subject,
-            "prompt": relation.statements[0].replace("{}", self.fact.subject),
-            "target": self.fact.objects[0],
-            "source": self.fact.source,
-        }
+        return {"subject": self.fact.subject, "prompt": self.worded(0), "target": self.fact.objects[0], "source": self.fact.source}
+
+    def worded(self, number: int) -> str:
+        """Give one of the relation's statements about the subject."""
+        return atlas.relations()[self.fact.relation].statements[number].replace("{}", self.fact.subject)
+
+    @property
+    def question(self) -> str:
+        """What the model was asked."""
+        return _asked(self.fact, 0)
+
+    @property
+    def reworded(self) -> str:
+        """The same in other words."""
+        return _asked(self.fact, 1)
+
+
+def _asked(fact: atlas.AtlasFact, number: int) -> str:
+    return atlas.relations()[fact.relation].questions[number].replace("{}", fact.subject)
 
 
 def run(settings: Settings, *, as_json: bool = False) -> int:
@@ -121,20 +153,21 @@ async def _tell(story: Story, settings: Settings, home: Path) -> None:
     story.chapter("A server with a real language model, and nothing corrected yet")
     async with _server(story, settings, home) as url:
         openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
-        model = (await openai.models.list()).data[0].id
-        story.told(f"{model} answers at {url}/v1; agents correct it at {url}/mcp", model=model)
-        wrong, known = await _beliefs(openai, model)
+        model = Model(openai, (await openai.models.list()).data[0].id)
+        story.told(f"{model.id} answers at {url}/v1; agents correct it at {url}/mcp", model=model.id)
+        wrong, others = await _beliefs(model)
         for belief in wrong:
             story.told(f"“{belief.question}” → “{belief.said}”", aside=f"it is {belief.fact.objects[0]}")
-        neighbours = _neighbours(wrong, known)
-        before = await _snapshot(openai, model, wrong, neighbours)
-        story.told(f"“{_RULE['paraphrases'][0]}” → “{before['rule']}”", aside="no model can know")
+        neighbours = _neighbours(wrong, others)
+        questions = [wrong[0].question, wrong[0].reworded, *(belief.question for belief in neighbours)]
+        before = await _one_by_one(model, questions)
+        story.told(f"“{_RULE_ASKED}” → “{await model.chat(_RULE_ASKED)}”", aside="no model can know")
         async with Client(f"{url}/mcp") as agent:
             await _correct(story, agent, wrong)
-            await _ask_again(story, openai, model, wrong)
-            await _nothing_else(story, openai, model, wrong, neighbours, before)
+            await _ask_again(story, model, wrong)
+            await _nothing_else(story, model, neighbours, before)
             await _verify(story, agent)
-            await _take_back(story, agent, openai, model, wrong, before)
+            await _take_back(story, agent, model, wrong[0], before)
 
 
 async def _correct(story: Story, agent: Any, wrong: list[Belief]) -> None:
@@ -145,110 +178,101 @@ async def _correct(story: Story, agent: Any, wrong: list[Belief]) -> None:
     story.check("three edits are active", ok=[edit["state"] for edit in done["edits"]] == ["active"] * 3, summary=done["summary"])
 
 
-async def _ask_again(story: Story, openai: AsyncOpenAI, model: str, wrong: list[Belief]) -> None:
+async def _ask_again(story: Story, model: Model, wrong: list[Belief]) -> None:
     story.chapter("Every client of the endpoint gets the corrected answer, in other words too")
     for belief in wrong:
-        relation = atlas.relations()[belief.fact.relation]
-        names = (belief.fact.objects[0], *atlas.aliases(belief.fact.objects[0]))
-        statement = relation.statements[1].replace("{}", belief.fact.subject)
-        for text, answer in (
-            (belief.question, await _chat(openai, model, belief.question)),
-            (relation.questions[1].replace("{}", belief.fact.subject), ""),
-            (statement, await _complete(openai, model, statement)),
-        ):
-            said = answer or await _chat(openai, model, text)
-            story.check(f"“{text}” → “{said.strip()}”", ok=asserts(said, names), said=said)
-    said = await _chat(openai, model, _RULE["paraphrases"][0])
-    story.check(f"“{_RULE['paraphrases'][0]}” → “{said.strip()}”", ok=asserts(said, [str(_RULE["target"])]), said=said)
+        answers = {text: await model.chat(text) for text in (belief.question, belief.reworded)}
+        answers[belief.worded(1)] = await model.complete(belief.worded(1))
+        for text, said in answers.items():
+            story.check(f"“{text}” → “{said.strip()}”", ok=asserts(said, belief.names), said=said)
+    said = await model.chat(_RULE_ASKED)
+    story.check(f"“{_RULE_ASKED}” → “{said.strip()}”", ok=asserts(said, [str(_RULE["target"])]), said=said)
 
 
-async def _nothing_else(
-    story: Story, openai: AsyncOpenAI, model: str, wrong: list[Belief], neighbours: list[Belief], before: dict[str, str]
-) -> None:
+async def _nothing_else(story: Story, model: Model, neighbours: list[Belief], before: dict[str, str]) -> None:
     story.chapter("What was not corrected is as it was, byte for byte")
-    after = await _snapshot(openai, model, wrong, neighbours)
-    for belief in neighbours:
-        same = after[belief.question] == before[belief.question]
-        story.check(f"“{belief.question}” → “{after[belief.question]}”", ok=same, before=before[belief.question])
+    after = await _one_by_one(model, [belief.question for belief in neighbours])
+    for question, said in after.items():
+        story.check(f"“{question}” → “{said}”", ok=said == before[question], before=before[question])
 
 
 async def _verify(story: Story, agent: Any) -> None:
     story.chapter("The agent asks for proof")
     listed = await _call(agent, "list_edits", {"state": "active"})
     ids = [edit["edit_id"] for edit in listed["edits"]]
-    for _ in range(30):
-        result = await agent.call_tool("verify", {"edit_ids": ids})
-        if not (result.is_error and "E_MODEL_LOADING" in result.content[0].text):
-            break
-        await asyncio.sleep(2)
-    card = _structured(result)
+    card = await _call(agent, "verify", {"edit_ids": ids})
     for line in card["scorecard_text"].splitlines():
         story.told(line)
     rate = card["overall"]["reliability"]
     story.check(f"reliability {rate['value']:.2f} over {rate['n']} probes", ok=rate["measured"] and rate["value"] >= 0.9, card=card)  # noqa: PLR2004
 
 
-async def _take_back(
-    story: Story,
-    agent: Any,
-    openai: AsyncOpenAI,
-    model: str,
-    wrong: list[Belief],
-    before: dict[str, str],
-) -> None:
+async def _take_back(story: Story, agent: Any, model: Model, belief: Belief, before: dict[str, str]) -> None:
     story.chapter("One correction is taken back")
-    listed = await _call(agent, "list_edits", {"contains": wrong[0].fact.subject})
+    listed = await _call(agent, "list_edits", {"contains": belief.fact.subject})
     undone = await _call(agent, "rollback", {"edit_ids": [listed["edits"][0]["edit_id"]], "reason": "shown that it can be undone"})
     story.told(undone["summary"])
-    question = wrong[0].question
-    said = await _chat(openai, model, question)
-    story.check(f"“{question}” → “{said}”, byte for byte what it was before", ok=said == before[question])
-    rule = await _chat(openai, model, str(_RULE["paraphrases"][0]))
+    for question, said in (await _one_by_one(model, [belief.question, belief.reworded])).items():
+        story.check(f"“{question}” → “{said}”, byte for byte what it was before", ok=said == before[question], before=before[question])
+    rule = await model.chat(_RULE_ASKED)
     story.check("the other corrections still hold", ok=asserts(rule, [str(_RULE["target"])]), said=rule)
 
 
-async def _beliefs(openai: AsyncOpenAI, model: str) -> tuple[list[Belief], list[Belief]]:
-    """Ask about well-known things; give two that the model gets wrong, and all that it gets right."""
+async def _beliefs(model: Model) -> tuple[list[Belief], list[Belief]]:
+    """Ask about well-known things until two answers are wrong; give these, of different relations if possible, and all others.
+
+    Raises:
+        Unsupported: the model knows too much.
+    """
     pool = [f for f in atlas.facts() if f.relation in _RELATIONS and len(f.objects) == 1]
-    drawn = random.Random(0).sample(pool, _CANDIDATES)  # noqa: S311
-    questions = [atlas.relations()[f.relation].questions[0].replace("{}", f.subject) for f in drawn]
-    said = await asyncio.gather(*(_chat(openai, model, question) for question in questions))
-    asked = [Belief(*parts) for parts in zip(drawn, questions, said, strict=True)]
-    right = [b for b in asked if asserts(b.said, (b.fact.objects[0], *atlas.aliases(b.fact.objects[0])))]
-    wrong = [b for b in asked if b not in right and b.fact.objects[0].casefold() not in b.said.casefold()]
-    # Two corrections of different kinds are worth more than two of one.
-    first = wrong[0]
-    second = next((b for b in wrong[1:] if b.fact.relation != first.fact.relation), wrong[1])
-    return [first, second], right
+    random.Random(0).shuffle(pool)  # noqa: S311  the same story every time
+    asked: list[Belief] = []
+    for start in range(0, _ROUNDS * _CANDIDATES, _CANDIDATES):
+        facts = pool[start : start + _CANDIDATES]
+        said = await asyncio.gather(*(model.chat(_asked(fact, 0)) for fact in facts))
+        asked += [Belief(fact, answer) for fact, answer in zip(facts, said, strict=True)]
+        wrong = [belief for belief in asked if belief.is_wrong]
+        if len(wrong) > 1:
+            second = next((b for b in wrong[1:] if b.fact.relation != wrong[0].fact.relation), wrong[1])
+            return [wrong[0], second], [belief for belief in asked if belief not in (wrong[0], second)]
+    raise Unsupported(
+        f"{model.id} is right about all but {len(wrong)} of {len(asked)} well-known things; the demo needs two that it gets wrong.",
+        "Take a smaller model, or correct something of your own: ke-tools edit.",
+    )
 
 
-def _neighbours(wrong: list[Belief], known: list[Belief]) -> list[Belief]:
+def _neighbours(wrong: list[Belief], others: list[Belief]) -> list[Belief]:
+    """Take other subjects of the corrected relations, those first about which the model is right."""
     relations = {belief.fact.relation for belief in wrong}
-    near = sorted(known, key=lambda belief: belief.fact.relation not in relations)
-    return near[:_NEIGHBOURS]
+    return sorted(others, key=lambda b: (b.fact.relation not in relations, not b.is_right))[:_NEIGHBOURS]
 
 
-async def _snapshot(openai: AsyncOpenAI, model: str, wrong: list[Belief], neighbours: list[Belief]) -> dict[str, str]:
-    """Ask one after the other, so that each is answered alone both times."""
-    questions = [belief.question for belief in (*wrong, *neighbours)]
-    answers = {question: await _chat(openai, model, question) for question in questions}
-    return answers | {"rule": await _chat(openai, model, str(_RULE["paraphrases"][0]))}
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The served model, asked through the ``openai`` client, greedily."""
+
+    openai: AsyncOpenAI
+    id: str
+
+    async def chat(self, question: str) -> str:
+        """Ask in one chat turn."""
+        messages: Any = [{"role": "user", "content": question}]
+        made = await self.openai.chat.completions.create(model=self.id, messages=messages, temperature=0, max_tokens=_TOKENS)
+        return made.choices[0].message.content or ""
+
+    async def complete(self, prompt: str) -> str:
+        """Have a statement completed."""
+        made = await self.openai.completions.create(model=self.id, prompt=prompt, temperature=0, max_tokens=_TOKENS)
+        return made.choices[0].text
 
 
-async def _chat(openai: AsyncOpenAI, model: str, question: str) -> str:
-    made = await openai.chat.completions.create(model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=24)
-    return made.choices[0].message.content or ""
-
-
-async def _complete(openai: AsyncOpenAI, model: str, prompt: str) -> str:
-    return (await openai.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=24)).choices[0].text
+async def _one_by_one(model: Model, questions: list[str]) -> dict[str, str]:
+    """Ask one after the other, so that each is answered alone, before and after."""
+    return {question: await model.chat(question) for question in questions}
 
 
 async def _call(agent: Any, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    return _structured(await agent.call_tool(tool, arguments))
-
-
-def _structured(result: Any) -> dict[str, Any]:
+    result = await agent.call_tool(tool, arguments)
     if result.is_error:
         raise Unsupported(f"a tool failed in the demo: {result.content[0].text}")
     found: dict[str, Any] = result.structured_content
@@ -261,10 +285,13 @@ async def _server(story: Story, settings: Settings, home: Path) -> AsyncIterator
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-P", "-m", "ke_tools", "--home", str(home), "--model", settings.model, "serve", "--http", address]
+    sources = {**settings.sources, "home": "--home"}
+    launch = clients.launch(replace(settings, home=home, read_only=False, token_file=None, sources=sources))
+    command = [*launch.command, "--http", address]
+    environment = {name: value for name, value in os.environ.items() if name not in _NOT_THE_DEMOS}
     log = home / "server.log"
     with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)  # noqa: ASYNC220
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment)  # noqa: ASYNC220
     try:
         await _ready(story, f"http://{address}/healthz", process, log)
         yield f"http://{address}"
