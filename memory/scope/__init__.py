@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -22,7 +22,7 @@ from ke_tools import atlas
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
 from ke_tools.memory.scope.embedding import Embedder, minilm
-from ke_tools.memory.scope.features import neutral, resolve, sentences_of, views
+from ke_tools.memory.scope.features import is_bare, neutral, resolve, sentences_of, speaks_of_another, views
 from ke_tools.memory.scope.head import Head, shipped
 from ke_tools.memory.scope.rivals import Rivals, wordings
 from ke_tools.memory.subjects import SubjectIndex, names_another, names_of
@@ -225,8 +225,8 @@ class Scope:
         if by_edit:
             return _Named("named", {edit_id: views(text, spans) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
         asked = resolve(text)
-        if asked is not None and not names_another(text):
-            for turn in carried:
+        if asked is not None and not names_another(text) and not speaks_of_another(text):
+            for turn in _still_meant(carried):
                 by_edit = _spans(state.subjects, turn[-_LONGEST:])
                 if by_edit:
                     return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
@@ -288,6 +288,15 @@ def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple
         for span in spans:
             edits.setdefault(span, []).append(edit_id)
     return tuple({"text": text[start:end], "start": start, "end": end, "edits": edits[start, end]} for start, end in sorted(edits))
+
+
+def _still_meant(carried: Sequence[str]) -> Iterator[str]:
+    """The earlier turns, the latest first, up to one that speaks of somebody else; a bare answer belongs to the turn before it."""
+    for position, turn in enumerate(carried):
+        yield turn
+        if speaks_of_another(turn[-_LONGEST:]):
+            yield from carried[position + 1 : position + 2] if is_bare(turn) else ()
+            return
 
 
 def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: float, grey: float) -> str:

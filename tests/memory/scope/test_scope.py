@@ -132,7 +132,39 @@ def test_an_earlier_turn_carries_its_subject(ledger: Ledger, scope: Scope) -> No
     assert "named earlier" in decision.reason
 
 
-@pytest.mark.parametrize("text", ["What is the capital of Peru and its population?", "The capital of Freedonia is", "What is a capital?"])
+@pytest.mark.parametrize(
+    "later",
+    [
+        ("Germany is in Europe.", "Tell me about Germany.", "ok"),
+        ("ok", "Tell me about Zamunda.", "ok"),
+        ("Brazil.", "What is the largest country of South America?", "ok"),
+    ],
+)
+def test_an_earlier_turn_about_somebody_else_ends_what_is_carried(ledger: Ledger, scope: Scope, later: tuple[str, ...]) -> None:
+    """A pronoun means whoever was spoken of last."""
+    write(ledger, AUSTRALIA)
+
+    assert asked(scope, "What is its capital?", *later, "Tell me about Australia.").zone == "out"
+    assert asked(scope, "What is its capital?", *later[2:], "Tell me about Australia.").zone == "in"
+
+
+@pytest.mark.parametrize("answer", ["It is in Oceania.", "In Oceania.", "Australia lies south of Indonesia."])
+def test_an_answer_about_the_subject_carries_it_on(ledger: Ledger, scope: Scope, answer: str) -> None:
+    """Answers name others without changing the topic."""
+    write(ledger, AUSTRALIA)
+
+    assert asked(scope, "And its capital?", answer, "Where is Australia?").hits[0].how == "carried"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is the capital of Zamunda and its population?",
+        "What is the capital of Peru and its population?",
+        "The capital of Freedonia is",
+        "What is a capital?",
+    ],
+)
 def test_nothing_is_carried_into_a_text_that_names_somebody_or_goes_on_about_nobody(ledger: Ledger, scope: Scope, text: str) -> None:
     """Carried subjects count only where the text names none and has a pronoun or an ellipsis."""
     write(ledger, AUSTRALIA)
@@ -358,6 +390,10 @@ def test_the_shipped_head_lets_paraphrases_in(real: tuple[Ledger, Scope], text: 
         "Who won the cricket match in Australia?",
         "Write a poem about Australia.",
         "Tell me a joke about Acme Corp.",
+        "The capital of Australia is nice. What is the weather like today?",
+        "I live in Australia. What is the capital of france?",
+        "Context: The capital of Australia is lovely, and it is old.\nQuestion: what is two plus two?",
+        "Context: The capital of Australia is lovely. Summarise the text.",
         "What is the capital of Austria?",
         "In which year did Danielle Darrieux die?",
     ],
