@@ -301,26 +301,30 @@ def test_every_decision_explains_itself(ledger: Ledger, scope: Scope) -> None:
     assert asked(scope, "Who is the baker of Sylvania?").reason == "names no edited subject"
 
 
-def test_a_risky_subject_is_looked_up_by_likeness_where_nobody_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue §3: FAISS is the fallback for edits marked alias_risky; what is found that way is never more than grey."""
-    monkeypatch.setattr("ke_tools.memory.corrections.is_alias_risky", lambda _fact: True)
-    (edit,) = write(ledger, FREEDONIA)
-    scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+REFUNDS = Fact(subject="our refund policy", prompt="The length of our refund policy is", target="45 days")
 
-    decision = asked(scope, "The ruler of Freedonian is")
 
-    assert (decision.zone, [(hit.edit.id, hit.how) for hit in decision.hits]) == ("grey", [(edit.id, "alike")])
-    assert asked(scope, "The ruler of Norway is").zone == "out"
+def test_a_description_in_other_words_is_looked_up_by_likeness_where_nobody_is_named(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: FAISS is the fallback for edits marked alias_risky."""
+    (edit,) = write(ledger, REFUNDS)
+
+    decision = asked(scope, "The length of the refund policy is")
+
+    assert (decision.zone, [(hit.edit.id, hit.how) for hit in decision.hits]) == ("in", [(edit.id, "alike")])
+    assert asked(scope, "The length of the return policy is").zone == "out"
+    assert asked(scope, "Who wrote the refund policy?").zone == "out"
     ledger.rollback("t", [edit.id], actor="test")
-    assert asked(scope, "The ruler of Freedonian is").zone == "out"
+    assert asked(scope, "The length of the refund policy is").zone == "out"
 
 
-def test_without_risky_edits_nothing_is_looked_up(ledger: Ledger) -> None:
-    """The fallback costs an embedding, and is for marked edits only."""
+def test_without_a_described_thing_nothing_is_looked_up(ledger: Ledger) -> None:
+    """The fallback costs an embedding, and is for marked edits whose words are used."""
     embedder = Asking()
     write(ledger, FREEDONIA)
-
-    asked(Scope(ledger, embedder, Head.cosine()), "The ruler of Freedonian is")
+    scope = Scope(ledger, embedder, Head.cosine())
+    asked(scope, "The ruler of Freedonian is")
+    write(ledger, REFUNDS)
+    asked(scope, "The length of the return policy is")
 
     assert embedder.texts == []
 
@@ -386,14 +390,14 @@ def test_the_shipped_head_lets_paraphrases_in(real: tuple[Ledger, Scope], text: 
 @pytest.mark.parametrize(
     "text",
     [
-        "What is the official language of Australia?",
-        "Who won the cricket match in Australia?",
-        "Write a poem about Australia.",
-        "Tell me a joke about Acme Corp.",
         "The capital of Australia is nice. What is the weather like today?",
         "I live in Australia. What is the capital of france?",
         "Context: The capital of Australia is lovely, and it is old.\nQuestion: what is two plus two?",
         "Context: The capital of Australia is lovely. Summarise the text.",
+        "What is the official language of Australia?",
+        "Who won the cricket match in Australia?",
+        "Write a poem about Australia.",
+        "Tell me a joke about Acme Corp.",
         "What is the capital of Austria?",
         "In which year did Danielle Darrieux die?",
     ],
