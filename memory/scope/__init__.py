@@ -308,7 +308,7 @@ def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple
 
 
 def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: float, grey: float) -> str:
-    if not named.how:
+    if not named.how or (named.how == "alike" and not best):
         return "names no edited subject"
     who = ", ".join(dict.fromkeys(str(mention["text"]) for mention in named.mentions))
     found = {"named": f"names {who}", "carried": f"goes on about {who}, named earlier", "alike": "names no edited subject"}[named.how]

@@ -122,14 +122,23 @@ def is_bare(text: str) -> bool:
 
 def _without_tail(sentences: Sequence[str]) -> list[str]:
     """Drop sentences from the end that ask nothing: how to answer, courtesy, and after a question what the speaker adds."""
-    asking = list(sentences)
-    while asking and "{}" not in asking[-1]:
-        last = asking[-1]
-        is_aside = len(asking) > 1 and asking[-2].endswith("?") and _ASIDE.fullmatch(last)
-        if not (is_aside or _MANNER.fullmatch(last) or _NUDGE.fullmatch(last)):
-            break
-        asking.pop()
-    return asking
+    end = len(sentences)
+    while end and _is_manner(sentences[end - 1]):
+        end -= 1
+    question = end
+    while question and (_is_manner(sentences[question - 1]) or _is_aside(sentences[question - 1])):
+        question -= 1
+    return list(sentences[: question if question and sentences[question - 1].endswith("?") else end])
+
+
+def _is_manner(sentence: str) -> bool:
+    return "{}" not in sentence and bool(_MANNER.fullmatch(sentence) or _NUDGE.fullmatch(sentence))
+
+
+def _is_aside(sentence: str) -> bool:
+    """Whether a sentence tells of the speaker, or is a name or greeting at the end of a letter."""
+    is_signature = len(sentence.split()) < _FEWEST and not sentence.endswith(("?", ":"))
+    return "{}" not in sentence and (is_signature or bool(_ASIDE.fullmatch(sentence)))
 
 
 def _is_fragment(sentence: str) -> bool:
