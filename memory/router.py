@@ -108,9 +108,20 @@ class Router:
         shown = demonstrations(decision.hits[0].edit, most, questions=request.messages is not None or _is_question(request.prompt))
         for hits, some in _attempts(decision.hits, shown):
             made = _with_facts(request, hits, some, engine, adapter=READER if has_reader else request.adapter)
-            if engine.count_tokens(made) + made.max_tokens <= engine.context_length:
-                return Routed(made, "memory", hits, decision)
+            room = engine.context_length - engine.count_tokens(made)
+            if room >= _least_room(request, engine):
+                return Routed(dataclasses.replace(made, max_tokens=min(made.max_tokens, room)), "memory", hits, decision)
         return Routed(request, "base", (), decision, "context")
+
+
+def _least_room(request: Request, engine: EngineFacts) -> int:
+    """How many tokens facts must leave for the answer.
+
+    ``max_tokens`` is an upper bound that few answers reach, so that a quarter of the context is enough, or half of what the request
+    by itself leaves.
+    """
+    alone = engine.context_length - engine.count_tokens(request)
+    return max(1, min(request.max_tokens, engine.context_length // 4, alone // 2))
 
 
 def _attempts(hits: tuple[Hit, ...], shown: Sequence[Demonstration]) -> Iterator[tuple[tuple[Hit, ...], Sequence[Demonstration]]]:

@@ -15,7 +15,8 @@ _SEPARATOR: Final = "\x1f"
 _TELLING: Final = "+#*"  # C, C++ and C# are three subjects
 _MOST_WORDS: Final = 4
 _FEWEST_LETTERS: Final = 3
-_DESCRIBING: Final = frozenset({"the", "a", "an", "our", "my", "your", "his", "her", "its", "their", "this", "that"})
+_ARTICLES: Final = frozenset({"the", "a", "an"})
+_DESCRIBING: Final = _ARTICLES | frozenset({"our", "my", "your", "his", "her", "its", "their", "this", "that"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,11 @@ def is_alias_risky(fact: Fact) -> bool:
     """Whether people name the subject in ways that no list of names catches, so that scope must also search by meaning.
 
     The rule: a name of one or two letters; or, without aliases, a description instead of a name: it begins with a lower-case
-    letter, an article or a possessive, or has more than four words.
+    letter, an article or a possessive, or has more than four words. An article before a capital is part of a name ("The Beatles").
     """
     words = fact.subject.split()
     if len(squash(fact.subject).replace(" ", "")) < _FEWEST_LETTERS:
         return True
-    is_description = fact.subject.strip()[0].islower() or words[0].casefold() in _DESCRIBING or len(words) > _MOST_WORDS
-    return is_description and not fact.aliases
+    is_name = len(words) > 1 and words[0].casefold() in _ARTICLES and words[1][0].isupper()
+    is_description = not is_name and (words[0][0].islower() or words[0].casefold() in _DESCRIBING)
+    return (is_description or len(words) > _MOST_WORDS) and not fact.aliases

@@ -2,7 +2,7 @@
 
 Stage 0 asks who is named (:mod:`ke_tools.memory.subjects`), stage 1 what is asked: the question and the edit, both with the subject
 masked, are embedded and compared by a small trained head. Where nobody is named, the nearest edits among those marked
-``alias_risky`` are looked up. Everything is derived from the ledger and follows it by itself.
+``alias_risky`` are looked up (:mod:`ke_tools.memory.scope.alike`). Everything is derived from the ledger and follows it by itself.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from ke_tools import atlas
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
+from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.embedding import Embedder, minilm
-from ke_tools.memory.scope.features import neutral, resolve, sentences_of, views
+from ke_tools.memory.scope.features import asked_in, is_bare, neutral, resolve, speaks_of_another, views
 from ke_tools.memory.scope.head import Head, shipped
 from ke_tools.memory.scope.rivals import Rivals, wordings
 from ke_tools.memory.subjects import SubjectIndex, names_another, names_of
@@ -40,7 +41,6 @@ Zone = Literal["in", "grey", "out"]
 MOST_HITS: Final = 8
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
 _ITSELF: Final = 0.999  # cosine of a text with itself, but for rounding
-_ALIKE: Final = 0.8  # cosine from which a text that names nobody may be about an edit whose subject has many names
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,7 @@ class _Tenant:
     rivals: dict[str, NDArray[np.intp]] = field(default_factory=dict)
     subjects: SubjectIndex = field(default_factory=SubjectIndex)
     risky: dict[str, Edit] = field(default_factory=dict)
+    telling: dict[str, tuple[frozenset[str], ...]] = field(default_factory=dict)  # words of the risky ones' names
     nearest: VectorIndex | None = None  # of the risky ones; made when first needed
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -103,6 +104,7 @@ class _Tenant:
         self.subjects.add(names_of(edit.fact.subject, edit.fact.aliases), edit.id)
         if edit.alias_risky and self.risky.get(edit.id) != edit:
             self.risky[edit.id] = edit
+            self.telling[edit.id] = alike.telling_of((edit.fact.subject, *edit.fact.aliases))
             self.nearest = None
 
     def drop(self, edit_id: str) -> None:
@@ -111,6 +113,7 @@ class _Tenant:
         self.wordings.pop(edit_id, None)
         self.rivals.pop(edit_id, None)
         self.subjects.discard(edit_id)
+        self.telling.pop(edit_id, None)
         if self.risky.pop(edit_id, None) is not None and self.nearest is not None:
             self.nearest.discard(edit_id)
 
@@ -240,7 +243,7 @@ class Scope:
         found = time.perf_counter()
         scores = self._scores(state, named, text)
         took = {"mentions": _ms(found - started), "scores": _ms(time.perf_counter() - found)}
-        within, grey = (2.0, _ALIKE) if named.how == "alike" else (self.head.within, self.head.grey)
+        within, grey = (alike.WITHIN, alike.GREY) if named.how == "alike" else (self.head.within, self.head.grey)
         stages = {
             "how": named.how,
             "mentions": list(named.mentions),
@@ -262,8 +265,8 @@ class Scope:
         if by_edit:
             return _Named("named", {edit_id: views(text, spans) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
         asked = resolve(text)
-        if asked is not None and not names_another(text):
-            for turn in carried:
+        if asked is not None and not names_another(text) and not speaks_of_another(text):
+            for turn in _still_meant(carried):
                 by_edit = _spans(state.subjects, turn[-_LONGEST:])
                 if by_edit:
                     return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
@@ -290,10 +293,15 @@ class Scope:
         return float(scores.max())
 
     def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
-        """Cosines of the nearest risky edits, without those whose subject cannot be meant as the text names another."""
-        asked = sentences_of(text)[-1]
+        """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
+        asked = asked_in(text)
+        words = alike.telling(asked)
+        described = (state.risky[edit_id] for edit_id, names in state.telling.items() if any(name <= words for name in names))
+        meant = {edit.id for edit in described if not names_another(asked, names_of(edit.fact.subject, edit.fact.aliases))}
+        if not meant:
+            return {}
         near = self._nearest(state).search(self._embedder.encode([asked])[0], MOST_HITS)
-        return {edit_id: score for edit_id, score in near if not names_another(asked, names_of(state.edits[edit_id].fact.subject))}
+        return {edit_id: score for edit_id, score in near if edit_id in meant}
 
     def _nearest(self, state: _Tenant) -> VectorIndex:
         if state.nearest is None:
@@ -322,6 +330,15 @@ def _spans(subjects: SubjectIndex, text: str) -> dict[str, list[tuple[int, int]]
     return spans
 
 
+def _still_meant(carried: Sequence[str]) -> Iterator[str]:
+    """The earlier turns, the latest first, up to one that speaks of somebody else; a bare answer belongs to the turn before it."""
+    for position, turn in enumerate(carried):
+        yield turn
+        if speaks_of_another(turn[-_LONGEST:]):
+            yield from carried[position + 1 : position + 2] if is_bare(turn) else ()
+            return
+
+
 def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple[dict[str, Any], ...]:
     edits: dict[tuple[int, int], list[str]] = {}
     for edit_id, spans in by_edit.items():
@@ -331,7 +348,7 @@ def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple
 
 
 def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: float, grey: float) -> str:
-    if not named.how:
+    if not named.how or (named.how == "alike" and not best):
         return "names no edited subject"
     who = ", ".join(dict.fromkeys(str(mention["text"]) for mention in named.mentions))
     found = {"named": f"names {who}", "carried": f"goes on about {who}, named earlier", "alike": "names no edited subject"}[named.how]

@@ -134,7 +134,8 @@ def _allowed(corpus: Corpus) -> Corpus:
         )
         for group in corpus.groups
     )
-    return replace(corpus, groups=tuple(group for group in groups if group.positives))
+    in_front = tuple(front for front in corpus.in_front if not atlas.holds_probe_wording(front))
+    return replace(corpus, groups=tuple(group for group in groups if group.positives), in_front=in_front)
 
 
 def _of_atlas() -> Corpus:

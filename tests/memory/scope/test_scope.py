@@ -134,7 +134,39 @@ def test_an_earlier_turn_carries_its_subject(ledger: Ledger, scope: Scope) -> No
     assert "named earlier" in decision.reason
 
 
-@pytest.mark.parametrize("text", ["What is the capital of Peru and its population?", "The capital of Freedonia is", "What is a capital?"])
+@pytest.mark.parametrize(
+    "later",
+    [
+        ("Germany is in Europe.", "Tell me about Germany.", "ok"),
+        ("ok", "Tell me about Zamunda.", "ok"),
+        ("Brazil.", "What is the largest country of South America?", "ok"),
+    ],
+)
+def test_an_earlier_turn_about_somebody_else_ends_what_is_carried(ledger: Ledger, scope: Scope, later: tuple[str, ...]) -> None:
+    """A pronoun means whoever was spoken of last."""
+    write(ledger, AUSTRALIA)
+
+    assert asked(scope, "What is its capital?", *later, "Tell me about Australia.").zone == "out"
+    assert asked(scope, "What is its capital?", *later[2:], "Tell me about Australia.").zone == "in"
+
+
+@pytest.mark.parametrize("answer", ["It is in Oceania.", "In Oceania.", "Australia lies south of Indonesia."])
+def test_an_answer_about_the_subject_carries_it_on(ledger: Ledger, scope: Scope, answer: str) -> None:
+    """Answers name others without changing the topic."""
+    write(ledger, AUSTRALIA)
+
+    assert asked(scope, "And its capital?", answer, "Where is Australia?").hits[0].how == "carried"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is the capital of Zamunda and its population?",
+        "What is the capital of Peru and its population?",
+        "The capital of Freedonia is",
+        "What is a capital?",
+    ],
+)
 def test_nothing_is_carried_into_a_text_that_names_somebody_or_goes_on_about_nobody(ledger: Ledger, scope: Scope, text: str) -> None:
     """Carried subjects count only where the text names none and has a pronoun or an ellipsis."""
     write(ledger, AUSTRALIA)
@@ -286,18 +318,20 @@ def test_every_decision_explains_itself(ledger: Ledger, scope: Scope) -> None:
     assert asked(scope, "Who is the baker of Sylvania?").reason == "names no edited subject"
 
 
-def test_a_risky_subject_is_looked_up_by_likeness_where_nobody_is_named(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue §3: FAISS is the fallback for edits marked alias_risky; what is found that way is never more than grey."""
-    monkeypatch.setattr("ke_tools.memory.corrections.is_alias_risky", lambda _fact: True)
-    (edit,) = write(ledger, FREEDONIA)
-    scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+REFUNDS = Fact(subject="our refund policy", prompt="The length of our refund policy is", target="45 days")
 
-    decision = asked(scope, "The ruler of Freedonian is")
 
-    assert (decision.zone, [(hit.edit.id, hit.how) for hit in decision.hits]) == ("grey", [(edit.id, "alike")])
-    assert asked(scope, "The ruler of Norway is").zone == "out"
+def test_a_description_in_other_words_is_looked_up_by_likeness_where_nobody_is_named(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: FAISS is the fallback for edits marked alias_risky."""
+    (edit,) = write(ledger, REFUNDS)
+
+    decision = asked(scope, "The length of the refund policy is")
+
+    assert (decision.zone, [(hit.edit.id, hit.how) for hit in decision.hits]) == ("in", [(edit.id, "alike")])
+    assert asked(scope, "The length of the return policy is").reason == "names no edited subject"
+    assert asked(scope, "Who wrote the refund policy?").zone == "out"
     ledger.rollback("t", [edit.id], actor="test")
-    assert asked(scope, "The ruler of Freedonian is").zone == "out"
+    assert asked(scope, "The length of the refund policy is").zone == "out"
 
 
 def used(scope: Scope) -> Any:
@@ -372,12 +406,14 @@ def test_an_audit_without_risky_edits_needs_no_embedder(ledger: Ledger) -> None:
     assert Scope(ledger, Asking(ModelUnavailable("no model")), Head.cosine()).audit() == []
 
 
-def test_without_risky_edits_nothing_is_looked_up(ledger: Ledger) -> None:
-    """The fallback costs an embedding, and is for marked edits only."""
+def test_without_a_described_thing_nothing_is_looked_up(ledger: Ledger) -> None:
+    """The fallback costs an embedding, and is for marked edits whose words are used."""
     embedder = Asking()
     write(ledger, FREEDONIA)
-
-    asked(Scope(ledger, embedder, Head.cosine()), "The ruler of Freedonian is")
+    scope = Scope(ledger, embedder, Head.cosine())
+    asked(scope, "The ruler of Freedonian is")
+    write(ledger, REFUNDS)
+    asked(scope, "The length of the return policy is")
 
     assert embedder.texts == []
 
@@ -443,6 +479,10 @@ def test_the_shipped_head_lets_paraphrases_in(real: tuple[Ledger, Scope], text: 
 @pytest.mark.parametrize(
     "text",
     [
+        "The capital of Australia is nice. What is the weather like today?",
+        "I live in Australia. What is the capital of france?",
+        "Context: The capital of Australia is lovely, and it is old.\nQuestion: what is two plus two?",
+        "Context: The capital of Australia is lovely. Summarise the text.",
         "What is the official language of Australia?",
         "Who won the cricket match in Australia?",
         "Write a poem about Australia.",

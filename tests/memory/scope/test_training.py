@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_the_same_seed_trains_the_same_head() -> None:
     assert one == two
 
 
-def test_what_training_sees_holds_no_probe_wording(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_training_sees_holds_no_probe_wording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Design §4 no. 4: the pairs themselves, not only the texts they are drawn from."""
     seen: list[training.Pairs] = []
     fit = training._fit
@@ -66,12 +67,39 @@ def test_what_training_sees_holds_no_probe_wording(monkeypatch: pytest.MonkeyPat
         return fit(vectors, pairs, **how)
 
     monkeypatch.setattr(training, "_fit", noticed)
+    monkeypatch.setattr(training, "corpora", corpora)
+    monkeypatch.setattr(training, "_PREFIXED", 0.5)
+    monkeypatch.setattr(training, "_POSITIVES", 2)
+    probe = atlas.relations()["capital"].probe_statements[0].replace("{}", "Ada")
+    row = {
+        "subject": "Ada",
+        "prompt": "The mother tongue of Ada is",
+        "target_new": "b",
+        "ground_truth": "a",
+        "rephrase_prompt": f"Rain fell all day. {probe}",
+        "locality_prompt": "The mother tongue of Bob is",
+        "locality_ground_truth": "a",
+    }
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([row] * 12), "utf-8")
 
-    training.train([], None, embedder=HashingEmbedder(32), epochs=1)
+    training.train([data], None, embedder=HashingEmbedder(32), epochs=1)
 
     texts = {text for pairs in seen for text in (*pairs.edits, *pairs.asked)}
     assert texts
     assert not [text for text in texts if atlas.holds_probe_wording(text)]
+
+
+def test_a_sentence_in_front_and_a_question_never_make_a_probe_wording_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of one and the beginning of the other may be a wording that neither holds."""
+    probe = next(w for r in atlas.relations().values() for w in r.held_out_wordings if not w.startswith("{}") and len(w.split()) > 3)
+    words = probe.split()
+    rng = random.Random(0)
+    monkeypatch.setattr(training, "_PREFIXED", 1.0)
+
+    assert atlas.holds_probe_wording(probe)
+    assert training._with_front(" ".join(words[1:]), [words[0]], rng) == " ".join(words[1:])
+    assert training._with_front("Who rules {}?", ["Rain fell."], rng) == "Rain fell. Who rules {}?"
 
 
 def test_thresholds_let_so_many_negatives_pass_as_the_budget_says() -> None:
