@@ -24,8 +24,8 @@ from ke_tools.facts import MOST_WORDINGS, Edit, Fact, State
 from ke_tools.memory.checks import check
 from ke_tools.memory.events import LIVE, Change, Standing, record_of
 from ke_tools.memory.log import Author, append, edits_where
-from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, name_key, relation_key, subject_key
-from ke_tools.memory.subjects import names_of, subject_keys
+from ke_tools.memory.names import name_key, names_of, subject_key, subject_keys
+from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, relation_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

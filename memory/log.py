@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools.errors import LedgerDamaged
 from ke_tools.facts import Edit, squash
 from ke_tools.memory.events import GENESIS, Change, Event, Standing, canonical, chain_hash, content_hash, recalled
-from ke_tools.memory.slots import name_key
+from ke_tools.memory.names import name_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 from ke_tools import atlas, prompts
 from ke_tools.errors import Unsupported
 from ke_tools.facts import squash
+from ke_tools.memory.names import names_of
 from ke_tools.memory.scope import Decision, Hit, Reading
-from ke_tools.memory.subjects import names_of
 from ke_tools.models.engine import Message, Request
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ke_tools.facts import Fact, squash
+from ke_tools.memory.names import subject_key
 
 if TYPE_CHECKING:
     from ke_tools.atlas import Relation
 
 _SEPARATOR: Final = "\x1f"
-_TELLING: Final = "+#*"  # C, C++ and C# are three subjects
 _MOST_WORDS: Final = 4
 _FEWEST_LETTERS: Final = 3
 _ARTICLES: Final = frozenset({"the", "a", "an"})
@@ -62,28 +62,9 @@ def _first(find: Callable[[str, str], Relation | None], prompt: str, names: Sequ
     return next((found for name in names if (found := find(prompt, name))), None)
 
 
-def subject_key(name: str) -> str:
-    """The key of what a name stands for, without article or "our"; of another name of one entity of the atlas, that entity's."""
-    from ke_tools.memory.subjects import entity_named
-
-    return name_key(without_determiner(entity_named(name) or name))
-
-
-def without_determiner(name: str) -> str:
-    """Drop a leading article or "our", which in a tenant's memory says no more; "A" and "Our" may begin a title, and stay."""
-    first, _, rest = name.strip().partition(" ")
-    return rest.strip() if squash(rest) and (first.casefold() == "the" or first in {"a", "an", "our"}) else name
-
-
 def relation_key(slot_key: str) -> str:
     """Return a slot's key without the subject."""
     return slot_key.partition(_SEPARATOR)[2]
-
-
-def name_key(text: str) -> str:
-    """A form in which two writings of one name are equal; telling signs stay, and a text of signs alone is kept."""
-    telling = "".join(char for char in text if char in _TELLING)
-    return (squash(text) + telling) or " ".join(text.casefold().split())
 
 
 def is_alias_risky(fact: Fact) -> bool:

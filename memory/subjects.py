@@ -16,11 +16,10 @@ from typing import Any, Final
 import ahocorasick
 
 from ke_tools import atlas
-from ke_tools.facts import squash
-from ke_tools.memory.slots import name_key, subject_key, without_determiner
+from ke_tools.memory.names import known_entities
 from ke_tools.screen import EVERYDAY
 
-__all__ = ["Mention", "SubjectIndex", "entity_named", "fold", "names_another", "names_of", "subject_keys"]
+__all__ = ["Mention", "SubjectIndex", "fold", "names_another"]
 
 _APOSTROPHES: Final = frozenset("'\u2018\u2019\u02bc\u2032\uff07`\u00b4")
 _DASHES: Final = frozenset("-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d")
@@ -102,38 +101,6 @@ def fold(text: str) -> Folded:
             out.append(part)
             origin.append(index)
     return Folded("".join(out), tuple(origin), len(text))
-
-
-def names_of(subject: str, aliases: Iterable[str] = ()) -> tuple[str, ...]:
-    """Every name of an edit's subject: its own, those given with the edit, the atlas's (also where the subject is such another name)."""
-    entity = entity_named(subject) or without_determiner(subject)
-    other = atlas.aliases(entity)
-    known = (*atlas.aliases(subject), *_by_other_name().get(squash(subject), ()), *([entity, *other] if other else []))
-    return tuple(dict.fromkeys((subject, *aliases, *known)))
-
-
-@lru_cache(maxsize=4096)
-def entity_named(name: str) -> str:
-    """Return the one entity that the atlas knows under this other name; "" where there is none.
-
-    A single word must be written as the atlas writes it: "The Who" is not the WHO.
-    """
-    bare = without_determiner(name)
-    for written in (bare, f"the {bare}", bare.replace(".", "")):
-        names = _by_other_name().get(squash(written), ())
-        same = (other for other in names if name_key(other) == name_key(written))
-        if any(" " in without_determiner(other) or _unmarked(other) == _unmarked(written) for other in same):
-            return names[0]
-    return ""
-
-
-@lru_cache(maxsize=4096)
-def subject_keys(subject: str) -> frozenset[str]:
-    """Folded names that can stand for nothing but this subject, as the ledger lists names."""
-    own = subject_key(subject)
-    names = (subject, without_determiner(subject), *names_of(subject))
-    keys = {name_key(name) for name in names if subject_key(name) == own} | {own}
-    return frozenset(keys | {f"{word} {key}" for key in keys for word in ("the", "our")})
 
 
 class SubjectIndex:
@@ -252,30 +219,9 @@ def _automaton(keys: Iterable[str]) -> Any:
     return automaton
 
 
-def _known() -> Iterator[tuple[str, tuple[str, ...]]]:
-    kinds = {kind for relation in atlas.relations().values() for kind in (relation.subject, relation.object)}
-    return ((entity, other) for kind in sorted(kinds) for entity, other in atlas.entities(kind).items())
-
-
-@cache
-def _by_other_name() -> dict[str, tuple[str, ...]]:
-    """Other name → all names of the one entity that has it."""
-    found: dict[str, tuple[str, ...]] = {}
-    own = {squash(entity) for entity, _ in _known()}
-    for entity, other in _known():
-        for name in map(squash, other):
-            if name not in own:
-                found[name] = () if name in found and squash(entity) not in map(squash, found[name]) else (entity, *other)
-    return found
-
-
-def _unmarked(name: str) -> str:
-    return "".join(char for char in unicodedata.normalize("NFKD", name) if char.isalnum())
-
-
 @cache
 def _entities() -> Any:
-    names = (name for entity, other in _known() for name in (entity, *other))
+    names = (name for entity, other in known_entities() for name in (entity, *other))
     keys = {fold(name).text.strip().removeprefix("the ") for name in names}
     return _automaton(keys - EVERYDAY - {""})
 

@@ -15,9 +15,9 @@ from ke_tools.errors import Conflict, InvalidInput, KeToolsError
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.corrections import Correction
 from ke_tools.memory.events import record_of
-from ke_tools.memory.slots import SlotRule, name_key, relation_key
+from ke_tools.memory.names import name_key, subject_keys
+from ke_tools.memory.slots import SlotRule, relation_key
 from ke_tools.memory.slots import slot_of as default_slot
-from ke_tools.memory.subjects import subject_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from ke_tools import atlas
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
+from ke_tools.memory.names import names_of
 from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.features import asked_in, is_bare, neutral, resolve, speaks_of_another, views
 from ke_tools.memory.scope.head import Head, shipped
 from ke_tools.memory.scope.rivals import Rivals, wordings
-from ke_tools.memory.subjects import SubjectIndex, names_another, names_of
+from ke_tools.memory.subjects import SubjectIndex, names_another
 
 if TYPE_CHECKING:
     from ke_tools.memory.index import VectorIndex

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_tools.memory.subjects import Mention, SubjectIndex, names_another, names_of
+from ke_tools.memory.names import names_of
+from ke_tools.memory.subjects import Mention, SubjectIndex, names_another
 
 
 def index_of(**names: str | tuple[str, ...]) -> SubjectIndex:
