@@ -99,7 +99,7 @@ class Service:
         """
         self.check_writable(who)
         made, refs = [], []
-        for number, given in enumerate(facts):
+        for number, given in enumerate(facts, 1):  # as the ledger counts them
             made.append(_fact(given, number))
             refs.append(str(given.get("ref", "")))
         edits = self.ledger.edit(

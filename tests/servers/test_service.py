@@ -137,14 +137,14 @@ def test_another_tenants_edits_are_neither_used_nor_listed(open_home: Callable[.
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"target": ""}, "edit 1: target is empty"),
-        ({"taget": "x"}, "unknown fields"),
-        ({"paraphrases": "not a list"}, "not a list of texts"),
-        ({"target": 7}, "not a text"),
+        ({"target": ""}, "edit 2: target is empty"),
+        ({"taget": "x"}, "edit 2 has the unknown fields"),
+        ({"paraphrases": "not a list"}, "edit 2: paraphrases is not a list of texts"),
+        ({"target": 7}, "edit 2: target is not a text"),
     ],
 )
-def test_one_bad_fact_of_a_call_records_none(open_home: Callable[..., Service], wrong: dict[str, Any], message: str) -> None:
-    """Issue §6: a clear error, and nothing is lost or half done."""
+def test_one_bad_fact_of_a_call_records_none_and_is_named_counted_from_1(open_home: Callable[..., Service], wrong: dict[str, Any], message: str) -> None:
+    """Issue §6: a clear error, and nothing is lost or half done; E_CONFLICT counts from 1, so what is wrong does too."""
     service = open_home()
 
     with pytest.raises(InvalidInput, match=message):
