@@ -111,7 +111,7 @@ class Status:
         """Give the numbers in Prometheus' text format."""
         who: Principal = request.scope["ke.principal"]
         who.require("read")
-        return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE)
+        return Response(await asyncio.to_thread(self._metrics.text, who), media_type=CONTENT_TYPE)
 
     async def page(self, _: Request) -> Response:
         """Say what this is."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from mcp.server import MCPServer
@@ -15,6 +16,7 @@ from ke_tools.errors import LedgerDamaged
 from ke_tools.servers.app import build_app
 from ke_tools.servers.auth import LARGEST_BODY, Token, TokenFile
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.slot import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +157,19 @@ def test_metrics_show_requests_the_revision_edits_and_the_model(client: TestClie
         "ke_ledger_up 1.0",
     ):
         assert line in answer.text
+
+
+@pytest.mark.parametrize(("name", "seen"), [("reader", ["acme"]), ("boss", ["default", "acme"])])
+def test_metrics_tell_of_another_tenants_edits_only_to_an_admin(guarded: TestClient, name: str, seen: list[str]) -> None:
+    """Design §3: a tenant learns nothing of another, not even that it is there or how much it corrects."""
+    text = guarded.get("/metrics", headers={"authorization": f"Bearer {name}"}).text
+    assert re.findall(r'^ke_live_edits{tenant="(.+)"}', text, re.MULTILINE) == seen
+
+
+def test_metrics_name_only_states_that_the_model_can_be_in(client: TestClient) -> None:
+    """A state that never comes would have operators wait for it; a download is a part of loading."""
+    states = re.findall(r'^ke_model_state{state="(.+)"}', client.get("/metrics").text, re.MULTILINE)
+    assert states == list(get_args(SlotState))
 
 
 def test_metrics_survive_a_damaged_ledger(client: TestClient, service: Service) -> None:
