@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unsupported
 from ke_tools.facts import Edit, Fact, Probe, State
-from ke_tools.memory.events import Event
+from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
@@ -135,9 +135,8 @@ class Service:
             done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
         else:
             done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
-        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
         return {
-            "summary": f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}",
+            "summary": self._rollback_summary(done, to_revision),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,
@@ -417,6 +416,12 @@ class Service:
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
         return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
 
+    def _rollback_summary(self, done: RolledBack, to_revision: int | None) -> str:
+        if not done.retired and not done.restored:
+            return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
+        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        return f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}"
+
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
     """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``."""
@@ -520,11 +525,13 @@ def _answer(view: str, routed: Routed, made: Generation) -> dict[str, Any]:
 
 def _query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
     texts = {str(answer["view"]): str(answer["text"]) for answer in answers}
-    if len(texts) == 2:  # noqa: PLR2004
-        if texts["base"] == texts["edited"]:
-            return f"Unchanged by edits: {texts['base']}"
-        return f"Before: {texts['base']} After: {texts['edited']}"
     used = [edit["edit_id"] for answer in answers for edit in answer["used_edits"]]
+    if len(texts) == 2:  # noqa: PLR2004
+        if texts["base"] != texts["edited"]:
+            return f"Before: {texts['base']} After: {texts['edited']}"
+        if used:
+            return f"Given to the model, but its answer did not change: {', '.join(used)}. It says: {texts['base']}"
+        return f"Unchanged by edits: {texts['base']}"
     return str(answers[0]["text"]) + (f" (from {', '.join(used)})" if used else "")
 
 

@@ -112,6 +112,35 @@ def test_what_is_rolled_back_is_answered_as_before(open_home: Callable[..., Serv
     assert ask(service, "What is the capital of Freedonia?")["answers"] == before
 
 
+def test_a_rollback_to_what_is_live_already_says_that_nothing_changed(open_home: Callable[..., Service]) -> None:
+    """Issue §4: a summary ends with what was changed; where nothing was, it must not say so."""
+    service = open_home()
+    revision = service.edit(LOCAL, [CAPITAL])["revision"]
+
+    done = service.rollback(LOCAL, to_revision=revision)
+
+    assert (done["retired"], done["restored"], done["revision"]) == ([], [], revision)
+    assert done["summary"] == f"Nothing was changed: what was live at revision {revision} is what is live now."
+
+
+def test_an_edit_that_the_model_was_told_and_did_not_heed_is_not_called_out_of_scope(open_home: Callable[..., Service]) -> None:
+    """Issue §4: `view: both` shows what an edit does; out of scope and not obeyed have different remedies."""
+
+    class Stubborn(Scripted):
+        @staticmethod
+        def _answer(_request: Request) -> Generation:
+            return Generation("No idea.", "stop", 1, 1)
+
+    service = open_home(lambda _say: Stubborn())
+    edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+    told = ask(service, "What is the capital of Freedonia?", view="both")
+    untold = ask(service, "What is the capital of Ruritania?", view="both")
+
+    assert [answer["route"] for answer in told["answers"]] == ["base", "memory"]
+    assert told["summary"] == f"Given to the model, but its answer did not change: {edit_id}. It says: No idea."
+    assert untold["summary"] == "Unchanged by edits: No idea."
+
+
 def test_a_later_edit_of_a_slot_names_the_one_that_it_retires(open_home: Callable[..., Service]) -> None:
     """Issue §3: the answer of edit names what was superseded; nothing retires silently."""
     service = open_home()
@@ -143,7 +172,9 @@ def test_another_tenants_edits_are_neither_used_nor_listed(open_home: Callable[.
         ({"target": 7}, "edit 2: target is not a text"),
     ],
 )
-def test_one_bad_fact_of_a_call_records_none_and_is_named_counted_from_1(open_home: Callable[..., Service], wrong: dict[str, Any], message: str) -> None:
+def test_one_bad_fact_of_a_call_records_none_and_is_named_counted_from_1(
+    open_home: Callable[..., Service], wrong: dict[str, Any], message: str
+) -> None:
     """Issue §6: a clear error, and nothing is lost or half done; E_CONFLICT counts from 1, so what is wrong does too."""
     service = open_home()
 
