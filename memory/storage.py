@@ -216,10 +216,18 @@ def _abandon(db: apsw.Connection) -> None:
         db.execute("ROLLBACK")
 
 
+def _refuse_if_missing(path: Path) -> None:
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise LedgerDamaged(f"the ledger {path} cannot be reached: {error.strerror}.", "Check --home and the rights to it.") from error
+    if not is_there:
+        raise NotFound(f"there is no ledger at {path}.", "Correct a first fact without --read-only, or check --home.")
+
+
 def _prepare_file(path: Path, *, read_only: bool) -> None:
     if read_only:
-        if not path.exists():
-            raise NotFound(f"there is no ledger at {path}.", "Correct a first fact without --read-only, or check --home.")
+        _refuse_if_missing(path)
         return
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

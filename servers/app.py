@@ -94,7 +94,11 @@ class Status:
         ]
 
     async def healthz(self, _: Request) -> Response:
-        """Answer 200 when questions can be answered, else 503 with the reason."""
+        """Answer 200 when questions can be answered, else 503 with the reason.
+
+        The status is ``degraded``, and the reason given, where they are answered but something needs a person: the last known
+        corrections act while a part of the ledger cannot be read, or no new one can be made.
+        """
         slot = self._service.models
         revision, reason = -1, ""
         try:
@@ -103,8 +107,15 @@ class Status:
             reason = str(error)
         if not reason and slot.state != "ready":
             reason = f"the model is not ready ({slot.state})" + (f": {slot.detail}" if slot.detail else "")
-        state = "unavailable" if reason else "ok"
-        body = {"status": state, "reason": reason, "revision": revision, "model": self._service.model_id, "version": __version__}
+        trouble = self._service.trouble
+        state = "unavailable" if reason else "degraded" if trouble else "ok"
+        body = {
+            "status": state,
+            "reason": reason or trouble,
+            "revision": revision,
+            "model": self._service.model_id,
+            "version": __version__,
+        }
         return JSONResponse(body, 503 if reason else 200, {"cache-control": "no-store"})
 
     async def metrics(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
@@ -39,12 +40,26 @@ _CANDIDATES: Final = {"quick": 10, "full": 24}  # neighbours an edit that the mo
 class Service:
     """One home, one model. Thread safe."""
 
-    def __init__(self, settings: Settings, ledger: Ledger | KeToolsError, models: ModelSlot, *, model_id: str, url: str = "") -> None:
-        """Join the parts; a ``ledger`` that could not be opened is the error itself, and the base model answers."""
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger | KeToolsError,
+        models: ModelSlot,
+        *,
+        model_id: str,
+        url: str = "",
+        unwritable: ReadOnly | None = None,
+    ) -> None:
+        """Join the parts.
+
+        A ``ledger`` that could not be opened is the error itself, and the base model answers; ``unwritable`` is why one that was to
+        be written is open for reading only.
+        """
         self.settings = settings
         self.models = models
         self.model_id = model_id
         self.url = url
+        self.unwritable = unwritable
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger)
         self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
@@ -55,10 +70,10 @@ class Service:
         """The ledger.
 
         Raises:
-            LedgerDamaged: it could not be opened; the message says why.
+            KeToolsError: it could not be opened; the message says why.
         """
         if isinstance(self._ledger, KeToolsError):
-            raise self._ledger
+            raise self._ledger.with_traceback(None)  # or it would grow with every raise
         return self._ledger
 
     @property
@@ -66,11 +81,16 @@ class Service:
         """What decides which edits a question is about.
 
         Raises:
-            LedgerDamaged: as :attr:`ledger`.
+            KeToolsError: as :attr:`ledger`.
         """
-        if self._scope is None or isinstance(self._ledger, KeToolsError):
-            raise self._ledger if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        if self._scope is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
         return self._scope
+
+    @property
+    def trouble(self) -> str:
+        """What needs a person although questions are answered from the corrections; empty where nothing does."""
+        return str(self.unwritable or "")
 
     @property
     def revision(self) -> int:
@@ -314,8 +334,8 @@ class Service:
             "adapters": sorted(engine.adapters) if engine else [],
             "fingerprint": engine.fingerprint if engine else "",
             "revision": self.revision,
-            "ledger": ledger_error or "ok",
-            "read_only": self.settings.read_only,
+            "ledger": ledger_error or self.trouble or "ok",
+            "read_only": self.settings.read_only or self.unwritable is not None,
             "url": self.url,
             "ready": self.models.state == "ready" and not ledger_error,
         }
@@ -403,6 +423,8 @@ class Service:
         who.require("write")
         if self.settings.read_only:
             raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
+        if self.unwritable is not None:
+            raise self.unwritable.with_traceback(None)
 
     def _target_of_change(self) -> str:
         where = f" at {self.url}" if self.url else ""
@@ -427,20 +449,32 @@ def open_service(settings: Settings, *, url: str = "") -> Service:
     """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``."""
     from ke_tools.servers.engines.loading import load_engine, model_id
 
-    ledger: Ledger | KeToolsError
-    try:
-        ledger = Ledger(settings.home / "ledger.db", read_only=settings.read_only)
-    except (LedgerDamaged, NotFound, ReadOnly) as error:
-        log.warning("the base model answers, without edits: %s", error)
-        ledger = error
+    ledger, unwritable = _open_ledger(settings)
 
     def load(say: Say) -> Engine:
         engine = load_engine(settings, say)
         service.warm()
         return engine
 
-    service = Service(settings, ledger, ModelSlot(load), model_id=model_id(settings), url=url)
+    service = Service(settings, ledger, ModelSlot(load), model_id=model_id(settings), url=url, unwritable=unwritable)
     return service
+
+
+def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | None]:
+    """Open the ledger, for reading where it takes no writes; one that stays shut is given as the error, whatever that is."""
+    path = settings.home / "ledger.db"
+    try:
+        return Ledger(path, read_only=settings.read_only), None
+    except KeToolsError as error:
+        found = error
+    if isinstance(found, ReadOnly) and not settings.read_only:
+        with suppress(KeToolsError):
+            ledger = Ledger(path, read_only=True)
+            unwritable = ReadOnly(found.message, "Make it writable and start again, or use --read-only; the corrections made so far act.")
+            log.warning("no fact can be corrected: %s", unwritable)
+            return ledger, unwritable
+    log.warning("the base model answers, without edits: %s", found)
+    return found, None
 
 
 def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:

@@ -44,6 +44,7 @@ class FakeService:
     """Edits in a list; an answer is the newest target whose subject the question names."""
 
     model_id = "fake"
+    trouble = ""
 
     def __init__(self, settings: Settings) -> None:
         if (settings.home / "broken").exists():

@@ -71,6 +71,7 @@ class Service:
         self.settings = SimpleNamespace(model="embedded")
         self.models = Slot()
         self.ledger = Ledger()
+        self.trouble = ""
 
     @property
     def revision(self) -> int:
@@ -139,6 +140,14 @@ def test_healthz_is_503_when_the_ledger_cannot_be_read(client: TestClient, servi
     assert answer.status_code == 503
     assert answer.json()["reason"].startswith("E_LEDGER: page 3")
     assert answer.json()["revision"] == -1
+
+
+def test_healthz_is_200_and_degraded_when_questions_are_answered_but_something_needs_a_person(client: TestClient, service: Service) -> None:
+    """Issue §4: 200 when questions can be answered; design §4 no. 8: what is wrong nonetheless is said."""
+    service.trouble = "E_READ_ONLY: the home takes no writes."
+    answer = client.get("/healthz")
+    assert answer.status_code == 200
+    assert (answer.json()["status"], answer.json()["reason"]) == ("degraded", service.trouble)
 
 
 def test_metrics_show_requests_the_revision_edits_and_the_model(client: TestClient) -> None:

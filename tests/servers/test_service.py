@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ke_tools.config import Settings
-from ke_tools.errors import Conflict, Forbidden, InvalidInput, LedgerDamaged, ModelLoading, ModelUnavailable, NotFound, ReadOnly
+from ke_tools.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    LedgerDamaged,
+    ModelLoading,
+    ModelUnavailable,
+    NotFound,
+    ReadOnly,
+    Unsupported,
+)
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.engine import Engine, Generation, Piece, Request
 from ke_tools.servers.principal import Principal
@@ -275,6 +287,51 @@ def test_a_damaged_ledger_leaves_the_base_model_answering(tmp_path: Path) -> Non
         assert service.state()["ready"] is False
         assert "E_LEDGER" in service.state()["ledger"]
     finally:
+        service.close()
+
+
+def test_a_home_of_a_newer_version_leaves_the_base_model_answering(tmp_path: Path) -> None:
+    """Design §4 no. 8: whatever keeps a ledger shut, the base model answers and says why; nothing is guessed of its form."""
+    (home := tmp_path / "home").mkdir()
+    with Ledger(home / "ledger.db") as ledger:
+        ledger._storage._main.execute("PRAGMA user_version = 99")
+    service = open_service(Settings(home=home, cache=tmp_path / "cache"))
+    service.models = ModelSlot(lambda _say: Scripted())
+    try:
+        answer = ask(service, "What is the capital of Freedonia?")["answers"][0]
+        assert (answer["route"], answer["reason"]) == ("base", "ledger")
+        assert "E_UNSUPPORTED" in service.state()["ledger"]
+        with pytest.raises(Unsupported, match="99"):
+            service.edit(LOCAL, [CAPITAL])
+    finally:
+        service.close()
+
+
+def test_a_home_that_takes_no_writes_keeps_its_corrections_acting(
+    nobody: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    """Design §4 no. 8: the last known edits are served; only writes are refused, with the reason."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may not be entered by others
+        settings = Settings(home=Path(folder), cache=tmp_path / "cache")
+        first = open_service(settings)
+        first.edit(LOCAL, [CAPITAL])
+        first.close()
+        (settings.home / "ledger.db").chmod(0o444)
+        settings.home.chmod(0o555)
+        with nobody():
+            service = open_service(settings)
+        service.models = ModelSlot(lambda _say: Scripted())
+
+        assert ask(service, "What is the capital of Freedonia?")["answers"][0]["text"] == "Sylvania City."
+        assert service.list_edits(LOCAL)["total"] == 1
+        with pytest.raises(ReadOnly, match="Make it writable"):
+            service.edit(LOCAL, [CAPITAL | {"target": "Firefly"}])
+        with pytest.raises(ReadOnly, match="Make it writable"):
+            service.rollback(LOCAL, to_revision=0)
+        state = service.state()
+        assert (state["ready"], state["read_only"]) == (True, True)
+        assert state["ledger"].startswith("E_READ_ONLY: ")
+        assert service.trouble == state["ledger"]
         service.close()
 
 
