@@ -94,15 +94,16 @@ class Status:
         ]
 
     async def healthz(self, _: Request) -> Response:
-        """Answer 200 when questions can be answered, else 503 with the reason.
+        """Answer 200 when questions can be answered, else 503 with the reason: no model, or nothing of the ledger can be read.
 
-        The status is ``degraded``, and the reason given, where they are answered but something needs a person: the last known
-        corrections act while a part of the ledger cannot be read, or no new one can be made.
+        The status is ``degraded``, and the reason given, where they are answered but something needs a person: a part of the ledger
+        cannot be read and the last known corrections act, or no new one can be made.
         """
         slot = self._service.models
         revision, reason = -1, ""
         try:
-            revision = await asyncio.to_thread(self._service.ledger.head)
+            with self._service.damage.watching("head"):
+                revision = await asyncio.to_thread(self._service.ledger.head)
         except KeToolsError as error:
             reason = str(error)
         if not reason and slot.state != "ready":

@@ -111,12 +111,14 @@ class _Live(Collector):
         for name in get_args(SlotState):
             state.add_metric((name,), float(name == self._service.models.state))
         yield state
+        is_up = True
         try:
-            yield from self._ledger()
+            with self._service.damage.watching("metrics", self._who.name):
+                yield from self._ledger()
         except KeToolsError:
-            yield GaugeMetricFamily("ke_ledger_up", "Whether the ledger can be read.", value=0)
-        else:
-            yield GaugeMetricFamily("ke_ledger_up", "Whether the ledger can be read.", value=1)
+            is_up = False
+        is_up = is_up and not self._service.damage.told
+        yield GaugeMetricFamily("ke_ledger_up", "Whether all that was read of the ledger could be read.", value=is_up)
 
     def _ledger(self) -> list[Metric]:
         ledger = self._service.ledger

@@ -23,6 +23,7 @@ from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request
+from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import ModelSlot, Say
 
@@ -60,6 +61,7 @@ class Service:
         self.model_id = model_id
         self.url = url
         self.unwritable = unwritable
+        self.damage = Damage()
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger)
         self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
@@ -90,7 +92,7 @@ class Service:
     @property
     def trouble(self) -> str:
         """What needs a person although questions are answered from the corrections; empty where nothing does."""
-        return str(self.unwritable or "")
+        return self.damage.told or str(self.unwritable or "")
 
     @property
     def revision(self) -> int:
@@ -122,16 +124,17 @@ class Service:
         for number, given in enumerate(facts, 1):  # as the ledger counts them
             made.append(_fact(given, number))
             refs.append(str(given.get("ref", "")))
-        edits = self.ledger.edit(
-            who.tenant,
-            made,
-            actor=who.name,
-            reason=reason,
-            mode=mode,
-            idempotency_key=idempotency_key,
-            refs=refs,
-            dry_run=dry_run,
-        )
+        with self.damage.watching("write", who.tenant):
+            edits = self.ledger.edit(
+                who.tenant,
+                made,
+                actor=who.name,
+                reason=reason,
+                mode=mode,
+                idempotency_key=idempotency_key,
+                refs=refs,
+                dry_run=dry_run,
+            )
         revision = self.revision
         return {
             "summary": self._edit_summary(edits, dry_run=dry_run),
@@ -151,10 +154,11 @@ class Service:
         self.check_writable(who)
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
-        if to_revision is not None:
-            done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
-        else:
-            done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
+        with self.damage.watching("write", who.tenant):
+            if to_revision is not None:
+                done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
+            else:
+                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
         return {
             "summary": self._rollback_summary(done, to_revision),
             "retired": [row(edit) for edit in done.retired],
@@ -171,7 +175,8 @@ class Service:
         if state not in {"any", "live", *State}:
             raise InvalidInput(f"there is no state {state!r}.", f"Use any, live, {', '.join(State)}.")
         states = {"any": (), "live": (State.ACTIVE, State.PROMOTED)}.get(state) if state in {"any", "live"} else (State(state),)
-        page = self.ledger.edits(who.tenant, states=states or (), contains=contains, limit=limit, cursor=cursor)
+        with self.damage.watching("list", who.tenant, state, contains, limit, cursor):
+            page = self.ledger.edits(who.tenant, states=states or (), contains=contains, limit=limit, cursor=cursor)
         return {
             "summary": f"{len(page.items)} of {_count(page.total, 'edit')}"
             + (f" in state {state}" if state != "any" else "")
@@ -190,12 +195,14 @@ class Service:
             NotFound: there is none of that id for this tenant.
         """
         who.require("read")
-        return row(self.ledger.get(who.tenant, edit_id))
+        with self.damage.watching("get", who.tenant, edit_id):
+            return row(self.ledger.get(who.tenant, edit_id))
 
     def history(self, who: Principal, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """Say what changed when and by whom, newest first."""
         who.require("read")
-        page = self.ledger.history(who.tenant, edit_id=edit_id, limit=limit, cursor=cursor)
+        with self.damage.watching("history", who.tenant, edit_id, limit, cursor):
+            page = self.ledger.history(who.tenant, edit_id=edit_id, limit=limit, cursor=cursor)
         about = f" of {edit_id}" if edit_id else ""
         return {
             "summary": f"{len(page.items)} of {_count(page.total, 'event')}{about}, newest first.",
@@ -277,6 +284,7 @@ class Service:
         who.require("read")
         del via  # which form is used does not change what is in scope
         decision = self.scope.decide(who.tenant, reading_of(request))
+        self._note(who.tenant, decision)
         return {
             "zone": decision.zone,
             "edits": [
@@ -362,12 +370,24 @@ class Service:
         if self._router is None:
             return Routed.untouched(request, "ledger", 0)
         try:
-            return self._router.route(who.tenant, request, engine=engine, via=self.settings.via if via == "auto" else via)
+            routed = self._router.route(who.tenant, request, engine=engine, via=self.settings.via if via == "auto" else via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
             log.exception("routing failed; the base model answers")
             return Routed.untouched(request, "error", self.revision)
+        self._note(who.tenant, routed.decision)
+        return routed
+
+    def _note(self, tenant: str, decision: Decision) -> None:
+        """Remember whether the edits could be read that a question is answered from."""
+        stale, error = str(decision.stages.get("stale", "")), str(decision.stages.get("error", ""))
+        if stale:
+            self.damage.note(("scope", tenant), f"the last known edits act: {stale}")
+        elif error.startswith(LedgerDamaged.code):
+            self.damage.note(("scope", tenant), f"the edits of a tenant do not act: {error}")
+        elif not error:
+            self.damage.forget(("scope", tenant))
 
     def _verify(
         self, who: Principal, engine: Engine, edits: Sequence[Edit], suite: Literal["quick", "full"], given: Sequence[Mapping[str, Any]]

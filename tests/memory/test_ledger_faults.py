@@ -528,6 +528,17 @@ def test_an_error_of_the_database_is_never_shown_raw(path: Path) -> None:
         assert isinstance(caught.value.__cause__, apsw.Error)
 
 
+@pytest.mark.parametrize("broken", [b"\x7b\x22\xff\x22", b'{"id": "ed_'], ids=["no text", "no whole JSON"])
+def test_a_broken_text_of_the_database_is_damage_to_every_reader(path: Path, broken: bytes) -> None:
+    """Issue §6: a corrupt page may still be a page to SQLite, with broken texts in it."""
+    with Ledger(path) as ledger:
+        (edit,) = write(ledger, "yes")
+        ledger._storage._main.execute("DROP TRIGGER payloads_stay; UPDATE payloads SET payload = CAST(? AS TEXT)", (broken,))
+        for read in (ledger.live, ledger.edits, ledger.history, lambda tenant: ledger.get(tenant, edit.id), lambda _: write(ledger, "no")):
+            with pytest.raises(LedgerDamaged, match="cannot be read"):
+                read("acme")
+
+
 # -- migrations ------------------------------------------------------------------------------------------------------------------
 
 

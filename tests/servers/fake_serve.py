@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, LedgerDamaged, ModelLoading, NotFound
+from ke_tools.servers.damage import Damage
 
 if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
@@ -51,6 +52,7 @@ class FakeService:
             raise LedgerDamaged("page 3 is damaged.", "Restore a copy.")
         self.settings = settings
         self.models = Slot()
+        self.damage = Damage()
         self.url = ""
         self.rows: list[dict[str, Any]] = []
         self.ledger = SimpleNamespace(head=lambda: len(self.rows), tenants=list)

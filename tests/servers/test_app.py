@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from ke_tools.errors import LedgerDamaged
 from ke_tools.servers.app import build_app
 from ke_tools.servers.auth import LARGEST_BODY, Token, TokenFile
+from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import SlotState
 
@@ -72,6 +73,7 @@ class Service:
         self.models = Slot()
         self.ledger = Ledger()
         self.trouble = ""
+        self.damage = Damage()
 
     @property
     def revision(self) -> int:
@@ -187,6 +189,15 @@ def test_metrics_survive_a_damaged_ledger(client: TestClient, service: Service) 
     text = client.get("/metrics").text
     assert "ke_ledger_up 0.0" in text
     assert "ke_live_edits{" not in text
+    assert "page 3" in service.damage.told
+
+
+def test_metrics_say_that_the_ledger_is_damaged_whoever_met_the_damage(client: TestClient, service: Service) -> None:
+    """One truth: /healthz and /metrics must not contradict each other."""
+    service.damage.note(("history",), "E_LEDGER: page 9 is malformed.")
+    text = client.get("/metrics").text
+    assert "ke_ledger_up 0.0" in text
+    assert "ke_live_edits{" in text
 
 
 def test_two_apps_in_one_process_do_not_share_numbers(client: TestClient) -> None:

@@ -83,6 +83,11 @@ def open_home(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         service.close()
 
 
+def damaged(*_: object, **__: object) -> None:
+    """Stand for whatever reads a broken page."""
+    raise LedgerDamaged("page 9 is malformed.", "Restore a copy.")
+
+
 def ask(service: Service, question: str, **more: Any) -> dict[str, Any]:
     """Ask as the local user."""
     return asyncio.run(service.query(LOCAL, question, wait_seconds=10, **more))
@@ -288,6 +293,77 @@ def test_a_damaged_ledger_leaves_the_base_model_answering(tmp_path: Path) -> Non
         assert "E_LEDGER" in service.state()["ledger"]
     finally:
         service.close()
+
+
+def test_damage_met_while_serving_is_named_until_the_same_can_be_read_again(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue §6: a corrupt page is not only the affair of who happens to read it; operators see it in the log and /healthz."""
+    service = open_home(lambda _say: Scripted())
+    service.models.start()
+    edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+    with monkeypatch.context() as patched:
+        patched.setattr(service.ledger, "history", damaged)
+        for _ in range(2):
+            with pytest.raises(LedgerDamaged):
+                service.history(LOCAL)
+    service.history(LOCAL, edit_id=edit_id)  # another part of it is whole
+    told, state = service.trouble, service.state()
+    service.history(LOCAL)
+
+    assert "page 9" in told
+    assert state["ledger"] == told
+    assert caplog.text.count("page 9") == 1
+    assert (service.trouble, service.state()["ledger"]) == ("", "ok")
+
+
+def test_damage_met_by_one_writer_is_gone_when_its_tenant_can_write_again(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue §6: what passes, such as a disk that was away, must not look like damage for ever."""
+    service = open_home()
+    with monkeypatch.context() as patched:
+        patched.setattr(service.ledger, "edit", damaged)
+        with pytest.raises(LedgerDamaged):
+            service.edit(LOCAL, [CAPITAL])
+    service.edit(Principal("bob", "b"), [CAPITAL])
+    told = service.trouble
+    service.edit(LOCAL, [CAPITAL])
+
+    assert "page 9" in told
+    assert service.trouble == ""
+
+
+def test_where_the_ledger_cannot_be_read_on_the_last_known_edits_act_and_that_is_said(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design §4 no. 8: the endpoint serves the last known edits and says so in /healthz and in `doctor`."""
+    service = open_home()
+    service.edit(LOCAL, [CAPITAL])
+    ask(service, "What is the capital of Freedonia?")
+    with monkeypatch.context() as patched:
+        patched.setattr(service.ledger, "since", damaged)
+        service.edit(LOCAL, [CAPITAL | {"target": "Firefly"}])
+        stale = ask(service, "What is the capital of Freedonia?")["answers"][0]
+        told = service.trouble
+    fresh = ask(service, "What is the capital of Freedonia?")["answers"][0]
+
+    assert (stale["text"], fresh["text"]) == ("Sylvania City.", "Firefly.")
+    assert told.startswith("the last known edits act: E_LEDGER: page 9")
+    assert service.trouble == ""
+
+
+def test_where_no_edit_could_ever_be_read_the_base_model_answers_and_that_is_said(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design §4 no. 8: as above, for a ledger that was damaged before the first question."""
+    service = open_home()
+    service.edit(LOCAL, [CAPITAL])
+    monkeypatch.setattr(service.ledger, "live", damaged)
+
+    assert ask(service, "What is the capital of Freedonia?")["answers"][0]["route"] == "base"
+    assert service.trouble.startswith("the edits of a tenant do not act: ")
+    assert "page 9" in service.trouble
 
 
 def test_a_home_of_a_newer_version_leaves_the_base_model_answering(tmp_path: Path) -> None:
