@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -32,6 +36,23 @@ from ke_tools.servers.slot import ModelSlot, Say
 
 LOCAL = Principal()
 CAPITAL = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
+
+
+# A process of its own that corrects a fact and takes everything back, telling of each and waiting to be told to go on.
+WRITER = """
+import sys
+from pathlib import Path
+from ke_tools.config import Settings
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.service import open_service
+
+service, who = open_service(Settings(home=Path(sys.argv[1]), cache=Path(sys.argv[2]))), Principal()
+fact = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Firefly"}
+for write in (lambda: service.edit(who, [fact]), lambda: service.rollback(who, to_revision=0)):
+    print(write()["revision"], flush=True)
+    sys.stdin.readline()
+service.close()
+"""
 
 
 class Scripted:
@@ -293,6 +314,26 @@ def test_a_damaged_ledger_leaves_the_base_model_answering(tmp_path: Path) -> Non
         assert "E_LEDGER" in service.state()["ledger"]
     finally:
         service.close()
+
+
+def test_an_edit_acts_in_another_process_of_its_home_within_half_a_second(open_home: Callable[..., Service], tmp_path: Path) -> None:
+    """Issue §4: an acknowledged edit is effective in every process on the same home within 0.5 s; so is its rollback."""
+    service, question = open_home(), Request(prompt="The capital of Freedonia is")
+    service.edit(LOCAL, [CAPITAL])
+    service.route(LOCAL, question)  # what a first question loads is no part of it
+    settings = str(tmp_path / "home"), str(tmp_path / "cache")
+    with subprocess.Popen([sys.executable, "-c", WRITER, *settings], stdin=PIPE, stdout=PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for expected in (["Firefly"], []):
+            acknowledged = writer.stdout.readline().strip()
+            started = time.monotonic()
+            found = service.route(LOCAL, question)["edits"]
+            took = time.monotonic() - started
+
+            assert [service.get_edit(LOCAL, edit["edit_id"])["target"] for edit in found] == expected
+            assert took < 0.5, f"{took:.2f} s after {acknowledged}"
+            print("go on", file=writer.stdin, flush=True)
 
 
 def test_damage_met_while_serving_is_named_until_the_same_can_be_read_again(
