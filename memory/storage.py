@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -186,6 +187,8 @@ class Storage:
             yield
         except apsw.Error as error:
             raise self._ours(error) from error
+        except (UnicodeDecodeError, JSONDecodeError) as error:  # a broken page may still be one to SQLite
+            raise self._damaged(error) from error
 
     def _ours(self, error: apsw.Error) -> KeToolsError:
         if isinstance(error, (apsw.BusyError, apsw.LockedError)):
@@ -197,6 +200,9 @@ class Storage:
             return ResourceExhausted(
                 f"the ledger {self.path} could not grow: {error}; nothing was changed.", "Free disk space, then repeat."
             )
+        return self._damaged(error)
+
+    def _damaged(self, error: Exception) -> LedgerDamaged:
         return LedgerDamaged(
             f"the ledger {self.path} cannot be read: {error}.",
             "Keep the file, run `ke-tools doctor --deep`, and restore it from a copy or an export.",
@@ -216,10 +222,18 @@ def _abandon(db: apsw.Connection) -> None:
         db.execute("ROLLBACK")
 
 
+def _refuse_if_missing(path: Path) -> None:
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise LedgerDamaged(f"the ledger {path} cannot be reached: {error.strerror}.", "Check --home and the rights to it.") from error
+    if not is_there:
+        raise NotFound(f"there is no ledger at {path}.", "Correct a first fact without --read-only, or check --home.")
+
+
 def _prepare_file(path: Path, *, read_only: bool) -> None:
     if read_only:
-        if not path.exists():
-            raise NotFound(f"there is no ledger at {path}.", "Correct a first fact without --read-only, or check --home.")
+        _refuse_if_missing(path)
         return
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -94,24 +94,36 @@ class Status:
         ]
 
     async def healthz(self, _: Request) -> Response:
-        """Answer 200 when questions can be answered, else 503 with the reason."""
+        """Answer 200 when questions can be answered, else 503 with the reason: no model, or nothing of the ledger can be read.
+
+        The status is ``degraded``, and the reason given, where they are answered but something needs a person: a part of the ledger
+        cannot be read and the last known corrections act, or no new one can be made.
+        """
         slot = self._service.models
         revision, reason = -1, ""
         try:
-            revision = await asyncio.to_thread(self._service.ledger.head)
+            with self._service.damage.watching("head"):
+                revision = await asyncio.to_thread(self._service.ledger.head)
         except KeToolsError as error:
             reason = str(error)
         if not reason and slot.state != "ready":
             reason = f"the model is not ready ({slot.state})" + (f": {slot.detail}" if slot.detail else "")
-        state = "unavailable" if reason else "ok"
-        body = {"status": state, "reason": reason, "revision": revision, "model": self._service.model_id, "version": __version__}
+        trouble = self._service.trouble
+        state = "unavailable" if reason else "degraded" if trouble else "ok"
+        body = {
+            "status": state,
+            "reason": reason or trouble,
+            "revision": revision,
+            "model": self._service.model_id,
+            "version": __version__,
+        }
         return JSONResponse(body, 503 if reason else 200, {"cache-control": "no-store"})
 
     async def metrics(self, request: Request) -> Response:
         """Give the numbers in Prometheus' text format."""
         who: Principal = request.scope["ke.principal"]
         who.require("read")
-        return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE)
+        return Response(await asyncio.to_thread(self._metrics.text, who), media_type=CONTENT_TYPE)
 
     async def page(self, _: Request) -> Response:
         """Say what this is."""

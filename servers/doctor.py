@@ -67,6 +67,8 @@ def _check(name: str, look: Callable[[], tuple[bool, str]]) -> dict[str, Any]:
 def _ledger(service: Service) -> tuple[bool, str]:
     ledger = service.ledger
     live = sum(len(ledger.live(tenant)) for tenant in ledger.tenants())
+    if service.unwritable is not None:
+        return False, f"{live} live edits act, but no fact can be corrected: {service.unwritable}"
     return True, f"revision {ledger.head()}, {live} live edits of {len(ledger.tenants())} tenants, in {service.settings.home}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import State
+from ke_tools.servers.slot import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
     from ke_tools.memory.router import Routed
     from ke_tools.models.engine import Generation
+    from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-MODEL_STATES: Final = ("empty", "fetching", "loading", "ready", "failed", "closed")
 _PATHS: Final = frozenset({"/", "/healthz", "/metrics", "/mcp", "/v1/models", "/v1/completions", "/v1/chat/completions"})
 _SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -38,7 +39,7 @@ class Metrics:
         self._seconds = Histogram(
             "ke_generation_seconds", "Time from a question to its last token.", ("route",), registry=self._registry, buckets=_SECONDS
         )
-        self._registry.register(_Live(service))
+        self._service = service
 
     def request(self, path: str, status: int, route: str) -> None:
         """Count one HTTP request; paths that do not exist are one."""
@@ -55,9 +56,11 @@ class Metrics:
         self._tokens.labels("completion").inc(generation.completion_tokens)
         self._seconds.labels(routed.route).observe(seconds)
 
-    def text(self) -> bytes:
-        """Render all in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def text(self, who: Principal) -> bytes:
+        """Render in Prometheus' text format what ``who`` may see: of the edits of other tenants only an admin."""
+        now = CollectorRegistry()
+        now.register(_Live(self._service, who))
+        return generate_latest(self._registry) + generate_latest(now)
 
 
 class Counted:
@@ -96,28 +99,31 @@ class Stopwatch:
 class _Live(Collector):
     """What is so at this moment: a damaged ledger leaves its numbers out and says ``ke_ledger_up 0``."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, who: Principal) -> None:
         self._service = service
+        self._who = who
 
     def describe(self) -> Iterable[Metric]:
         return ()  # nothing is read when the collector is registered
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily("ke_model_state", "1 for the state in which the model is.", labels=("state",))
-        for name in MODEL_STATES:
+        for name in get_args(SlotState):
             state.add_metric((name,), float(name == self._service.models.state))
         yield state
+        is_up = True
         try:
-            yield from self._ledger()
+            with self._service.damage.watching("metrics", self._who.name):
+                yield from self._ledger()
         except KeToolsError:
-            yield GaugeMetricFamily("ke_ledger_up", "Whether the ledger can be read.", value=0)
-        else:
-            yield GaugeMetricFamily("ke_ledger_up", "Whether the ledger can be read.", value=1)
+            is_up = False
+        is_up = is_up and not self._service.damage.told
+        yield GaugeMetricFamily("ke_ledger_up", "Whether all that was read of the ledger could be read.", value=is_up)
 
     def _ledger(self) -> list[Metric]:
         ledger = self._service.ledger
         live = GaugeMetricFamily("ke_live_edits", "Edits that act on answers.", labels=("tenant",))
-        for tenant in ledger.tenants():
+        for tenant in ledger.tenants() if self._who.may("admin") else [self._who.tenant]:
             total = ledger.edits(tenant, states=(State.ACTIVE, State.PROMOTED), limit=1).total
             live.add_metric((tenant,), float(total))
         return [GaugeMetricFamily("ke_ledger_revision", "Sequence number of the last event.", value=ledger.head()), live]

@@ -12,16 +12,18 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unsupported
 from ke_tools.facts import Edit, Fact, Probe, State
-from ke_tools.memory.events import Event
+from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request
+from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import ModelSlot, Say
 
@@ -39,12 +41,27 @@ _CANDIDATES: Final = {"quick": 10, "full": 24}  # neighbours an edit that the mo
 class Service:
     """One home, one model. Thread safe."""
 
-    def __init__(self, settings: Settings, ledger: Ledger | KeToolsError, models: ModelSlot, *, model_id: str, url: str = "") -> None:
-        """Join the parts; a ``ledger`` that could not be opened is the error itself, and the base model answers."""
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger | KeToolsError,
+        models: ModelSlot,
+        *,
+        model_id: str,
+        url: str = "",
+        unwritable: ReadOnly | None = None,
+    ) -> None:
+        """Join the parts.
+
+        A ``ledger`` that could not be opened is the error itself, and the base model answers; ``unwritable`` is why one that was to
+        be written is open for reading only.
+        """
         self.settings = settings
         self.models = models
         self.model_id = model_id
         self.url = url
+        self.unwritable = unwritable
+        self.damage = Damage()
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger)
         self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
@@ -55,10 +72,10 @@ class Service:
         """The ledger.
 
         Raises:
-            LedgerDamaged: it could not be opened; the message says why.
+            KeToolsError: it could not be opened; the message says why.
         """
         if isinstance(self._ledger, KeToolsError):
-            raise self._ledger
+            raise self._ledger.with_traceback(None)  # or it would grow with every raise
         return self._ledger
 
     @property
@@ -66,11 +83,16 @@ class Service:
         """What decides which edits a question is about.
 
         Raises:
-            LedgerDamaged: as :attr:`ledger`.
+            KeToolsError: as :attr:`ledger`.
         """
-        if self._scope is None or isinstance(self._ledger, KeToolsError):
-            raise self._ledger if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        if self._scope is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
         return self._scope
+
+    @property
+    def trouble(self) -> str:
+        """What needs a person although questions are answered from the corrections; empty where nothing does."""
+        return self.damage.told or str(self.unwritable or "")
 
     @property
     def revision(self) -> int:
@@ -99,19 +121,20 @@ class Service:
         """
         self.check_writable(who)
         made, refs = [], []
-        for number, given in enumerate(facts):
+        for number, given in enumerate(facts, 1):  # as the ledger counts them
             made.append(_fact(given, number))
             refs.append(str(given.get("ref", "")))
-        edits = self.ledger.edit(
-            who.tenant,
-            made,
-            actor=who.name,
-            reason=reason,
-            mode=mode,
-            idempotency_key=idempotency_key,
-            refs=refs,
-            dry_run=dry_run,
-        )
+        with self.damage.watching("write", who.tenant):
+            edits = self.ledger.edit(
+                who.tenant,
+                made,
+                actor=who.name,
+                reason=reason,
+                mode=mode,
+                idempotency_key=idempotency_key,
+                refs=refs,
+                dry_run=dry_run,
+            )
         revision = self.revision
         return {
             "summary": self._edit_summary(edits, dry_run=dry_run),
@@ -131,13 +154,13 @@ class Service:
         self.check_writable(who)
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
-        if to_revision is not None:
-            done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
-        else:
-            done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
-        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        with self.damage.watching("write", who.tenant):
+            if to_revision is not None:
+                done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
+            else:
+                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
         return {
-            "summary": f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}",
+            "summary": self._rollback_summary(done, to_revision),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,
@@ -152,7 +175,8 @@ class Service:
         if state not in {"any", "live", *State}:
             raise InvalidInput(f"there is no state {state!r}.", f"Use any, live, {', '.join(State)}.")
         states = {"any": (), "live": (State.ACTIVE, State.PROMOTED)}.get(state) if state in {"any", "live"} else (State(state),)
-        page = self.ledger.edits(who.tenant, states=states or (), contains=contains, limit=limit, cursor=cursor)
+        with self.damage.watching("list", who.tenant, state, contains, limit, cursor):
+            page = self.ledger.edits(who.tenant, states=states or (), contains=contains, limit=limit, cursor=cursor)
         return {
             "summary": f"{len(page.items)} of {_count(page.total, 'edit')}"
             + (f" in state {state}" if state != "any" else "")
@@ -171,12 +195,14 @@ class Service:
             NotFound: there is none of that id for this tenant.
         """
         who.require("read")
-        return row(self.ledger.get(who.tenant, edit_id))
+        with self.damage.watching("get", who.tenant, edit_id):
+            return row(self.ledger.get(who.tenant, edit_id))
 
     def history(self, who: Principal, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """Say what changed when and by whom, newest first."""
         who.require("read")
-        page = self.ledger.history(who.tenant, edit_id=edit_id, limit=limit, cursor=cursor)
+        with self.damage.watching("history", who.tenant, edit_id, limit, cursor):
+            page = self.ledger.history(who.tenant, edit_id=edit_id, limit=limit, cursor=cursor)
         about = f" of {edit_id}" if edit_id else ""
         return {
             "summary": f"{len(page.items)} of {_count(page.total, 'event')}{about}, newest first.",
@@ -258,6 +284,7 @@ class Service:
         who.require("read")
         del via  # which form is used does not change what is in scope
         decision = self.scope.decide(who.tenant, reading_of(request))
+        self._note(who.tenant, decision)
         return {
             "zone": decision.zone,
             "edits": [
@@ -315,8 +342,8 @@ class Service:
             "adapters": sorted(engine.adapters) if engine else [],
             "fingerprint": engine.fingerprint if engine else "",
             "revision": self.revision,
-            "ledger": ledger_error or "ok",
-            "read_only": self.settings.read_only,
+            "ledger": ledger_error or self.trouble or "ok",
+            "read_only": self.settings.read_only or self.unwritable is not None,
             "url": self.url,
             "ready": self.models.state == "ready" and not ledger_error,
         }
@@ -343,12 +370,24 @@ class Service:
         if self._router is None:
             return Routed.untouched(request, "ledger", 0)
         try:
-            return self._router.route(who.tenant, request, engine=engine, via=self.settings.via if via == "auto" else via)
+            routed = self._router.route(who.tenant, request, engine=engine, via=self.settings.via if via == "auto" else via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
             log.exception("routing failed; the base model answers")
             return Routed.untouched(request, "error", self.revision)
+        self._note(who.tenant, routed.decision)
+        return routed
+
+    def _note(self, tenant: str, decision: Decision) -> None:
+        """Remember whether the edits could be read that a question is answered from."""
+        stale, error = str(decision.stages.get("stale", "")), str(decision.stages.get("error", ""))
+        if stale:
+            self.damage.note(("scope", tenant), f"the last known edits act: {stale}")
+        elif error.startswith(LedgerDamaged.code):
+            self.damage.note(("scope", tenant), f"the edits of a tenant do not act: {error}")
+        elif not error:
+            self.damage.forget(("scope", tenant))
 
     def _verify(
         self, who: Principal, engine: Engine, edits: Sequence[Edit], suite: Literal["quick", "full"], given: Sequence[Mapping[str, Any]]
@@ -404,6 +443,8 @@ class Service:
         who.require("write")
         if self.settings.read_only:
             raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
+        if self.unwritable is not None:
+            raise self.unwritable.with_traceback(None)
 
     def _target_of_change(self) -> str:
         where = f" at {self.url}" if self.url else ""
@@ -417,25 +458,43 @@ class Service:
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
         return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
 
+    def _rollback_summary(self, done: RolledBack, to_revision: int | None) -> str:
+        if not done.retired and not done.restored:
+            return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
+        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        return f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}"
+
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
     """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``."""
     from ke_tools.servers.engines.loading import load_engine, model_id
 
-    ledger: Ledger | KeToolsError
-    try:
-        ledger = Ledger(settings.home / "ledger.db", read_only=settings.read_only)
-    except (LedgerDamaged, NotFound, ReadOnly) as error:
-        log.warning("the base model answers, without edits: %s", error)
-        ledger = error
+    ledger, unwritable = _open_ledger(settings)
 
     def load(say: Say) -> Engine:
         engine = load_engine(settings, say)
         service.warm()
         return engine
 
-    service = Service(settings, ledger, ModelSlot(load), model_id=model_id(settings), url=url)
+    service = Service(settings, ledger, ModelSlot(load), model_id=model_id(settings), url=url, unwritable=unwritable)
     return service
+
+
+def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | None]:
+    """Open the ledger, for reading where it takes no writes; one that stays shut is given as the error, whatever that is."""
+    path = settings.home / "ledger.db"
+    try:
+        return Ledger(path, read_only=settings.read_only), None
+    except KeToolsError as error:
+        found = error
+    if isinstance(found, ReadOnly) and not settings.read_only:
+        with suppress(KeToolsError):
+            ledger = Ledger(path, read_only=True)
+            unwritable = ReadOnly(found.message, "Make it writable and start again, or use --read-only; the corrections made so far act.")
+            log.warning("no fact can be corrected: %s", unwritable)
+            return ledger, unwritable
+    log.warning("the base model answers, without edits: %s", found)
+    return found, None
 
 
 def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:
@@ -520,11 +579,13 @@ def _answer(view: str, routed: Routed, made: Generation) -> dict[str, Any]:
 
 def _query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
     texts = {str(answer["view"]): str(answer["text"]) for answer in answers}
-    if len(texts) == 2:  # noqa: PLR2004
-        if texts["base"] == texts["edited"]:
-            return f"Unchanged by edits: {texts['base']}"
-        return f"Before: {texts['base']} After: {texts['edited']}"
     used = [edit["edit_id"] for answer in answers for edit in answer["used_edits"]]
+    if len(texts) == 2:  # noqa: PLR2004
+        if texts["base"] != texts["edited"]:
+            return f"Before: {texts['base']} After: {texts['edited']}"
+        if used:
+            return f"Given to the model, but its answer did not change: {', '.join(used)}. It says: {texts['base']}"
+        return f"Unchanged by edits: {texts['base']}"
     return str(answers[0]["text"]) + (f" (from {', '.join(used)})" if used else "")
 
 

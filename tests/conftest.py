@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,27 @@ def model_settings(tmp_path: Path) -> Settings:
     if embedded.locate(CACHE) is None:
         pytest.skip("the embedded model is not in the cache; `ke-tools model fetch` puts it there")
     return Settings(home=tmp_path / "home", cache=CACHE)
+
+
+@pytest.fixture
+def nobody() -> Callable[[], AbstractContextManager[None]]:
+    """Give a block in which root's right to read and write everything is gone."""
+
+    @contextmanager
+    def without_rights() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        try:
+            os.seteuid(65534)
+        except OSError:
+            pytest.skip("no other user to be")
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return without_rights
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import signal
@@ -10,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from ke_tools.memory.log import Author, append
 from ke_tools.memory.rollbacks import changes_of_rollback
 from ke_tools.memory.slots import Slot
 from ke_tools.memory.storage import Storage
+
+Nobody = Callable[[], AbstractContextManager[None]]
 
 # A process of its own that corrects one fact after the other and tells each id once it is acknowledged. Its slots are its own,
 # so that it need not read the atlas.
@@ -233,22 +234,6 @@ def _failing(path: Path, nth: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             vfs.unregister()
 
 
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Act without the right to write everywhere that a root user has."""
-    if os.geteuid() != 0:
-        yield
-        return
-    try:
-        os.seteuid(65534)
-    except OSError:
-        pytest.skip("no other user to be")
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 @pytest.fixture
 def shown() -> Iterator[Path]:
     """A folder that everybody may read and nobody but its owner may write."""
@@ -262,7 +247,7 @@ def shown() -> Iterator[Path]:
         folder.chmod(0o755)
 
 
-def test_a_home_that_takes_no_writes_is_told(shown: Path) -> None:
+def test_a_home_that_takes_no_writes_is_told(shown: Path, nobody: Nobody) -> None:
     """Issue §6: read-only home; the message says what to do."""
     with nobody():
         for name in ("ledger.db", "new.db", "new/ledger.db"):
@@ -270,14 +255,14 @@ def test_a_home_that_takes_no_writes_is_told(shown: Path) -> None:
                 write(ledger, "no")
 
 
-def test_a_home_that_takes_no_writes_can_be_read(shown: Path) -> None:
+def test_a_home_that_takes_no_writes_can_be_read(shown: Path, nobody: Nobody) -> None:
     """Design §4 no. 8: the last known edits are served where nothing can be written."""
     with nobody(), Ledger(shown / "ledger.db", read_only=True) as ledger:
         assert [edit.fact.target for edit in ledger.live("acme")] == ["yes"]
         assert ledger.audit() == []
 
 
-def test_reading_does_not_pretend_that_a_pending_log_is_not_there(shown: Path) -> None:
+def test_reading_does_not_pretend_that_a_pending_log_is_not_there(shown: Path, nobody: Nobody) -> None:
     """What was acknowledged must not vanish because the folder takes no shared-memory file."""
     with Ledger(shown / "ledger.db") as ledger:
         write(ledger, "later")
@@ -541,6 +526,17 @@ def test_an_error_of_the_database_is_never_shown_raw(path: Path) -> None:
             write(ledger, "yes")
         assert caught.value.code == "E_LEDGER"
         assert isinstance(caught.value.__cause__, apsw.Error)
+
+
+@pytest.mark.parametrize("broken", [b"\x7b\x22\xff\x22", b'{"id": "ed_'], ids=["no text", "no whole JSON"])
+def test_a_broken_text_of_the_database_is_damage_to_every_reader(path: Path, broken: bytes) -> None:
+    """Issue §6: a corrupt page may still be a page to SQLite, with broken texts in it."""
+    with Ledger(path) as ledger:
+        (edit,) = write(ledger, "yes")
+        ledger._storage._main.execute("DROP TRIGGER payloads_stay; UPDATE payloads SET payload = CAST(? AS TEXT)", (broken,))
+        for read in (ledger.live, ledger.edits, ledger.history, lambda tenant: ledger.get(tenant, edit.id), lambda _: write(ledger, "no")):
+            with pytest.raises(LedgerDamaged, match="cannot be read"):
+                read("acme")
 
 
 # -- migrations ------------------------------------------------------------------------------------------------------------------

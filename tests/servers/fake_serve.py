@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, LedgerDamaged, ModelLoading, NotFound
+from ke_tools.servers.damage import Damage
 
 if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
@@ -44,12 +45,14 @@ class FakeService:
     """Edits in a list; an answer is the newest target whose subject the question names."""
 
     model_id = "fake"
+    trouble = ""
 
     def __init__(self, settings: Settings) -> None:
         if (settings.home / "broken").exists():
             raise LedgerDamaged("page 3 is damaged.", "Restore a copy.")
         self.settings = settings
         self.models = Slot()
+        self.damage = Damage()
         self.url = ""
         self.rows: list[dict[str, Any]] = []
         self.ledger = SimpleNamespace(head=lambda: len(self.rows), tenants=list)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from mcp.server import MCPServer
@@ -14,7 +15,9 @@ from starlette.testclient import TestClient
 from ke_tools.errors import LedgerDamaged
 from ke_tools.servers.app import build_app
 from ke_tools.servers.auth import LARGEST_BODY, Token, TokenFile
+from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.slot import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +72,8 @@ class Service:
         self.settings = SimpleNamespace(model="embedded")
         self.models = Slot()
         self.ledger = Ledger()
+        self.trouble = ""
+        self.damage = Damage()
 
     @property
     def revision(self) -> int:
@@ -139,6 +144,14 @@ def test_healthz_is_503_when_the_ledger_cannot_be_read(client: TestClient, servi
     assert answer.json()["revision"] == -1
 
 
+def test_healthz_is_200_and_degraded_when_questions_are_answered_but_something_needs_a_person(client: TestClient, service: Service) -> None:
+    """Issue §4: 200 when questions can be answered; design §4 no. 8: what is wrong nonetheless is said."""
+    service.trouble = "E_READ_ONLY: the home takes no writes."
+    answer = client.get("/healthz")
+    assert answer.status_code == 200
+    assert (answer.json()["status"], answer.json()["reason"]) == ("degraded", service.trouble)
+
+
 def test_metrics_show_requests_the_revision_edits_and_the_model(client: TestClient) -> None:
     """Issue §4: /metrics in Prometheus' text format."""
     client.get("/healthz")
@@ -157,12 +170,34 @@ def test_metrics_show_requests_the_revision_edits_and_the_model(client: TestClie
         assert line in answer.text
 
 
+@pytest.mark.parametrize(("name", "seen"), [("reader", ["acme"]), ("boss", ["default", "acme"])])
+def test_metrics_tell_of_another_tenants_edits_only_to_an_admin(guarded: TestClient, name: str, seen: list[str]) -> None:
+    """Design §3: a tenant learns nothing of another, not even that it is there or how much it corrects."""
+    text = guarded.get("/metrics", headers={"authorization": f"Bearer {name}"}).text
+    assert re.findall(r'^ke_live_edits{tenant="(.+)"}', text, re.MULTILINE) == seen
+
+
+def test_metrics_name_only_states_that_the_model_can_be_in(client: TestClient) -> None:
+    """A state that never comes would have operators wait for it; a download is a part of loading."""
+    states = re.findall(r'^ke_model_state{state="(.+)"}', client.get("/metrics").text, re.MULTILINE)
+    assert states == list(get_args(SlotState))
+
+
 def test_metrics_survive_a_damaged_ledger(client: TestClient, service: Service) -> None:
     """Design §4.8: a broken part is said, not spread."""
     service.ledger.damaged = True
     text = client.get("/metrics").text
     assert "ke_ledger_up 0.0" in text
     assert "ke_live_edits{" not in text
+    assert "page 3" in service.damage.told
+
+
+def test_metrics_say_that_the_ledger_is_damaged_whoever_met_the_damage(client: TestClient, service: Service) -> None:
+    """One truth: /healthz and /metrics must not contradict each other."""
+    service.damage.note(("history",), "E_LEDGER: page 9 is malformed.")
+    text = client.get("/metrics").text
+    assert "ke_ledger_up 0.0" in text
+    assert "ke_live_edits{" in text
 
 
 def test_two_apps_in_one_process_do_not_share_numbers(client: TestClient) -> None:

@@ -25,6 +25,16 @@ def test_a_json_entry_is_json_and_starts_the_command(client: str, key: str) -> N
     assert (entry.get("type") == "stdio") is (client == "vscode")
 
 
+def test_the_readme_leads_every_client_to_the_entry_with_absolute_paths() -> None:
+    """A host has a PATH of its own, in which a bare `ke-tools` is not found."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    table = readme.partition("### In an MCP client")[2].partition("\n#")[0]
+
+    for client in ("claude-code", "claude-desktop", "cursor", "vscode", "codex"):
+        assert f"`ke-tools serve --print-config {client}`" in table, client
+    assert "-- ke-tools serve" not in table
+
+
 def test_the_codex_entry_is_toml() -> None:
     """research/mcp §3.5: Codex reads TOML and gives up after 10 s unless told otherwise."""
     entry = tomllib.loads(clients.entry("codex", LAUNCH))["mcp_servers"]["ke-tools"]

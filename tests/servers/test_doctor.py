@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,8 @@ from ke_tools.memory.scope import Scope
 from ke_tools.servers import doctor
 from ke_tools.servers.service import Service, open_service
 from ke_tools.testing import HashingEmbedder, thimble_path
+
+Nobody = Callable[[], AbstractContextManager[None]]
 
 SHALLOW = ["ledger", "model", "disk"]
 DEEP = [*SHALLOW, "ledger audit", "scope index", "model weights"]
@@ -50,22 +52,6 @@ def open_home(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 def ledger_file(tmp_path: Path) -> Path:
     """Where the home's ledger lies."""
     return tmp_path / "home" / "ledger.db"
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Act without root's right to read everything."""
-    if os.geteuid() != 0:
-        yield
-        return
-    try:
-        os.seteuid(65534)
-    except OSError:
-        pytest.skip("no other user to be")
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def write(path: Path, *facts: Fact) -> list[Edit]:
@@ -219,7 +205,46 @@ def test_a_ledger_of_another_program_leaves_the_other_checks(open_home: Callable
     assert report["revision"] == 0
 
 
-def test_a_home_that_may_not_be_entered_is_told() -> None:
+def test_a_home_that_takes_no_writes_is_told(nobody: Nobody) -> None:
+    """Design §4 no. 8: its corrections act, but whoever wants to make another must hear why that cannot be."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(home=Path(folder), cache=Path(folder) / "cache")
+        write(settings.home / "ledger.db", FREEDONIA)
+        assert bad(examine(settings)) == {}
+        (settings.home / "ledger.db").chmod(0o444)
+        settings.home.chmod(0o555)
+        with nobody():
+            told = bad(examine(settings))
+        settings.home.chmod(0o700)
+
+    assert told.keys() == {"ledger"}
+    assert told["ledger"].startswith("1 live edits act, but no fact can be corrected: E_READ_ONLY: ")
+
+
+def newer(home: Path) -> None:
+    """Make a home of a later version."""
+    write(home / "ledger.db", FREEDONIA)
+    execute(home / "ledger.db", "PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [(newer, "E_UNSUPPORTED"), (Path.touch, "E_INVALID"), (lambda home: (home / "ledger.db").mkdir(parents=True), "E_INVALID")],
+    ids=["newer version", "home is a file", "ledger is a folder"],
+)
+def test_a_home_that_cannot_be_opened_is_a_failed_check(
+    open_home: Callable[..., Service], ledger_file: Path, make: Callable[[Path], None], code: str
+) -> None:
+    """Issue §3: what a doctor is called for must not be what it dies of."""
+    make(ledger_file.parent)
+
+    report = doctor.examine(open_home(), deep=True)
+
+    assert bad(report).keys() == {"ledger", "ledger audit", "scope index"}
+    assert bad(report)["ledger"].startswith(f"{code}: ")
+
+
+def test_a_home_that_may_not_be_entered_is_told(nobody: Nobody) -> None:
     """Issue §6: whoever may not read a home learns so, of every check that needs it."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own may not be entered either
         Path(folder).chmod(0o755)

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from ke_tools.errors import InvalidInput, ModelLoading, ModelUnavailable, Unsupported
 from ke_tools.models.engine import FinishReason, Generation, Piece, Request, TokenLogprob
 from ke_tools.servers.app import build_app
+from ke_tools.servers.damage import Damage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -117,6 +118,7 @@ class Service:
     def __init__(self) -> None:
         self.settings = SimpleNamespace(model="embedded")
         self.ledger = SimpleNamespace(head=lambda: 12, tenants=list)
+        self.damage = Damage()
         self.engine = Script()
         self.models = Slot(self.engine)
         self.who: list[Principal] = []

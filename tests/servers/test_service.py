@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 from ke_tools.config import Settings
-from ke_tools.errors import Conflict, Forbidden, InvalidInput, LedgerDamaged, ModelLoading, ModelUnavailable, NotFound, ReadOnly
+from ke_tools.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    LedgerDamaged,
+    ModelLoading,
+    ModelUnavailable,
+    NotFound,
+    ReadOnly,
+    Unsupported,
+)
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.engine import Engine, Generation, Piece, Request
 from ke_tools.servers.principal import Principal
@@ -20,6 +36,23 @@ from ke_tools.servers.slot import ModelSlot, Say
 
 LOCAL = Principal()
 CAPITAL = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
+
+
+# A process of its own that corrects a fact and takes everything back, telling of each and waiting to be told to go on.
+WRITER = """
+import sys
+from pathlib import Path
+from ke_tools.config import Settings
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.service import open_service
+
+service, who = open_service(Settings(home=Path(sys.argv[1]), cache=Path(sys.argv[2]))), Principal()
+fact = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Firefly"}
+for write in (lambda: service.edit(who, [fact]), lambda: service.rollback(who, to_revision=0)):
+    print(write()["revision"], flush=True)
+    sys.stdin.readline()
+service.close()
+"""
 
 
 class Scripted:
@@ -71,6 +104,11 @@ def open_home(tmp_path: Path) -> Iterator[Callable[..., Service]]:
         service.close()
 
 
+def damaged(*_: object, **__: object) -> None:
+    """Stand for whatever reads a broken page."""
+    raise LedgerDamaged("page 9 is malformed.", "Restore a copy.")
+
+
 def ask(service: Service, question: str, **more: Any) -> dict[str, Any]:
     """Ask as the local user."""
     return asyncio.run(service.query(LOCAL, question, wait_seconds=10, **more))
@@ -112,6 +150,35 @@ def test_what_is_rolled_back_is_answered_as_before(open_home: Callable[..., Serv
     assert ask(service, "What is the capital of Freedonia?")["answers"] == before
 
 
+def test_a_rollback_to_what_is_live_already_says_that_nothing_changed(open_home: Callable[..., Service]) -> None:
+    """Issue §4: a summary ends with what was changed; where nothing was, it must not say so."""
+    service = open_home()
+    revision = service.edit(LOCAL, [CAPITAL])["revision"]
+
+    done = service.rollback(LOCAL, to_revision=revision)
+
+    assert (done["retired"], done["restored"], done["revision"]) == ([], [], revision)
+    assert done["summary"] == f"Nothing was changed: what was live at revision {revision} is what is live now."
+
+
+def test_an_edit_that_the_model_was_told_and_did_not_heed_is_not_called_out_of_scope(open_home: Callable[..., Service]) -> None:
+    """Issue §4: `view: both` shows what an edit does; out of scope and not obeyed have different remedies."""
+
+    class Stubborn(Scripted):
+        @staticmethod
+        def _answer(_request: Request) -> Generation:
+            return Generation("No idea.", "stop", 1, 1)
+
+    service = open_home(lambda _say: Stubborn())
+    edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+    told = ask(service, "What is the capital of Freedonia?", view="both")
+    untold = ask(service, "What is the capital of Ruritania?", view="both")
+
+    assert [answer["route"] for answer in told["answers"]] == ["base", "memory"]
+    assert told["summary"] == f"Given to the model, but its answer did not change: {edit_id}. It says: No idea."
+    assert untold["summary"] == "Unchanged by edits: No idea."
+
+
 def test_a_later_edit_of_a_slot_names_the_one_that_it_retires(open_home: Callable[..., Service]) -> None:
     """Issue §3: the answer of edit names what was superseded; nothing retires silently."""
     service = open_home()
@@ -137,14 +204,16 @@ def test_another_tenants_edits_are_neither_used_nor_listed(open_home: Callable[.
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"target": ""}, "edit 1: target is empty"),
-        ({"taget": "x"}, "unknown fields"),
-        ({"paraphrases": "not a list"}, "not a list of texts"),
-        ({"target": 7}, "not a text"),
+        ({"target": ""}, "edit 2: target is empty"),
+        ({"taget": "x"}, "edit 2 has the unknown fields"),
+        ({"paraphrases": "not a list"}, "edit 2: paraphrases is not a list of texts"),
+        ({"target": 7}, "edit 2: target is not a text"),
     ],
 )
-def test_one_bad_fact_of_a_call_records_none(open_home: Callable[..., Service], wrong: dict[str, Any], message: str) -> None:
-    """Issue §6: a clear error, and nothing is lost or half done."""
+def test_one_bad_fact_of_a_call_records_none_and_is_named_counted_from_1(
+    open_home: Callable[..., Service], wrong: dict[str, Any], message: str
+) -> None:
+    """Issue §6: a clear error, and nothing is lost or half done; E_CONFLICT counts from 1, so what is wrong does too."""
     service = open_home()
 
     with pytest.raises(InvalidInput, match=message):
@@ -244,6 +313,142 @@ def test_a_damaged_ledger_leaves_the_base_model_answering(tmp_path: Path) -> Non
         assert service.state()["ready"] is False
         assert "E_LEDGER" in service.state()["ledger"]
     finally:
+        service.close()
+
+
+def test_an_edit_acts_in_another_process_of_its_home_within_half_a_second(open_home: Callable[..., Service], tmp_path: Path) -> None:
+    """Issue §4: an acknowledged edit is effective in every process on the same home within 0.5 s; so is its rollback."""
+    service, question = open_home(), Request(prompt="The capital of Freedonia is")
+    service.edit(LOCAL, [CAPITAL])
+    service.route(LOCAL, question)  # what a first question loads is no part of it
+    settings = str(tmp_path / "home"), str(tmp_path / "cache")
+    with subprocess.Popen([sys.executable, "-c", WRITER, *settings], stdin=PIPE, stdout=PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        for expected in (["Firefly"], []):
+            acknowledged = writer.stdout.readline().strip()
+            started = time.monotonic()
+            found = service.route(LOCAL, question)["edits"]
+            took = time.monotonic() - started
+
+            assert [service.get_edit(LOCAL, edit["edit_id"])["target"] for edit in found] == expected
+            assert took < 0.5, f"{took:.2f} s after {acknowledged}"
+            print("go on", file=writer.stdin, flush=True)
+
+
+def test_damage_met_while_serving_is_named_until_the_same_can_be_read_again(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue §6: a corrupt page is not only the affair of who happens to read it; operators see it in the log and /healthz."""
+    service = open_home(lambda _say: Scripted())
+    service.models.start()
+    edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+    with monkeypatch.context() as patched:
+        patched.setattr(service.ledger, "history", damaged)
+        for _ in range(2):
+            with pytest.raises(LedgerDamaged):
+                service.history(LOCAL)
+    service.history(LOCAL, edit_id=edit_id)  # another part of it is whole
+    told, state = service.trouble, service.state()
+    service.history(LOCAL)
+
+    assert "page 9" in told
+    assert state["ledger"] == told
+    assert caplog.text.count("page 9") == 1
+    assert (service.trouble, service.state()["ledger"]) == ("", "ok")
+
+
+def test_damage_met_by_one_writer_is_gone_when_its_tenant_can_write_again(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue §6: what passes, such as a disk that was away, must not look like damage for ever."""
+    service = open_home()
+    with monkeypatch.context() as patched:
+        patched.setattr(service.ledger, "edit", damaged)
+        with pytest.raises(LedgerDamaged):
+            service.edit(LOCAL, [CAPITAL])
+    service.edit(Principal("bob", "b"), [CAPITAL])
+    told = service.trouble
+    service.edit(LOCAL, [CAPITAL])
+
+    assert "page 9" in told
+    assert service.trouble == ""
+
+
+def test_where_the_ledger_cannot_be_read_on_the_last_known_edits_act_and_that_is_said(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design §4 no. 8: the endpoint serves the last known edits and says so in /healthz and in `doctor`."""
+    service = open_home()
+    service.edit(LOCAL, [CAPITAL])
+    ask(service, "What is the capital of Freedonia?")
+    with monkeypatch.context() as patched:
+        patched.setattr(service.ledger, "since", damaged)
+        service.edit(LOCAL, [CAPITAL | {"target": "Firefly"}])
+        stale = ask(service, "What is the capital of Freedonia?")["answers"][0]
+        told = service.trouble
+    fresh = ask(service, "What is the capital of Freedonia?")["answers"][0]
+
+    assert (stale["text"], fresh["text"]) == ("Sylvania City.", "Firefly.")
+    assert told.startswith("the last known edits act: E_LEDGER: page 9")
+    assert service.trouble == ""
+
+
+def test_where_no_edit_could_ever_be_read_the_base_model_answers_and_that_is_said(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design §4 no. 8: as above, for a ledger that was damaged before the first question."""
+    service = open_home()
+    service.edit(LOCAL, [CAPITAL])
+    monkeypatch.setattr(service.ledger, "live", damaged)
+
+    assert ask(service, "What is the capital of Freedonia?")["answers"][0]["route"] == "base"
+    assert service.trouble.startswith("the edits of a tenant do not act: ")
+    assert "page 9" in service.trouble
+
+
+def test_a_home_of_a_newer_version_leaves_the_base_model_answering(tmp_path: Path) -> None:
+    """Design §4 no. 8: whatever keeps a ledger shut, the base model answers and says why; nothing is guessed of its form."""
+    (home := tmp_path / "home").mkdir()
+    with Ledger(home / "ledger.db") as ledger:
+        ledger._storage._main.execute("PRAGMA user_version = 99")
+    service = open_service(Settings(home=home, cache=tmp_path / "cache"))
+    service.models = ModelSlot(lambda _say: Scripted())
+    try:
+        answer = ask(service, "What is the capital of Freedonia?")["answers"][0]
+        assert (answer["route"], answer["reason"]) == ("base", "ledger")
+        assert "E_UNSUPPORTED" in service.state()["ledger"]
+        with pytest.raises(Unsupported, match="99"):
+            service.edit(LOCAL, [CAPITAL])
+    finally:
+        service.close()
+
+
+def test_a_home_that_takes_no_writes_keeps_its_corrections_acting(
+    nobody: Callable[[], AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    """Design §4 no. 8: the last known edits are served; only writes are refused, with the reason."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may not be entered by others
+        settings = Settings(home=Path(folder), cache=tmp_path / "cache")
+        first = open_service(settings)
+        first.edit(LOCAL, [CAPITAL])
+        first.close()
+        (settings.home / "ledger.db").chmod(0o444)
+        settings.home.chmod(0o555)
+        with nobody():
+            service = open_service(settings)
+        service.models = ModelSlot(lambda _say: Scripted())
+
+        assert ask(service, "What is the capital of Freedonia?")["answers"][0]["text"] == "Sylvania City."
+        assert service.list_edits(LOCAL)["total"] == 1
+        with pytest.raises(ReadOnly, match="Make it writable"):
+            service.edit(LOCAL, [CAPITAL | {"target": "Firefly"}])
+        with pytest.raises(ReadOnly, match="Make it writable"):
+            service.rollback(LOCAL, to_revision=0)
+        state = service.state()
+        assert (state["ready"], state["read_only"]) == (True, True)
+        assert state["ledger"].startswith("E_READ_ONLY: ")
+        assert service.trouble == state["ledger"]
         service.close()
 
 
