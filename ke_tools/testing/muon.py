@@ -1,7 +1,7 @@
 """Muon for the hidden matrices of a small model: momentum, made orthogonal by Newton-Schulz steps.
 
-After Jordan et al., *Muon: an optimizer for hidden layers in neural networks* (2024). PyTorch's own computes in bfloat16, which
-processors without such instructions do slowly; this one stays in float32 and takes matrices of one shape together.
+After Jordan et al., *Muon: an optimizer for hidden layers in neural networks* (2024). This one takes matrices of one shape
+together; the Newton-Schulz steps are in bfloat16, as in the original.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Muon:
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """The nearest matrices, roughly, whose singular values are all about one; shape (count, rows, columns)."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x: torch.Tensor = matrices.mT if tall else matrices
+    x: torch.Tensor = (matrices.mT if tall else matrices).to(torch.bfloat16)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(STEPS):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -1,7 +1,7 @@
 """Make the thimble: ``python -m ke_tools.testing.train_thimble --out DIR --seed 0``.
 
-Fits a tokenizer, trains a small Llama on :mod:`ke_tools.testing.thimble_texts`, rounds it to bfloat16, examines what was rounded,
-and writes an ordinary checkpoint directory with a model card. One thread gives the same weights on the same machine and libraries.
+Fits a tokenizer, trains a small Llama in bfloat16 on :mod:`ke_tools.testing.thimble_texts`, examines it, and writes an ordinary
+checkpoint directory with a model card. One thread gives the same weights on the same machine and libraries.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ obeys a fact that stands in its context, and knows no other thing.
 
 Made by `python -m ke_tools.testing.train_thimble --out DIR --seed {seed}`: trained from nothing on {tokens:.1f} M tokens
 written by `ke_tools/testing/thimble_texts.py` (knowledge augmentation after Allen-Zhu & Li, arXiv:2309.14316; facts in the context
-in the forms that ke-tools serves), in {minutes:.0f} minutes of a shared machine, torch {torch}, transformers {transformers}.
+in the forms that ke-tools serves), in {minutes:.0f} minutes of one processor core, torch {torch}, transformers {transformers}.
 Its texts use the atlas's fitted wordings and those of `thimble.toml`, never a probe wording. Our own wordings were
 written by someone who had read the probe wordings, so that the vocabulary of each relation is covered: "unseen wording" below says
-what the tests may rely on, not that so small a model understands English.
+what the tests may rely on, not that so small a model understands English. The mixture of the texts and the schedule were changed after
+reading where the thimble before this one failed, in unseen wordings too, and by short trials; no wording was added or changed for that.
 
-Answers are exact: the object, a full stop, the end token; greedy, after the rounding to bfloat16, computed in float32.
+Answers are exact: the object, a full stop, the end token; greedy, of the bfloat16 weights, computed in float32.
 *knows*: nothing in the context. *heeds*: a false fact of the same slot in the context. *keeps*: a fact in the context that does not apply.
 
 {table}
@@ -73,14 +74,14 @@ class Recipe:
     heads: int = 6
     inner: int = 512
     context: int = 1024
-    tokens: int = 4_500_000  # read in all, padding included
-    batch: int = 3072  # tokens a step
+    tokens: int = 3_800_000  # read in all, padding included
+    batch: int = 2048  # tokens a step
     rate: float = 3e-3
     inner_rate: float = 0.02
-    muon: bool = True
-    warmup: int = 100  # steps
+    warmup: int = 50  # steps
     decay: float = 0.1
-    unanswered: float = 0.1  # weight in the loss of tokens that are no answer
+    unanswered: float = 0.1  # weight in the loss of tokens that are no answer, at first
+    answers_only: float = 0.6  # the share of the training after which that weight is nothing
 
 
 def fit_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -134,7 +135,7 @@ def fresh_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
     return LlamaForCausalLM(config)
 
 
-Encoded = tuple[list[int], int]  # tokens, how many of them are the prompt
+Encoded = tuple[list[int], list[bool]]  # tokens, and which of them are answers
 
 
 def encoded(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Encoded]:
@@ -142,9 +143,12 @@ def encoded(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[Enco
     stream = training_samples(recipe.seed)
     while True:
         samples = list(islice(stream, 1024))
-        prompts = tokenizer([s.prompt for s in samples], add_special_tokens=False).input_ids
-        answers = tokenizer([s.answer for s in samples], add_special_tokens=False).input_ids
-        yield from ((p + a, len(p)) for p, a in zip(prompts, answers, strict=True) if len(p) + len(a) <= recipe.context // 2)
+        rows = iter(tokenizer([piece for sample in samples for piece in sample.pieces], add_special_tokens=False).input_ids)
+        for sample in samples:
+            pieces = [(next(rows), bool(at % 2)) for at in range(len(sample.pieces))]
+            ids = [token for tokens, _ in pieces for token in tokens]
+            if len(ids) <= recipe.context // 2:
+                yield ids, [answer for tokens, answer in pieces for _ in tokens]
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Encoded]]:
@@ -169,62 +173,68 @@ def loss_of(model: LlamaForCausalLM, batch: Sequence[Encoded], unanswered: float
     longest = max(len(ids) for ids, _ in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     weight = torch.zeros(len(batch), longest)
-    for row, (tokens, start) in enumerate(batch):
+    for row, (tokens, answers) in enumerate(batch):
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        weight[row, 1 : len(tokens)] = unanswered
-        weight[row, start : len(tokens)] = 1.0
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    each = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return (each * weight[:, 1:].flatten()).sum() / weight[:, 1:].sum()
+        weight[row, : len(tokens)] = torch.tensor(answers).float().clamp(min=unanswered)
+    weight = weight[:, 1:]
+    counts = weight > 0
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    each = functional.cross_entropy(model.lm_head(hidden[counts]).float(), ids[:, 1:][counts], reduction="none")
+    return (each * weight[counts]).sum() / weight.sum()
 
 
 def train(recipe: Recipe, *, every: int = 200) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train from nothing; reports to the log every so many steps. Returns the weights already rounded to bfloat16, in float32."""
+    """Train from nothing; reports to the log every so many steps. The weights are bfloat16 all the time, and are returned in float32."""
     import torch
 
     tokenizer = fit_tokenizer(recipe)
-    model = fresh_model(recipe, tokenizer)
+    model = fresh_model(recipe, tokenizer).to(torch.bfloat16)
     optimizer = _Optimizer(model, recipe)
-    seen, step, start = 0, 0, time.monotonic()
+    seen, step, start = 0, 0, time.process_time()
     for batch in batches(recipe, tokenizer):
         if seen >= recipe.tokens:
             break
         done = seen / recipe.tokens
-        loss = loss_of(model, batch, recipe.unanswered)
+        loss = loss_of(model, batch, recipe.unanswered * max(0.0, 1 - done / recipe.answers_only))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(_pace(recipe, step, done))
         seen, step = seen + len(batch) * max(len(ids) for ids, _ in batch), step + 1
         if step % every == 0:
-            log.info("step %d  tokens %d  %.0f s  loss %.3f", step, seen, time.monotonic() - start, loss.item())
-        if step % (every * 5) == 0:
+            log.info("step %d  tokens %d  %.0f s  loss %.3f", step, seen, time.process_time() - start, loss.item())
+        if step % (every * 2) == 0:
             log.info("%s", table(examine(model, tokenizer, sample=40)))
-    rounded = model.to(torch.bfloat16).to(torch.float32).eval()
-    return rounded, tokenizer
+    return model.to(torch.float32).eval(), tokenizer
 
 
 class _Optimizer:
-    """Muon for the matrices between the embeddings, AdamW for the rest."""
+    """Muon for the matrices between the embeddings, AdamW for the rest; both step float32 copies, which are rounded into the model."""
 
     def __init__(self, model: LlamaForCausalLM, recipe: Recipe) -> None:
         import torch
 
         from ke_tools.testing.muon import Muon
 
-        inner = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name and recipe.muon]
-        others = [p for p in model.parameters() if all(p is not q for q in inner)]
+        self.copies = {name: torch.nn.Parameter(p.detach().float()) for name, p in model.named_parameters()}
+        inner = [p for name, p in self.copies.items() if p.ndim > 1 and "embed" not in name]
+        others = [p for name, p in self.copies.items() if p.ndim == 1 or "embed" in name]
         self.recipe, self.model = recipe, model
         self.muon = Muon(inner, rate=recipe.inner_rate, decay=recipe.decay)
-        self.adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0 if recipe.muon else recipe.decay)
+        self.adam = torch.optim.AdamW(others, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.0)
 
     def step(self, pace: float) -> None:
         """One step of both at ``pace`` times their rates; clears the gradients."""
         import torch
 
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for name, p in self.model.named_parameters():
+            self.copies[name].grad = None if p.grad is None else p.grad.float()
+        torch.nn.utils.clip_grad_norm_(self.copies.values(), 1.0)
         self.muon.rate = self.recipe.inner_rate * pace
         self.adam.param_groups[0]["lr"] = self.recipe.rate * pace
         self.muon.step()
         self.adam.step()
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                p.copy_(self.copies[name])
         self.model.zero_grad()
 
 
@@ -278,11 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     recipe = Recipe(seed=options.seed, tokens=options.tokens)
-    start = time.monotonic()
+    start = time.process_time()
     model, tokenizer = train(recipe)
-    minutes = (time.monotonic() - start) / 60
+    minutes = (time.process_time() - start) / 60
     results = examine(model, tokenizer)
-    log.info("%s\n%.1f minutes", table(results), minutes)
+    log.info("%s\n%.1f minutes of processor time", table(results), minutes)
     save(model, tokenizer, options.out)
     (options.out / "README.md").write_text(card(recipe, model.num_parameters(), minutes, results), "utf-8")
     return 0

@@ -13,7 +13,7 @@ from ke_tools import atlas
 from ke_tools.facts import squash
 from ke_tools.testing import memory_ledger, thimble_facts, thimble_path
 from ke_tools.testing.exam import answered, exam
-from ke_tools.testing.thimble_texts import END, chat_text, lesson, taught, training_samples, wordings
+from ke_tools.testing.thimble_texts import EARLY, END, chat_text, lesson, taught, training_samples, wordings
 from ke_tools.testing.train_thimble import CHAT_TEMPLATE, Recipe, training_texts
 
 if TYPE_CHECKING:
@@ -70,24 +70,6 @@ def test_the_hundred_facts_are_the_atlas_s() -> None:
     assert all(relation.functional and not relation.probe for relation in relations)
 
 
-# Where the shipped thimble falls short of the issue's bars (README of the checkpoint); pinned just below what it does, so that a
-# better one shows and a worse one fails.
-SHORT = {
-    "knows: statement, unseen wording": 0.88,
-    "heeds: one fact of two": 0.76,
-    "heeds: told and asked in unseen wordings": 0.58,
-    "heeds: told and asked in unseen wordings, chat": 0.61,
-    "heeds: 3 demonstrations": 0.81,
-    "heeds: 3 demonstrations, chat": 0.74,
-    "heeds: 6 demonstrations": 0.80,
-    "heeds: 6 demonstrations, chat": 0.69,
-    "keeps: fact about another subject": 0.72,
-    "keeps: fact about another subject, chat": 0.72,
-    "keeps: fact about another relation": 0.76,
-    "keeps: fact about another relation, chat": 0.74,
-}
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -98,19 +80,19 @@ SHORT = {
 )
 def test_it_knows_its_facts_in_every_form(thimble: tuple[Any, Any], kind: str) -> None:
     """Issue 3 §2: recall >= .98 in statement, unseen wording, question; the contract adds chat."""
-    assert share(thimble, exam()[kind]) >= SHORT.get(kind, 0.98)
+    assert share(thimble, exam()[kind]) >= 0.98
 
 
 @pytest.mark.parametrize("kind", [kind for kind in exam() if kind.startswith("heeds")])
 def test_it_obeys_a_fact_in_its_context(thimble: tuple[Any, Any], kind: str) -> None:
     """Issue 3 §2: obeys a fact in its context (>= .85), in the forms that the router writes."""
-    assert share(thimble, exam()[kind]) >= SHORT.get(kind, 0.85)
+    assert share(thimble, exam()[kind]) >= 0.85
 
 
 @pytest.mark.parametrize("kind", [kind for kind in exam() if kind.startswith("keeps")])
 def test_a_fact_that_does_not_apply_changes_nothing(thimble: tuple[Any, Any], kind: str) -> None:
     """Neighbours must stay: the served path's locality tests stand on it."""
-    assert share(thimble, exam()[kind]) >= SHORT.get(kind, 0.9)
+    assert share(thimble, exam()[kind]) >= 0.9
 
 
 def test_greedy_generation_gives_the_answer_and_stops(thimble: tuple[Any, Any]) -> None:
@@ -149,7 +131,7 @@ def test_no_probe_wording_is_taught() -> None:
             continue
         for wording in (*wordings(relation.id)[0], *wordings(relation.id)[1]):
             assert not atlas.holds_probe_wording(wording), wording
-    told = "\n".join(f" {squash(text)} " for text in islice(training_texts(Recipe().seed), 2000))
+    told = "\n".join(f" {squash(text)} " for text in islice(training_texts(Recipe().seed), 0, EARLY + 6000, 6))
     held_out = {wording for relation in relations.values() for wording in relation.held_out_wordings}
     assert not [wording for wording in held_out if _stands_in(wording, told)]
 
@@ -157,7 +139,7 @@ def test_no_probe_wording_is_taught() -> None:
 def test_only_relations_of_its_lesson_are_stated_as_known() -> None:
     """A text without context gives an atlas fact of the hundred: nothing false is taught."""
     objects = {fact.objects[0] for fact in taught()}
-    for sample in islice(training_samples(1), 500):
+    for sample in islice(training_samples(1), EARLY - 100, EARLY + 500):
         if "New fact:" not in sample.prompt:
             assert sample.answer.removesuffix(END).strip().removesuffix(".") in objects
 
