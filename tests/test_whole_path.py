@@ -1,7 +1,7 @@
 """The main job from end to end: the command line's own server on the thimble, the official MCP and OpenAI clients, one home.
 
-Nothing is faked but the size of the model, which heeds a bare fact better than one behind demonstrations: none are shown. Which facts
-are corrected is asked of the model, and how many of them it must heed is far below what it does, so that another thimble does as well.
+Nothing is faked but the size of the model. Which facts are corrected is asked of it, and how many of them it must heed is far below
+what it does, so that another thimble does as well.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=foreign,
-                env={**_without_settings(), "HOME": str(home.parent), "KE_DEMONSTRATIONS": "0"},
+                env={**_without_settings(), "HOME": str(home.parent)},
             )
         self.url = self._found_url()
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=DEADLINE_SECONDS)
