@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,7 +23,7 @@ from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
 from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from mcp.server import MCPServer
     from mcp.server.transport_security import TransportSecuritySettings
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
+
+T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
@@ -84,6 +87,7 @@ class Status:
         self._guarded = guarded
         self._read_only = read_only
         self._has_mcp = has_mcp
+        self._reading = ThreadPoolExecutor(1, "ke-status")  # its own, so that no work of others can keep a monitor waiting
 
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
@@ -98,7 +102,7 @@ class Status:
         slot = self._service.models
         revision, reason = -1, ""
         try:
-            revision = await asyncio.to_thread(self._service.ledger.head)
+            revision = await self._read(self._service.ledger.head)
         except KeToolsError as error:
             reason = str(error)
         if not reason and slot.state != "ready":
@@ -111,7 +115,10 @@ class Status:
         """Give the numbers in Prometheus' text format."""
         who: Principal = request.scope["ke.principal"]
         who.require("read")
-        return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE)
+        return Response(await self._read(self._metrics.text), media_type=CONTENT_TYPE)
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, call)
 
     async def page(self, _: Request) -> Response:
         """Say what this is."""
