@@ -350,6 +350,31 @@ def test_a_message_of_megabytes_is_refused_and_the_window_lives(shared: Home) ->
     assert not window.call("edit", edits=[SYDNEY]).get("isError")
 
 
+@pytest.mark.parametrize(
+    ("line", "about", "code", "told"),
+    [
+        ("{nonsense", None, -32700, "not JSON"),
+        ("[" * 100_000, None, -32700, "not JSON"),
+        ('[{"jsonrpc": "2.0", "id": 7, "method": "ping"}]', None, -32600, "a batch"),
+        ('{"jsonrpc": "2.0", "id": 7, "method": "ping", "params": {"_meta": {"x": "\\ud800"}}}', 7, -32600, "half a character"),
+        ('{"jsonrpc": "2.0", "id": "\\ud800", "method": "ping"}', None, -32600, "half a character"),
+        ('{"jsonrpc": "1.0", "id": "seven", "method": "ping"}', "seven", -32600, "no message of JSON-RPC"),
+        ("7", None, -32600, "no message of JSON-RPC"),
+    ],
+)
+def test_a_line_that_is_no_message_is_answered_and_the_window_lives(shared: Home, line: str, about: object, code: int, told: str) -> None:
+    """JSON-RPC 2.0 §5.1: whoever sends what cannot be read is told so, instead of waiting for ever."""
+    window = shared.window().greet()
+    assert window.process.stdin is not None
+    assert window.process.stdout is not None
+    window.process.stdin.write(f"\n{line}\n")
+    window.process.stdin.flush()
+    said = json.loads(window.process.stdout.readline())
+    assert (said["id"], said["error"]["code"]) == (about, code)
+    assert told in said["error"]["message"]
+    assert window.ask("ping", {}) == {}
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
