@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 from ke_tools.servers.auth import LARGEST_BODY, drain, too_large
-from ke_tools.servers.http_errors import error_body
+from ke_tools.servers.http_errors import error_body, error_response
 from ke_tools.servers.metrics import Stopwatch
 from ke_tools.servers.openai_request import Ask, parse_json, read_chat, read_completion
 from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape
@@ -122,6 +122,8 @@ class OpenAI:
             return await _unless_gone(request.receive, self._serve(request, who, ask, view, shape))
         except ClientDisconnect:
             return Response(status_code=_GONE)
+        except asyncio.CancelledError:  # by the HTTP server alone, when the time to finish what is under way is over
+            return error_response(_ending())
 
     async def _serve(self, request: HTTPRequest, who: Principal, ask: Ask, view: View, shape: Shape) -> Response:
         engine = await self._service.models.engine_async(self._load_wait)
@@ -217,7 +219,7 @@ class OpenAI:
 
 
 class EventStream(Response):
-    """Server-sent events; stops, and closes its source, when the client goes."""
+    """Server-sent events; stops, and closes its source, when the client goes. Cancelled, it says that the server ends."""
 
     media_type = "text/event-stream"
 
@@ -225,20 +227,30 @@ class EventStream(Response):
         super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  as ASGI has it
         """Send the events."""
         try:
             with suppress(ClientDisconnect, OSError):
                 await _unless_gone(receive, self._send_all(send))
+        except asyncio.CancelledError:
+            if not self._has_begun:
+                raise
+            with suppress(OSError):
+                await self._send_last(send, _event(error_body(_ending())))
         finally:
             await self._events.aclose()
 
     async def _send_all(self, send: Send) -> None:
+        self._has_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_last(send, b"")
+
+    async def _send_last(self, send: Send, event: bytes) -> None:
+        await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
 async def _events(
@@ -272,6 +284,10 @@ async def _events(
         raise
     finally:
         await rest.aclose()
+
+
+def _ending() -> ModelUnavailable:
+    return ModelUnavailable("the server ends, and breaks off what it has not finished.", "Ask again when it is back.")
 
 
 def _event(payload: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 
 from ke_tools.errors import InvalidInput, ModelLoading, ModelUnavailable, Unsupported
 from ke_tools.models.engine import FinishReason, Generation, Piece, Request, TokenLogprob
+from ke_tools.servers import doors
 from ke_tools.servers.app import build_app
 
 if TYPE_CHECKING:
@@ -625,6 +627,37 @@ def test_what_fails_in_the_middle_of_a_stream_is_told_in_the_stream(client: open
         for chunk in client.completions.create(model="tiny", prompt="x", stream=True):
             said += [chunk.choices[0].text]
     assert said == ["Sydney", " is"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_under_way_when_the_server_ends_is_an_error_and_no_torn_body(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    """Issue §4: SIGTERM ends within 10 s; what cannot be finished by then is told, in OpenAI's shape."""
+    monkeypatch.setattr(doors, "DRAIN_SECONDS", 0)
+    service.engine.context_length = 10**9
+    service.engine.endless = True
+    listener = doors.listen("127.0.0.1", 0)
+    assert listener is not None
+    door = doors.Door(listener)
+    body = {"model": "tiny", "messages": ASKED, "stream": stream, "max_tokens": 10**8}
+
+    async def end_meanwhile() -> str:
+        async with contextlib.AsyncExitStack() as open_door, httpx.AsyncClient(trust_env=False) as client:
+            await open_door.enter_async_context(doors.opened(door, app_of(service)))
+            asking = asyncio.create_task(client.post(door.url + CHAT, json=body))
+            while not service.engine.asked:  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.001)
+            await open_door.aclose()
+            return (await asking).text
+
+    with listener:
+        said = asyncio.run(end_meanwhile())
+    error = json.loads(said.rstrip().rpartition("data: ")[2])["error"]
+    assert (error["code"], error["type"]) == ("E_MODEL", "server_error")
+    assert "the server ends" in error["message"]
+    assert service.engine.closed == 1
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_an_answer_that_the_engine_cuts_off_is_no_answer(http: TestClient, service: Service) -> None:
