@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
-from ke_tools.servers.auth import Guard, HostRule, TokenFile, not_found
+from ke_tools.servers.auth import Guard, HostRule, TokenFile, drain, not_found, too_large
 from ke_tools.servers.http_errors import error_response
 from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
 from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mcp.server import MCPServer
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.requests import Request
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
@@ -152,7 +152,43 @@ class _Door:
         who: Principal = scope["ke.principal"]
         token = AccessToken(token="", client_id=who.name, subject=who.tenant, scopes=sorted(who.scopes))
         scope["user"] = AuthenticatedUser(token)  # binds a session to the principal that opened it
-        await AuthContextMiddleware(self._app)(scope, receive, send)
+        body = _Body(receive)
+        await AuthContextMiddleware(self._app)(scope, body.receive, _telling_too_large(scope, body, send))
+
+
+class _Body:
+    """A request's body, of which it is known whether more of it will come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_more = True
+
+    async def receive(self) -> Message:
+        """Give the next part."""
+        message = await self._receive()
+        self._has_more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read what still comes."""
+        if self._has_more:
+            await drain(self._receive)
+
+
+def _telling_too_large(scope: Scope, body: _Body, send: Send) -> Send:
+    """Pass an answer on, but give the refusal of too large a body, which the SDK words by itself, the shape of all others."""
+    is_replaced = False
+
+    async def tell(message: Message) -> None:
+        nonlocal is_replaced
+        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            is_replaced = True
+            await body.drain()
+            await too_large()(scope, body.receive, send)
+        if not is_replaced:
+            await send(message)
+
+    return tell
 
 
 def _security(hosts: HostRule, allowed_hosts: Sequence[str]) -> TransportSecuritySettings:
