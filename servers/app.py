@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -64,11 +64,9 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.models.start()
-        if mcp is None:
+        async with mcp.session_manager.run() if mcp is not None else nullcontext():
             yield
-            return
-        async with mcp.session_manager.run():
-            yield
+        status.close()
 
     return Starlette(
         routes=routes,
@@ -116,6 +114,10 @@ class Status:
         who: Principal = request.scope["ke.principal"]
         who.require("read")
         return Response(await self._read(self._metrics.text), media_type=CONTENT_TYPE)
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._reading.shutdown(wait=False)
 
     async def _read(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reading, call)
