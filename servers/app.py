@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,21 +18,23 @@ from starlette.routing import BaseRoute, Route
 
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
-from ke_tools.servers.auth import Guard, HostRule, TokenFile, not_found
+from ke_tools.servers.auth import Guard, HostRule, TokenFile, drain, not_found, too_large
 from ke_tools.servers.http_errors import error_response
 from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
 from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from mcp.server import MCPServer
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.requests import Request
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
+
+T = TypeVar("T")
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
@@ -61,11 +65,9 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.models.start()
-        if mcp is None:
+        async with mcp.session_manager.run() if mcp is not None else nullcontext():
             yield
-            return
-        async with mcp.session_manager.run():
-            yield
+        status.close()
 
     return Starlette(
         routes=routes,
@@ -84,6 +86,7 @@ class Status:
         self._guarded = guarded
         self._read_only = read_only
         self._has_mcp = has_mcp
+        self._reading = ThreadPoolExecutor(1, "ke-status")  # its own, so that no work of others can keep a monitor waiting
 
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
@@ -103,7 +106,7 @@ class Status:
         revision, reason = -1, ""
         try:
             with self._service.damage.watching("head"):
-                revision = await asyncio.to_thread(self._service.ledger.head)
+                revision = await self._read(self._service.ledger.head)
         except KeToolsError as error:
             reason = str(error)
         if not reason and slot.state != "ready":
@@ -123,7 +126,14 @@ class Status:
         """Give the numbers in Prometheus' text format."""
         who: Principal = request.scope["ke.principal"]
         who.require("read")
-        return Response(await asyncio.to_thread(self._metrics.text, who), media_type=CONTENT_TYPE)
+        return Response(await self._read(partial(self._metrics.text, who)), media_type=CONTENT_TYPE)
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._reading.shutdown(wait=False)
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, call)
 
     async def page(self, _: Request) -> Response:
         """Say what this is."""
@@ -157,7 +167,43 @@ class _Door:
         who: Principal = scope["ke.principal"]
         token = AccessToken(token="", client_id=who.name, subject=who.tenant, scopes=sorted(who.scopes))
         scope["user"] = AuthenticatedUser(token)  # binds a session to the principal that opened it
-        await AuthContextMiddleware(self._app)(scope, receive, send)
+        body = _Body(receive)
+        await AuthContextMiddleware(self._app)(scope, body.receive, _telling_too_large(scope, body, send))
+
+
+class _Body:
+    """A request's body, of which it is known whether more of it will come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_more = True
+
+    async def receive(self) -> Message:
+        """Give the next part."""
+        message = await self._receive()
+        self._has_more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read what still comes."""
+        if self._has_more:
+            await drain(self._receive)
+
+
+def _telling_too_large(scope: Scope, body: _Body, send: Send) -> Send:
+    """Pass an answer on, but give the refusal of too large a body, which the SDK words by itself, the shape of all others."""
+    is_replaced = False
+
+    async def tell(message: Message) -> None:
+        nonlocal is_replaced
+        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            is_replaced = True
+            await body.drain()
+            await too_large()(scope, body.receive, send)
+        if not is_replaced:
+            await send(message)
+
+    return tell
 
 
 def _security(hosts: HostRule, allowed_hosts: Sequence[str]) -> TransportSecuritySettings:

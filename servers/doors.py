@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 DRAIN_SECONDS: Final = 3  # for requests under way when a door closes
+_LAST_WORDS_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.01
 
 
@@ -123,3 +124,5 @@ async def opened(door: Door, app: ASGIApp) -> AsyncIterator[None]:
         server.should_exit = True
         with anyio.CancelScope(shield=True):
             await serving
+            if server.server_state.tasks:  # cancelled after the drain time; they tell their clients so
+                await asyncio.wait(server.server_state.tasks, timeout=_LAST_WORDS_SECONDS)

@@ -104,7 +104,15 @@ class Daemon:
 
 
 def join(connection: socket.socket) -> int:
-    """Carry bytes between standard input and output and ``connection`` until either side is done."""
+    """Be the window of the server behind ``connection`` until either side is done; returns the exit code."""
+    if carry(connection):
+        return 0
+    sys.stderr.write("ke-tools: the server of this home has ended; start the window again.\n")
+    return 1
+
+
+def carry(connection: socket.socket) -> bool:
+    """Carry bytes between standard input and output and ``connection``; tell whether it was the host that ended it."""
     finished = threading.Event()  # the host has closed our input: an end from the server is then no failure
 
     def carry_in() -> None:
@@ -120,13 +128,10 @@ def join(connection: socket.socket) -> int:
         while chunk := connection.recv(_CHUNK):
             _write_all(1, chunk)
     except BrokenPipeError:
-        return 0  # the host reads no more
+        return True  # the host reads no more
     except ConnectionResetError:
         pass
-    if finished.is_set():
-        return 0
-    sys.stderr.write("ke-tools: the server of this home has ended; start the window again.\n")
-    return 1
+    return finished.is_set()
 
 
 def fail(error: KeToolsError) -> int:

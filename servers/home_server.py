@@ -327,7 +327,7 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
         known = group.subgroup(KeToolsError)
         if known is None:
             raise
-        raise _first(known) from group
+        raise first_of(known) from group
     finally:
         service.close()
         certain.cancel()
@@ -336,9 +336,10 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
         held.let_go()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the first error in a group, however deep it lies."""
     inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+    return first_of(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def leave(code: int) -> None:

@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ke_tools.errors import InvalidInput, KeToolsError, ModelLoading, ModelUnavailable, NotFound
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 from ke_tools.servers.auth import LARGEST_BODY, drain, too_large
-from ke_tools.servers.http_errors import error_body
+from ke_tools.servers.http_errors import error_body, error_response
 from ke_tools.servers.metrics import Stopwatch
 from ke_tools.servers.openai_request import Ask, parse_json, read_chat, read_completion
 from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 View = Literal["edited", "base"]
 LOAD_WAIT_SECONDS: Final = 120.0
-_WAIT_SLICE_SECONDS: Final = 5.0  # a thread is held that long, one for all who wait
 _GONE: Final = 499  # what proxies log for a client that left; nobody reads it
 _BASE: Final = ":base"
 _T = TypeVar("_T")
@@ -63,7 +62,6 @@ class OpenAI:
         self._metrics = metrics
         self._load_wait = load_wait_seconds
         self._created = int(time.time())
-        self._waiting: asyncio.Task[Engine] | None = None
 
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
@@ -124,9 +122,11 @@ class OpenAI:
             return await _unless_gone(request.receive, self._serve(request, who, ask, view, shape))
         except ClientDisconnect:
             return Response(status_code=_GONE)
+        except asyncio.CancelledError:  # by the HTTP server alone, when the time to finish what is under way is over
+            return error_response(_ending())
 
     async def _serve(self, request: HTTPRequest, who: Principal, ask: Ask, view: View, shape: Shape) -> Response:
-        engine = await self._engine()
+        engine = await self._service.models.engine_async(self._load_wait)
         requests = [await asyncio.to_thread(_fitted, asked, ask.max_tokens, engine) for asked in ask.requests]
         opened = await self._open(who, requests, ask.n, view)
         routeds = [answer.routed for answer in opened]
@@ -150,23 +150,6 @@ class OpenAI:
             await merged.aclose()
             raise
         return EventStream(_events(first, merged, head, ask, shape), headers)
-
-    async def _engine(self) -> Engine:
-        """Wait for the model; all who wait share one thread, since the loop's threads are few.
-
-        Raises:
-            ModelLoading, ModelUnavailable: it is not there in time, or cannot be had.
-        """
-        end = time.monotonic() + self._load_wait
-        while True:
-            if self._waiting is None or self._waiting.done():
-                self._waiting = asyncio.create_task(self._service.models.engine_async(min(self._load_wait, _WAIT_SLICE_SECONDS)))
-                self._waiting.add_done_callback(_noted)
-            try:
-                return await asyncio.shield(self._waiting)
-            except ModelLoading:
-                if time.monotonic() >= end:
-                    raise
 
     async def _open(self, who: Principal, requests: Sequence[Request], n: int, view: View) -> list[Opened]:
         opened: list[Opened] = []
@@ -236,7 +219,7 @@ class OpenAI:
 
 
 class EventStream(Response):
-    """Server-sent events; stops, and closes its source, when the client goes."""
+    """Server-sent events; stops, and closes its source, when the client goes. Cancelled, it says that the server ends."""
 
     media_type = "text/event-stream"
 
@@ -244,20 +227,30 @@ class EventStream(Response):
         super().__init__(None, 200, {"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  as ASGI has it
         """Send the events."""
         try:
             with suppress(ClientDisconnect, OSError):
                 await _unless_gone(receive, self._send_all(send))
+        except asyncio.CancelledError:
+            if not self._has_begun:
+                raise
+            with suppress(OSError):
+                await self._send_last(send, _event(error_body(_ending())))
         finally:
             await self._events.aclose()
 
     async def _send_all(self, send: Send) -> None:
+        self._has_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for event in self._events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send_last(send, b"")
+
+    async def _send_last(self, send: Send, event: bytes) -> None:
+        await send({"type": "http.response.body", "body": event, "more_body": False})
 
 
 async def _events(
@@ -291,6 +284,10 @@ async def _events(
         raise
     finally:
         await rest.aclose()
+
+
+def _ending() -> ModelUnavailable:
+    return ModelUnavailable("the server ends, and breaks off what it has not finished.", "Ask again when it is back.")
 
 
 def _event(payload: Mapping[str, Any]) -> bytes:
@@ -341,12 +338,6 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _noted(task: asyncio.Task[Any]) -> None:
-    """Look at the outcome, so that asyncio does not complain of it when everybody who waited has left."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def _close(pieces: AsyncIterator[Piece]) -> None:

@@ -5,13 +5,18 @@ The messages pass unread, but for what HTTP wants in its headers.
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from ke_tools.errors import InvalidInput
+from ke_tools.errors import InvalidInput, ModelUnavailable
+from ke_tools.servers import front
 
 if TYPE_CHECKING:
     import httpx2
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from mcp.types import JSONRPCMessage
 
 TOKEN: Final = "KE_TOKEN"  # noqa: S105  the variable's name
+_LAST_WORDS_SECONDS: Final = 2.0  # for what has been answered to reach the host
 _VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 _NAMED_BY: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
@@ -28,13 +34,30 @@ def run(url: str) -> int:
 
     Raises:
         InvalidInput: ``url`` is not one of HTTP.
+        ModelUnavailable: nobody answers there, or no more.
     """
     import anyio
+    import httpx2
 
-    from ke_tools.servers.home_server import log_to_stderr
+    from ke_tools.servers.home_server import first_of, log_to_stderr
 
     log_to_stderr()
-    anyio.run(_join, endpoint(url))
+    logging.getLogger("mcp.client").setLevel(logging.CRITICAL)  # what breaks there is told below, once
+    address = endpoint(url)
+    ours, hosts = socket.socketpair()
+    carrier = threading.Thread(target=front.carry, args=(hosts,), name="ke-window", daemon=True)
+    carrier.start()
+    try:
+        host_has_left = anyio.run(_join, address, ours)
+    except BaseExceptionGroup as group:
+        lost = group.subgroup((httpx2.HTTPError, httpx2.InvalidURL))
+        if lost is None:
+            raise
+        raise _lost(address, first_of(lost)) from group
+    finally:
+        carrier.join(_LAST_WORDS_SECONDS)
+    if not host_has_left:
+        raise _lost(address, "the connection has ended")
     return 0
 
 
@@ -44,26 +67,32 @@ def endpoint(url: str) -> str:
     Raises:
         InvalidInput: ``url`` is not one of HTTP.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidInput(f"{url[:200]!r} is not the address of a server: {error}.", "Give e.g. http://127.0.0.1:8765/mcp.") from error
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise InvalidInput(f"{url[:200]!r} is not the address of a server.", "Give e.g. http://127.0.0.1:8765/mcp.")
     return urlunsplit(parts if parts.path.strip("/") else parts._replace(path="/mcp"))
 
 
-async def _join(url: str) -> None:
+async def _join(url: str, window: socket.socket) -> bool:
+    """Carry messages between ``window`` and the server until either ends; tell whether it was the window."""
     import anyio
     from mcp.client.streamable_http import streamable_http_client
-    from mcp.server.stdio import stdio_server
     from mcp.shared._httpx_utils import create_mcp_http_client
+
+    from ke_tools.servers import lines
 
     token = os.environ.get(TOKEN, "")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     client = create_mcp_http_client(headers=headers)
     client.event_hooks = {"response": [_report]}
+    has_left = False
     async with (
+        lines.opened(window) as (from_host, to_host),
         client,
         streamable_http_client(url, http_client=client, max_sse_event_size=None) as (from_server, to_server),
-        stdio_server() as (from_host, to_host),
         anyio.create_task_group() as group,
     ):
         headers_of = Headers()
@@ -76,10 +105,20 @@ async def _join(url: str) -> None:
             group.cancel_scope.cancel()
 
         group.start_soon(answer)
-        async for item in from_host:
-            if not isinstance(item, Exception):
-                await to_server.send(headers_of.stamp(item))
+        with suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):  # a notification did not arrive: the way is gone
+            async for item in from_host:
+                if not isinstance(item, Exception):
+                    await to_server.send(headers_of.stamp(item))
+            has_left = True
         group.cancel_scope.cancel()
+    return has_left
+
+
+def _lost(url: str, why: object) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"the server at {url} does not answer: {why}.",
+        "Check the address, and there that `ke-tools serve --http` runs; then start this window again.",
+    )
 
 
 class Headers:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unsupported
@@ -27,6 +30,9 @@ from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import ModelSlot, Say
 
+if TYPE_CHECKING:
+    from ke_tools.verify.run import Ask
+
 log = logging.getLogger(__name__)
 
 View = Literal["edited", "base", "both"]
@@ -35,6 +41,7 @@ MOST_VERIFIED: Final = 10
 PROBE_TOKENS: Final = 24
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 _BASE_ANSWERS_KEPT: Final = 4096
+_AT_ONCE: Final = 32  # probes a batch, as many as the in-process engine answers together; between batches a caller may leave
 _CANDIDATES: Final = {"quick": 10, "full": 24}  # neighbours an edit that the model is asked about, to keep those that it knows
 
 
@@ -66,6 +73,7 @@ class Service:
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger)
         self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
         self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
+        self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 
     @property
     def ledger(self) -> Ledger:
@@ -314,7 +322,9 @@ class Service:
         probes: Sequence[Mapping[str, Any]] = (),
         wait_seconds: float = 1.5,
     ) -> dict[str, Any]:
-        """Measure through the serving path whether edits hold and what else they moved.
+        """Measure through the serving path whether edits hold and what else they moved; one call at a time, others wait their turn.
+
+        Cancelled, it stops after the batch of probes that is under way.
 
         Raises:
             InvalidInput: none or more than ten edits, or a probe that cannot be read.
@@ -327,7 +337,12 @@ class Service:
             )
         edits = [self.ledger.get(who.tenant, edit_id) for edit_id in edit_ids]
         engine = await self.models.engine_async(wait_seconds)
-        return await asyncio.to_thread(self._verify, who, engine, edits, suite, probes)
+        has_left = threading.Event()
+        work = partial(self._verify, who, engine, edits, suite, probes, has_left)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._verifying, work)
+        finally:
+            has_left.set()
 
     # State
 
@@ -358,6 +373,7 @@ class Service:
 
     def close(self) -> None:
         """Free the model and the ledger."""
+        self._verifying.shutdown(wait=False, cancel_futures=True)
         self.models.close()
         if not isinstance(self._ledger, KeToolsError):
             self._ledger.close()
@@ -390,7 +406,13 @@ class Service:
             self.damage.forget(("scope", tenant))
 
     def _verify(
-        self, who: Principal, engine: Engine, edits: Sequence[Edit], suite: Literal["quick", "full"], given: Sequence[Mapping[str, Any]]
+        self,
+        who: Principal,
+        engine: Engine,
+        edits: Sequence[Edit],
+        suite: Literal["quick", "full"],
+        given: Sequence[Mapping[str, Any]],
+        has_left: threading.Event,
     ) -> dict[str, Any]:
         from ke_tools.verify import known
         from ke_tools.verify import probes as making
@@ -398,7 +420,7 @@ class Service:
 
         live = self.ledger.live(who.tenant)
         near = [fact for edit in edits for fact in making.neighbour_candidates(edit, live=live, most=_CANDIDATES[suite])]
-        facts = known.knows(engine, near, cache=self.settings.cache)
+        facts = known.knows(engine, near, cache=self.settings.cache, progress=lambda *_: _stop_if(has_left))
         made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, live=live, suite=suite)]
         made += [making.given(probe, edits) for probe in given]
 
@@ -409,7 +431,7 @@ class Service:
         def ask_base(asked: Sequence[Probe]) -> list[str]:
             return self._base(engine, asked)
 
-        card = verify(edits, made, ask_edited, ask_base)
+        card = verify(edits, made, _in_batches(ask_edited, has_left), _in_batches(ask_base, has_left))
         found = card.as_dict()
         return {
             "summary": f"{'Passed' if found['passed'] else 'Not passed'}: {card.sentence()}",
@@ -598,6 +620,22 @@ def _event(event: Event) -> dict[str, Any]:
         "edit_ids": list(event.edit_ids),
         "note": event.reason,
     }
+
+
+def _in_batches(ask: Ask, has_left: threading.Event) -> Ask:
+    def ask_all(probes: Sequence[Probe]) -> list[str]:
+        answers: list[str] = []
+        for start in range(0, len(probes), _AT_ONCE):
+            _stop_if(has_left)
+            answers += ask(list(probes[start : start + _AT_ONCE]))
+        return answers
+
+    return ask_all
+
+
+def _stop_if(has_left: threading.Event) -> None:
+    if has_left.is_set():
+        raise KeToolsError("whoever asked for this has left; nobody hears of it.")
 
 
 async def _finish(pieces: AsyncIterator[Piece]) -> Generation:

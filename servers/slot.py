@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as OutOfTime
+from contextlib import suppress
 from typing import Literal
 
 from ke_tools.errors import KeToolsError, ModelLoading, ModelUnavailable
@@ -24,20 +27,16 @@ class ModelSlot:
     def __init__(self, load: Callable[[Say], Engine]) -> None:
         self._load = load
         self._lock = threading.Lock()
-        self._settled = threading.Event()
         self._engine: Engine | None = None
-        self._error: KeToolsError | None = None
+        self._loading: Future[Engine] = Future()  # of the latest start: all who wait for it learn how it ended
         self.state: SlotState = "empty"
         self.detail = ""
 
     def start(self) -> None:
         """Begin loading unless that has happened already; returns at once."""
         with self._lock:
-            if self.state in {"loading", "ready", "closed"}:
-                return
-            self.state, self.detail, self._error = "loading", "loading the model", None
-            self._settled.clear()
-            threading.Thread(target=self._run, name="ke-model-load", daemon=True).start()
+            if self.state not in {"loading", "ready", "closed"}:
+                self._start()
 
     def engine(self, wait_seconds: float = 0) -> Engine:
         """Give the engine, waiting up to ``wait_seconds`` for it.
@@ -46,19 +45,17 @@ class ModelSlot:
             ModelLoading: it is not there yet.
             ModelUnavailable: loading failed; the message says why. The next call tries again.
         """
-        self._raise_if_failed()
-        self.start()
-        self._settled.wait(wait_seconds)
-        if self._engine is not None:
-            return self._engine
-        self._raise_if_failed()
-        raise ModelLoading(f"the model is not ready yet ({self.detail}).", f"Ask again in {POLL_AFTER_MS} ms.", poll_after_ms=POLL_AFTER_MS)
+        loading = self._begun()
+        with suppress(OutOfTime, KeToolsError):  # told below
+            loading.result(wait_seconds)
+        return self._outcome(loading)
 
     async def engine_async(self, wait_seconds: float = 0) -> Engine:
-        """Like :meth:`engine`, without blocking the event loop."""
-        if self._engine is not None:
-            return self._engine
-        return await asyncio.to_thread(self.engine, wait_seconds)
+        """Like :meth:`engine`, without blocking the event loop; whoever waits holds no thread."""
+        loading = self._begun()
+        if wait_seconds > 0 and not loading.done():
+            await _ended(loading, wait_seconds)
+        return self._outcome(loading)
 
     def peek(self) -> Engine | None:
         """Give the engine if it is there; start nothing."""
@@ -72,30 +69,72 @@ class ModelSlot:
         if engine is not None:
             engine.close()
 
-    def _raise_if_failed(self) -> None:
+    def _begun(self) -> Future[Engine]:
+        """Give the load that is to be waited for; a failed one is given once more, that its failure is told before a new one starts."""
         with self._lock:
-            if self.state == "failed" and self._error is not None:
-                self.state = "empty"  # told; the cause may be gone by the next question, which tries again
-                raise self._error
+            if self.state == "closed":
+                raise _closed()
+            if self.state == "empty":
+                self._start()
+            return self._loading
 
-    def _run(self) -> None:
+    def _outcome(self, loading: Future[Engine]) -> Engine:
+        if not loading.done():
+            hint = f"Ask again in {POLL_AFTER_MS} ms."
+            raise ModelLoading(f"the model is not ready yet ({self.detail}).", hint, poll_after_ms=POLL_AFTER_MS)
+        with self._lock:
+            if self.state == "failed" and self._loading is loading:
+                self.state = "empty"  # told; the cause may be gone by the next question, which tries again
+        return loading.result()
+
+    def _start(self) -> None:
+        self.state, self.detail, self._loading = "loading", "loading the model", Future()
+        threading.Thread(target=self._run, args=(self._loading,), name="ke-model-load", daemon=True).start()
+
+    def _run(self, loading: Future[Engine]) -> None:
         try:
             engine = self._load(self._say)
         except KeToolsError as error:
-            self._fail(error)
+            self._fail(loading, error)
         except Exception as error:  # noqa: BLE001  whatever a foreign loader raises must reach the asker, not die in a thread
-            self._fail(ModelUnavailable(f"the model could not be loaded: {type(error).__name__}: {error}", "See `ke-tools doctor`."))
+            unavailable = ModelUnavailable(f"the model could not be loaded: {type(error).__name__}: {error}", "See `ke-tools doctor`.")
+            self._fail(loading, unavailable)
         else:
-            with self._lock:
-                if self.state == "closed":
-                    engine.close()
-                else:
-                    self._engine, self.state, self.detail = engine, "ready", ""
-        self._settled.set()
+            self._settle(loading, engine)
+
+    def _settle(self, loading: Future[Engine], engine: Engine) -> None:
+        with self._lock:
+            if self.state != "closed":
+                self._engine, self.state, self.detail = engine, "ready", ""
+                loading.set_result(engine)
+                return
+        engine.close()
+        loading.set_exception(_closed())
 
     def _say(self, what: str) -> None:
         self.detail = what
 
-    def _fail(self, error: KeToolsError) -> None:
+    def _fail(self, loading: Future[Engine], error: KeToolsError) -> None:
         with self._lock:
-            self._error, self.state, self.detail = error, "failed", str(error)
+            if self.state != "closed":
+                self.state, self.detail = "failed", str(error)
+            loading.set_exception(error)
+
+
+async def _ended(loading: Future[Engine], seconds: float) -> None:
+    """Wait until a load has ended, or for so long."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def tell(_: Future[Engine]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(ended.set)
+
+    loading.add_done_callback(tell)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await ended.wait()
+
+
+def _closed() -> ModelUnavailable:
+    return ModelUnavailable("the model has been put away, since the server ends.", "Start the server again.")

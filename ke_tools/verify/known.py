@@ -35,19 +35,21 @@ def knows(
         engine: the model, without edits.
         facts: what to ask about.
         cache: folder in which the answers are kept, by the model's fingerprint and the atlas's hash; None asks anew.
-        progress: told (stage, done, total) after each batch.
+        progress: told (stage, done, total) after each batch; what it raises ends the asking.
     """
     store = None if cache is None else _store(engine, cache)
     verdicts = _read(store)
     missing = [fact for fact in facts if _key(fact) not in verdicts]
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
-        answers = engine.generate([_question(engine, fact) for fact in batch])
-        verdicts |= {_key(fact): asserts(answer.text, accepted(fact)) for fact, answer in zip(batch, answers, strict=True)}
-        if progress is not None:
-            progress("known facts", start + len(batch), len(missing))
-    if missing and store is not None:
-        _write(store, verdicts)
+    try:
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            answers = engine.generate([_question(engine, fact) for fact in batch])
+            verdicts |= {_key(fact): asserts(answer.text, accepted(fact)) for fact, answer in zip(batch, answers, strict=True)}
+            if progress is not None:
+                progress("known facts", start + len(batch), len(missing))
+    finally:  # what was answered is kept even when ``progress`` raises or the model fails
+        if missing and store is not None:
+            _write(store, verdicts)
     return [fact for fact in facts if verdicts[_key(fact)]]
 
 

@@ -289,10 +289,14 @@ def test_a_five_megabyte_body_is_413(client: TestClient, path: str) -> None:
     assert answer.json()["error"]["code"] == "E_INVALID"
 
 
-def test_a_large_body_of_undeclared_size_is_413_too(client: TestClient) -> None:
+@pytest.mark.parametrize("path", ["/v1/completions", "/mcp"])
+def test_a_large_body_of_undeclared_size_is_413_too(service: Service, path: str) -> None:
     """Issue §6: a chunked body has no content-length."""
-    answer = client.post("/v1/completions", content=(b" " * 100_000 for _ in range(50)))
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    with TestClient(app_of(service, mcp=MCPServer("t")), BASE) as client:
+        answer = client.post(path, content=(b" " * 100_000 for _ in range(50)), headers=headers)
     assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "E_INVALID"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -350,6 +351,31 @@ def test_a_message_of_megabytes_is_refused_and_the_window_lives(shared: Home) ->
     assert not window.call("edit", edits=[SYDNEY]).get("isError")
 
 
+@pytest.mark.parametrize(
+    ("line", "about", "code", "told"),
+    [
+        ("{nonsense", None, -32700, "not JSON"),
+        ("[" * 100_000, None, -32700, "not JSON"),
+        ('[{"jsonrpc": "2.0", "id": 7, "method": "ping"}]', None, -32600, "a batch"),
+        ('{"jsonrpc": "2.0", "id": 7, "method": "ping", "params": {"_meta": {"x": "\\ud800"}}}', 7, -32600, "half a character"),
+        ('{"jsonrpc": "2.0", "id": "\\ud800", "method": "ping"}', None, -32600, "half a character"),
+        ('{"jsonrpc": "1.0", "id": "seven", "method": "ping"}', "seven", -32600, "no message of JSON-RPC"),
+        ("7", None, -32600, "no message of JSON-RPC"),
+    ],
+)
+def test_a_line_that_is_no_message_is_answered_and_the_window_lives(shared: Home, line: str, about: object, code: int, told: str) -> None:
+    """JSON-RPC 2.0 §5.1: whoever sends what cannot be read is told so, instead of waiting for ever."""
+    window = shared.window().greet()
+    assert window.process.stdin is not None
+    assert window.process.stdout is not None
+    window.process.stdin.write(f"\n{line}\n")
+    window.process.stdin.flush()
+    said = json.loads(window.process.stdout.readline())
+    assert (said["id"], said["error"]["code"]) == (about, code)
+    assert told in said["error"]["message"]
+    assert window.ask("ping", {}) == {}
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -396,6 +422,45 @@ def test_a_front_reads_nothing_heavy() -> None:
         "print(*({'mcp', 'pydantic', 'anyio', 'numpy', 'torch', 'asyncio'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == ""
+
+
+# A server elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def test_a_window_on_a_server_elsewhere_ends_when_its_host_leaves(home: Home) -> None:
+    """Each window that an IDE closes would else leave a process behind; also one that was never spoken to."""
+    _, url = home.on_port()
+    assert Window(home.start("connect", url)).close() == 0
+    window = Window(home.start("connect", url)).greet()
+    assert window.state()["url"] == url
+    assert window.close() == 0
+
+
+def test_a_server_elsewhere_that_cannot_be_reached_is_named_with_what_to_do(home: Home) -> None:
+    """House rule 1: found, and what to do, instead of a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    window = Window(home.start("connect", url))
+    window.send({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    said = window.failure()
+    assert window.process.returncode == 1
+    assert said.startswith(f"ke-tools: E_MODEL: the server at {url}/mcp does not answer: ")
+    assert "ke-tools serve --http" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("last", [{"id": 9, "method": "tools/list"}, {"method": "notifications/roots/list_changed"}])
+def test_a_server_elsewhere_that_dies_is_named_with_what_to_do(home: Home, last: dict[str, Any]) -> None:
+    """House rule 1: also in the middle of a session, though the host keeps standard input open."""
+    server, url = home.on_port()
+    window = Window(home.start("connect", url)).greet()
+    server.kill()
+    server.wait()
+    window.send({"jsonrpc": "2.0", **last})
+    said = window.failure()
+    assert window.process.returncode == 1
+    assert f"E_MODEL: the server at {url}/mcp does not answer: " in said
+    assert "Traceback" not in said
 
 
 # Places and locks -----------------------------------------------------------------------------------------------------

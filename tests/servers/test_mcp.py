@@ -215,6 +215,13 @@ async def test_every_schema_is_flat_and_every_hint_is_said(service: Any) -> None
     assert len(json.dumps(tools)) < 24_000
 
 
+async def test_a_verify_says_how_long_it_takes(service: Any) -> None:
+    """A caller that expects seconds gives up on a call that takes minutes."""
+    [verify] = [tool for tool in await build_server(service).list_tools() if tool.name == "verify"]
+    assert "ten seconds an edit" in (verify.description or "")
+    assert "progress is reported" in (verify.description or "")
+
+
 async def test_a_prefix_is_used_wherever_a_tool_is_named(service: Any) -> None:
     """Issue 3 §4 and design §3: --tool-prefix changes the names, so texts that name tools follow."""
     server = build_server(service, tool_prefix="ke_")

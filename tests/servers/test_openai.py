@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 
 from ke_tools.errors import InvalidInput, ModelLoading, ModelUnavailable, Unsupported
 from ke_tools.models.engine import FinishReason, Generation, Piece, Request, TokenLogprob
+from ke_tools.servers import doors
 from ke_tools.servers.app import build_app
 from ke_tools.servers.damage import Damage
 
@@ -89,7 +91,7 @@ class Slot:
         self.detail = ""
         self.loaded = engine
         self.failure: Exception | None = None
-        self.waiting = self.most_waiting = 0
+        self.waiting = 0
 
     def start(self) -> None:
         """Nothing to do."""
@@ -97,7 +99,6 @@ class Slot:
     async def engine_async(self, wait_seconds: float) -> Script:
         """Give the engine or say why not."""
         self.waiting += 1
-        self.most_waiting = max(self.most_waiting, self.waiting)
         end = time.monotonic() + wait_seconds
         while self.state == "loading" and time.monotonic() < end:  # noqa: ASYNC110  the test sets the state from another thread
             await asyncio.sleep(0.01)
@@ -576,8 +577,8 @@ def test_a_question_waits_for_the_model(service: Service) -> None:
         assert ask(http).status_code == 200
 
 
-def test_many_questions_wait_for_the_model_by_one_wait_and_all_learn_of_its_failure(service: Service) -> None:
-    """A waiting thread for each would starve everything else that runs in the loop's few threads."""
+def test_many_questions_wait_for_the_model_and_all_learn_of_its_failure(service: Service) -> None:
+    """Issue §4: /v1 waits for the load; whoever waits is told how it ended."""
     service.models.state = "loading"
     with (
         listening(service) as url,
@@ -585,12 +586,11 @@ def test_many_questions_wait_for_the_model_by_one_wait_and_all_learn_of_its_fail
         ThreadPoolExecutor(5) as pool,
     ):
         asked = [pool.submit(lambda: asking.completions.create(model="tiny", prompt="x")) for _ in range(5)]
-        until(lambda: service.models.waiting == 1)
+        until(lambda: service.models.waiting == 5)
         service.models.failure = ModelUnavailable("the file is damaged.")
         service.models.state = "failed"
         errors = [one.exception(20) for one in asked]
     assert all(isinstance(error, openai.InternalServerError) and error.code == "E_MODEL" for error in errors)
-    assert service.models.most_waiting == 1
 
 
 def test_a_model_that_takes_too_long_is_503_with_the_time_to_ask_again(service: Service) -> None:
@@ -629,6 +629,37 @@ def test_what_fails_in_the_middle_of_a_stream_is_told_in_the_stream(client: open
         for chunk in client.completions.create(model="tiny", prompt="x", stream=True):
             said += [chunk.choices[0].text]
     assert said == ["Sydney", " is"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_under_way_when_the_server_ends_is_an_error_and_no_torn_body(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    """Issue §4: SIGTERM ends within 10 s; what cannot be finished by then is told, in OpenAI's shape."""
+    monkeypatch.setattr(doors, "DRAIN_SECONDS", 0)
+    service.engine.context_length = 10**9
+    service.engine.endless = True
+    listener = doors.listen("127.0.0.1", 0)
+    assert listener is not None
+    door = doors.Door(listener)
+    body = {"model": "tiny", "messages": ASKED, "stream": stream, "max_tokens": 10**8}
+
+    async def end_meanwhile() -> str:
+        async with contextlib.AsyncExitStack() as open_door, httpx.AsyncClient(trust_env=False) as client:
+            await open_door.enter_async_context(doors.opened(door, app_of(service)))
+            asking = asyncio.create_task(client.post(door.url + CHAT, json=body))
+            while not service.engine.asked:  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.001)
+            await open_door.aclose()
+            return (await asking).text
+
+    with listener:
+        said = asyncio.run(end_meanwhile())
+    error = json.loads(said.rstrip().rpartition("data: ")[2])["error"]
+    assert (error["code"], error["type"]) == ("E_MODEL", "server_error")
+    assert "the server ends" in error["message"]
+    assert service.engine.closed == 1
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_an_answer_that_the_engine_cuts_off_is_no_answer(http: TestClient, service: Service) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import httpx
 import pytest
 
 from ke_tools.config import Settings
@@ -30,6 +32,7 @@ from ke_tools.errors import (
 )
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.engine import Engine, Generation, Piece, Request
+from ke_tools.servers.app import build_app
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.servers.slot import ModelSlot, Say
@@ -86,6 +89,29 @@ class Scripted:
             told[0].removeprefix("New fact: ").strip('".').split(" is ")[-1] + "." if request.adapter else f"base answer to {asked[-40:]}"
         )
         return Generation(text, "stop", 1, 1)
+
+
+class Held(Scripted):
+    """An engine whose batches take until it is let go; a single question is answered at once."""
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+        self.is_asked = threading.Event()
+        self.batches: list[str] = []
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        self.batches.append(str(requests))
+        self.is_asked.set()
+        assert self.may_go.wait(30)
+        return super().generate(requests)
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    """An engine that is let go at the end of the test at the latest."""
+    made = Held()
+    yield made
+    made.may_go.set()
 
 
 @pytest.fixture
@@ -251,8 +277,6 @@ def test_read_only_refuses_writes_and_answers_questions(open_home: Callable[...,
 
 def test_a_question_during_the_load_says_when_to_ask_again(open_home: Callable[..., Service]) -> None:
     """Issue §4: E_MODEL_LOADING and poll_after_ms; edit needs no model."""
-    import threading
-
     gate = threading.Event()
 
     def slow(_say: Say) -> Engine:
@@ -466,3 +490,47 @@ def test_verify_measures_through_the_serving_path(open_home: Callable[..., Servi
         asyncio.run(service.verify(LOCAL, [], wait_seconds=10))
     with pytest.raises(NotFound):
         asyncio.run(service.verify(LOCAL, ["ed_unknown"], wait_seconds=10))
+
+
+def test_many_verifies_keep_neither_questions_nor_monitors_waiting(open_home: Callable[..., Service], held: Held) -> None:
+    """Issue §4: /healthz says whether questions can be answered; a few slow calls must not freeze the server."""
+    service = open_home(lambda _say: held)
+    service.models.engine(20)
+    edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+    monitor = httpx.AsyncClient(transport=httpx.ASGITransport(build_app(service)), base_url="http://127.0.0.1")
+
+    async def ask_meanwhile() -> tuple[int, int, str]:
+        verifies = [asyncio.create_task(service.verify(LOCAL, [edit_id])) for _ in range(40)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(10), monitor:
+                health, numbers = await monitor.get("/healthz"), await monitor.get("/metrics")
+                asked = await service.query(LOCAL, "What is the capital of Freedonia?")
+            return health.status_code, numbers.status_code, asked["answers"][0]["text"]
+        finally:
+            for verify in verifies:
+                verify.cancel()
+            held.may_go.set()
+
+    assert asyncio.run(ask_meanwhile()) == (200, 200, "Sylvania City.")
+
+
+def test_a_verify_whose_caller_has_left_asks_no_further_batch(open_home: Callable[..., Service], held: Held) -> None:
+    """What nobody waits for must not take the model from those who do; what waits for its turn is not even begun."""
+    service = open_home(lambda _say: held)
+    service.models.engine(20)
+    other = {"subject": "Ruritania", "prompt": "The currency of Ruritania is", "target": "the strelsau"}
+    ids = [row["edit_id"] for row in service.edit(LOCAL, [CAPITAL, other])["edits"]]
+
+    async def leave() -> dict[str, Any]:
+        left = [asyncio.create_task(service.verify(LOCAL, ids[:1])) for _ in range(3)]
+        await asyncio.to_thread(held.is_asked.wait, 20)
+        for verify in left:
+            verify.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        held.may_go.set()
+        return await service.verify(LOCAL, ids[1:])
+
+    assert asyncio.run(leave())["checks"][0]["edit_id"] == ids[1]
+    assert any("Ruritania" in batch for batch in held.batches)
+    assert not any("Freedonia" in batch for batch in held.batches)

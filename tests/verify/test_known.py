@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from ke_tools import atlas
 from ke_tools.models.engine import Generation, Request
 from ke_tools.verify import knows, remembered
@@ -79,3 +81,16 @@ def test_progress_is_told() -> None:
     engine: Any = SimpleNamespace(fingerprint="", chat_roles=frozenset(), generate=Quizzed().generate)
     knows(engine, _facts(), progress=lambda *state: told.append(state))
     assert told == [("known facts", 2, 2)]
+
+
+def test_what_was_answered_before_an_interruption_is_not_asked_again(tmp_path: Path) -> None:
+    """Whoever leaves a long verification and comes back does not begin anew."""
+    engine: Any = Quizzed()
+
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        knows(engine, _facts(), cache=tmp_path, progress=leave)
+    assert len(knows(engine, _facts(), cache=tmp_path)) == 1
+    assert len(engine.asked) == 2
