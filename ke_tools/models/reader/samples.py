@@ -110,9 +110,10 @@ class Sample:
 
 
 class Source:
-    """Draws items; deterministic for a seed."""
+    """Draws items; deterministic for a seed. ``chats``: whether the model has a template for conversations."""
 
-    def __init__(self, data: Sequence[Path], excluded_subjects: frozenset[str] = frozenset()) -> None:
+    def __init__(self, data: Sequence[Path], excluded_subjects: frozenset[str] = frozenset(), *, chats: bool = True) -> None:
+        self.chats = chats
         self._excluded = excluded_subjects
         self._relations = [r for r in atlas.relations().values() if not r.probe]
         self._facts = [f for f in atlas.facts() if not atlas.relations()[f.relation].probe]
@@ -324,7 +325,7 @@ class _Told(NamedTuple):
 
 
 def _ask(source: Source, rng: random.Random, told: _Told, wording: Wording, fact: Fact | None) -> Sample:
-    if rng.random() >= SHARE_CHAT:
+    if rng.random() >= SHARE_CHAT or not source.chats:
         question = f"{source.sentence(rng)} {wording.text}" if rng.random() < SHARE_PREFIXED else wording.text
         return Sample(told.facts, question, None, f" {_ended(fact.target)}" if fact else "", fact is None, told.subjects)
     turns: list[Mapping[str, str]] = []
