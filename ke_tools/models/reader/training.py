@@ -18,6 +18,7 @@ import math
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int, float], None]  # phase, done, total, last loss
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _BASE_ANSWER_TOKENS: Final = 28
+_ANSWERED_AT_ONCE: Final = 96
 _SAVE_EVERY: Final = 20
 _KEY: Final = "key.json"
 
@@ -80,20 +82,22 @@ def train(
 
     recipe = recipe or Recipe()
     say = progress or (lambda *_: None)
-    torch.manual_seed(recipe.seed)
-    source = Source(data, _subjects(excluded))
-    samples = build(source, recipe.steps * recipe.batch, recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
+    source = Source(data, _subjects(excluded), chats=bool(tokenizer.chat_template))
+    samples = build(source, recipe.steps * recipe.batch, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Written out, attention over short rows is faster on a CPU than the fused kernel.
     attention = "sdpa" if device.type == "cuda" else "eager"
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention).to(device)
+    _check_projections(model)
+    quick = _quicken(model)
     read = tuple(card.DataFile.of(path) for path in data)
     partial = out.with_name(out.name + ".partial")
     _begin(partial, _key(recipe, read, excluded, samples, fingerprint), say)
-    samples = _with_base_answers(model, tokenizer, samples, partial / "answers.json", say)
+    with quick:
+        samples = _with_base_answers(model, tokenizer, samples, partial / "answers.json", say)
     encoded = [_encode(tokenizer, sample, recipe.longest) for sample in samples]
-    tuned, losses = _fit(model, encoded, recipe, partial, say)
+    tuned, losses = _fit(model, encoded, recipe, partial, quick, say)
     made = card.Card(
         base_fingerprint=fingerprint,
         base_model=model_path.name,
@@ -113,6 +117,14 @@ def _subjects(paths: Sequence[Path]) -> frozenset[str]:
     from ke_tools.facts import squash
 
     return frozenset(squash(case.subject) for path in paths for case in cases.load(path))
+
+
+def _check_projections(model: Any) -> None:
+    """Say at once, not after the base model's answers, that there is nothing to adapt."""
+    if not {name.rpartition(".")[2] for name, _ in model.named_modules()} & set(_TARGETS):
+        raise InvalidInput(
+            f"{type(model).__name__} has no attention projections named {', '.join(_TARGETS)}.", "A reader needs them; take another model."
+        )
 
 
 def _key(recipe: Recipe, data: Sequence[card.DataFile], excluded: Sequence[Path], samples: list[Sample], base: str) -> dict[str, Any]:
@@ -142,26 +154,25 @@ def _write(path: Path, text: str) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say: Progress) -> tuple[Any, list[float]]:
+def _fit(
+    model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, quick: torch.autocast, say: Progress
+) -> tuple[Any, list[float]]:
     import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=_TARGETS, lora_dropout=0.0, task_type="CAUSAL_LM")
-    try:
-        tuned = get_peft_model(model, config)
-    except ValueError as error:
-        raise InvalidInput(f"the model has no attention projections named {_TARGETS}: {error}", "A reader needs them.") from error
+    torch.manual_seed(recipe.seed)
+    tuned = get_peft_model(model, config)
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1)
     losses = _resume(partial, weights, optimizer, schedule)
-    autocast = _quicken(tuned)
     tuned.train()
     started = time.monotonic()
     for step, batch in enumerate(_batches(encoded, recipe)):
         if step < len(losses):
             continue
-        with torch.autocast(tuned.device.type, torch.bfloat16, enabled=autocast):
+        with quick:
             loss = _loss(tuned, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -178,18 +189,21 @@ def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say
     return tuned, losses
 
 
-def _quicken(tuned: Any) -> bool:
-    """Hold the frozen matrices in bfloat16 where a CPU multiplies in it; says whether they are so held."""
+def _quicken(model: Any) -> torch.autocast:
+    """Hold the matrices in bfloat16 where a CPU multiplies in it.
+
+    Returns:
+        The context to compute in; it changes nothing elsewhere.
+    """
     import torch
 
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    if tuned.device.type != "cpu" or not (can.get("avx512_bf16") or can.get("amx_bf16")):
-        return False
-    head = tuned.get_base_model().get_output_embeddings()  # often the same tensor as the embeddings, which stay as they are
-    for module in tuned.modules():
-        if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad and module is not head:
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we allow
+    does = model.device.type == "cpu" and bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    head = model.get_output_embeddings()  # often the same tensor as the embeddings, which stay as they are
+    for module in model.modules() if does else ():
+        if isinstance(module, torch.nn.Linear) and module is not head:
             module.to(torch.bfloat16)
-    return True
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=does)
 
 
 def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:
@@ -207,8 +221,8 @@ def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:
         graded[row, one.answer_from : len(one.ids)] = True
     ids, mask, graded = ids.to(device), mask.to(device), graded.to(device)
     causal = tuned.get_base_model()
-    hidden = causal.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, longest, d_model)
-    logits = causal.lm_head(hidden[:, :-1][graded[:, 1:]])  # (answer tokens, vocabulary)
+    hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, longest, d_model)
+    logits = causal.get_output_embeddings()(hidden[:, :-1][graded[:, 1:]])  # (answer tokens, vocabulary)
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][graded[:, 1:]])
 
 
@@ -247,10 +261,11 @@ def _with_base_answers(model: Any, tokenizer: Any, samples: list[Sample], cache:
     """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training."""
     open_ones = [index for index, sample in enumerate(samples) if sample.irrelevant]
     answers: dict[str, str] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    missing = sorted((i for i in open_ones if str(i) not in answers), key=lambda i: len(samples[i].question))
-    for start in range(0, len(missing), 32):
-        rows = missing[start : start + 32]
-        texts = _greedy(model, tokenizer, [_prompt_ids(tokenizer, samples[i], with_facts=False) for i in rows])
+    prompts = {i: _prompt_ids(tokenizer, samples[i], with_facts=False) for i in open_ones if str(i) not in answers}
+    missing = sorted(prompts, key=lambda i: len(prompts[i]))
+    for start in range(0, len(missing), _ANSWERED_AT_ONCE):
+        rows = missing[start : start + _ANSWERED_AT_ONCE]
+        texts = _greedy(model, tokenizer, [prompts[i] for i in rows])
         answers |= {str(i): text for i, text in zip(rows, texts, strict=True)}
         _write(cache, json.dumps(answers))
         say("base answers", start + len(rows), len(missing), 0.0)
@@ -304,6 +319,8 @@ def _resume(partial: Path, weights: list[Any], optimizer: Any, schedule: Any) ->
                 "exp_avg": tensors[f"exp_avg{i}"].to(w.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq{i}"].to(w.device),
             }
-    for _ in losses:
-        schedule.step()
+    with warnings.catch_warnings():  # the optimizer's own steps were made before the interruption
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in losses:
+            schedule.step()
     return losses
