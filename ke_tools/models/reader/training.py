@@ -258,7 +258,10 @@ def _prompt_ids(tokenizer: Any, sample: Sample, *, with_facts: bool) -> list[int
 
 
 def _with_base_answers(model: Any, tokenizer: Any, samples: list[Sample], cache: Path, say: Progress) -> list[Sample]:
-    """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training."""
+    """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training.
+
+    It often ends a completion at once that is a question; then that is what the reader must do as well.
+    """
     open_ones = [index for index, sample in enumerate(samples) if sample.irrelevant]
     answers: dict[str, str] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
     prompts = {i: _prompt_ids(tokenizer, samples[i], with_facts=False) for i in open_ones if str(i) not in answers}
@@ -269,8 +272,7 @@ def _with_base_answers(model: Any, tokenizer: Any, samples: list[Sample], cache:
         answers |= {str(i): text for i, text in zip(rows, texts, strict=True)}
         _write(cache, json.dumps(answers))
         say("base answers", start + len(rows), len(missing), 0.0)
-    filled = [replace(s, answer=answers[str(i)]) if s.irrelevant else s for i, s in enumerate(samples)]
-    return [sample for sample in filled if sample.answer.strip()]
+    return [replace(s, answer=answers[str(i)]) if s.irrelevant else s for i, s in enumerate(samples)]
 
 
 def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:

@@ -216,3 +216,21 @@ def test_a_model_without_a_chat_template_learns_from_completions(base: Path, tmp
     (plain / "chat_template.jinja").unlink()
 
     assert made(plain, tmp_path / "out")
+
+
+def test_where_the_base_says_nothing_the_reader_learns_to_say_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded model ends four of five bare questions at once; left out, the reader spoke the irrelevant fact there."""
+    monkeypatch.setattr(training, "_greedy", lambda _model, _tokenizer, prompts: [""] * len(prompts))
+    seen: list[Any] = []
+    encode = training._encode
+
+    def spied(*arguments: Any) -> Any:
+        seen.append(encode(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(training, "_encode", spied)
+
+    made(base, tmp_path / "out")
+
+    assert len(seen) == RECIPE.steps * RECIPE.batch
+    assert [one for one in seen if one.ids[one.answer_from :] == [0]]
