@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ke_tools.servers.engines.hf import HFEngine
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}<end>\n{% endfor %}assistant\n"
 RECIPE = Recipe(steps=6, batch=2, rank=2, longest=48)
+MOST_BYTES = 5_000_000
 
 
 class Cut(Exception):
@@ -234,3 +236,16 @@ def test_where_the_base_says_nothing_the_reader_learns_to_say_nothing(base: Path
 
     assert len(seen) == RECIPE.steps * RECIPE.batch
     assert [one for one in seen if one.ids[one.answer_from :] == [0]]
+
+
+def test_the_shipped_reader_is_small_and_made_by_the_recipe_of_today() -> None:
+    """Issue §2: at most 5 MB in bf16; the defaults are those that made it."""
+    from dataclasses import asdict
+
+    folders = [path.parent for path in Path(str(resources.files("ke_tools.models"))).glob(f"readers/*/{card.CARD}")]
+
+    assert folders
+    for folder in folders:
+        assert sum(file.stat().st_size for file in folder.iterdir()) <= MOST_BYTES
+        assert {w.dtype for w in load_file(folder / "adapter_model.safetensors").values()} == {torch.bfloat16}
+        assert json.loads((folder / card.CARD).read_text("utf-8"))["recipe"] == asdict(Recipe())
