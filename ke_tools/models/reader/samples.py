@@ -137,8 +137,10 @@ class Source:
 
     @property
     def subjects(self) -> frozenset[str]:
-        """Squashed subjects of the benchmark files, for the card."""
-        return frozenset(squash(item.fact.subject) for item in self._cases)
+        """Squashed subjects of the benchmark files, for the card; of the excluded ones those that some text names by the way."""
+        own = frozenset(squash(item.fact.subject) for item in self._cases)
+        texts = (wording.text for item in self._cases for wording in (*item.wordings, *item.beside))
+        return own.union(*(_named(text, self._excluded) for text in texts))
 
     def draw(self, rng: random.Random) -> Item:
         """Draw one item from a source drawn by weight."""
@@ -341,6 +343,12 @@ def _ask(source: Source, rng: random.Random, told: _Told, wording: Wording, fact
 
 def _ended(target: str) -> str:
     return target if target.rstrip()[-1:] in ".!?" else f"{target}."
+
+
+def _named(text: str, subjects: frozenset[str]) -> frozenset[str]:
+    """Those of squashed subjects that a text names as whole words."""
+    words = squash(text).split()
+    return subjects & {" ".join(words[start:end]) for end in range(1, len(words) + 1) for start in range(end)}
 
 
 def _wordings(texts: Sequence[str]) -> tuple[Wording, ...]:

@@ -151,6 +151,12 @@ def test_excluded_subjects_are_left_out(data: Path) -> None:
     assert "freedonia" in source.subjects
 
 
+def test_an_excluded_subject_that_a_text_names_by_the_way_is_on_the_card(data: Path) -> None:
+    """A bench leaves out the subjects that the card names; a question about a neighbour shows the model one of them, too."""
+    assert "ruritania" in Source([data], frozenset({"ruritania"})).subjects
+    assert "ruritania" not in Source([data]).subjects
+
+
 def test_probe_relations_are_never_drawn() -> None:
     """Issue §2: a fifth of the relations is kept from everything that is fitted."""
     source, rng = Source([]), random.Random(0)
