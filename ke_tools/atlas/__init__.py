@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,7 @@ __all__ = [
     "facts",
     "holds_probe_wording",
     "mask",
+    "may_hold_probe_wording",
     "noun_phrase",
     "recognise",
     "relations",
@@ -234,6 +236,28 @@ def holds_probe_wording(masked: str) -> bool:
     words = wording_key(masked).split()
     lengths, keys = _probe_keys()
     return any(" ".join(words[start : start + length]) in keys for length in lengths for start in range(len(words) - length + 1))
+
+
+def may_hold_probe_wording(text: str) -> bool:
+    """Whether a text holds a probe wording with whatever in the subject's place.
+
+    For texts that name their subject otherwise than one knows (an alias, a slip of the pen): rather one too many than one missed.
+    """
+    key = wording_key(text)
+    return any(pattern.search(key) for word in set(key.split()) for pattern in _probe_patterns().get(word, ()))
+
+
+@cache
+def _probe_patterns() -> Mapping[str, tuple[re.Pattern[str], ...]]:
+    """The held-out wordings as patterns, by the rarest of their words."""
+    keys = _probe_keys()[1]
+    counts = Counter(word for key in keys for word in key.split())
+    found: dict[str, tuple[re.Pattern[str], ...]] = {}
+    for key in sorted(keys):
+        rarest = min((word for word in key.split() if word != "{}"), key=lambda word: (counts[word], word))
+        pattern = re.compile(r"(?<!\S)" + r"\S.*".join(map(re.escape, key.split("{}"))) + r"(?!\S)")
+        found[rarest] = (*found.get(rarest, ()), pattern)
+    return MappingProxyType(found)
 
 
 def _fold(text: str) -> tuple[str, list[int]]:

@@ -283,3 +283,14 @@ def test_a_probe_wording_among_other_words_is_found(frame: str) -> None:
     """Design §4 no. 4: benchmark files put unrelated sentences in front of a wording; it is fitted on all the same."""
     for wording in atlas.relations()["capital"].probe_statements:
         assert atlas.holds_probe_wording(frame.replace("{}", wording))
+
+
+@pytest.mark.parametrize("subject", ["Freedonia", "the Land of the Free", "São Tomé's"])
+def test_a_probe_wording_is_found_whatever_the_subject(subject: str) -> None:
+    """Benchmark files name their subject by an alias or misspelt; the wording is fitted on all the same."""
+    relation = atlas.relations()["capital"]
+
+    for wording in relation.probe_statements + relation.probe_questions:
+        assert atlas.may_hold_probe_wording("It rained. " + wording.replace("{}", subject)), wording
+    for wording in relation.fitted_statements + relation.fitted_questions:
+        assert not atlas.may_hold_probe_wording("It rained. " + wording.replace("{}", subject)), wording

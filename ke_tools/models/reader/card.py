@@ -60,6 +60,7 @@ def install(tuned: Any, card: Card, partial: Path, out: Path) -> None:
     weights = made / "adapter_model.safetensors"
     save_file({name: w.to(torch.bfloat16).contiguous() for name, w in load_file(weights).items()}, weights, {"format": "pt"})
     config = json.loads((made / "adapter_config.json").read_text())
+    config["target_modules"] = sorted(config["target_modules"])  # a set, in any order
     config["base_model_name_or_path"] = card.base_model  # a name, not this machine's path
     (made / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (made / "README.md").unlink(missing_ok=True)

@@ -6,10 +6,11 @@ Three kinds of source, mixed by weight:
 - *invented*: subjects and objects that do not exist, so that copying is learnt and not a list of names;
 - *cases*: benchmark files given by the caller (their rephrasings are somebody else's wordings).
 
-Two kinds of sample: *in scope* (three quarters: one of one to four facts answers the question) and *irrelevant* (the facts are
-about another subject, or about something else of the same subject; the answer is the base model's own, filled in later).
+Two kinds of sample: *in scope* (about two thirds: one of one to four facts answers the question) and *irrelevant* (the facts are
+about something else of the same subject, or about another subject; the answer is the base model's own, filled in later).
 
-No probe wording is ever used: atlas samples draw from ``fitted_*`` only, and texts of files that equal one are dropped.
+No probe wording is ever used: atlas samples draw from ``fitted_*`` only, texts of files that hold one, whatever the subject, are
+dropped, and so is a sample that comes to hold one when its parts are put together.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from ke_tools import atlas, cases, prompts
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 
-SHARE_IRRELEVANT: Final = 0.28
+SHARE_IRRELEVANT: Final = 0.36
 SHARE_CHAT: Final = 0.4
-SHARE_OWN_PROMPT: Final = 0.3
+SHARE_OWN_PROMPT: Final = 0.25
 SHARE_PREFIXED: Final = 0.25
 SHARE_EARLIER_TURNS: Final = 0.25
 SHARE_SYSTEM: Final = 0.35
 SHARE_PHRASES: Final = 0.25
 SHARE_SAME_SUBJECT: Final = 0.15
-WEIGHTS: Final = {"atlas": 0.3, "invented": 0.2, "cases": 0.5}
+SHARE_BESIDE: Final = 0.3  # of the irrelevant ones: what a file asks beside its own fact
+BESIDE: Final = {"same subject": 0.5, "same relation": 0.3, "anything": 0.2}
+WEIGHTS: Final = {"atlas": 0.35, "invented": 0.2, "cases": 0.45}
 
 _SYSTEM: Final = (
     "You are a helpful assistant.",
@@ -74,6 +77,7 @@ class Item:
     fact: Fact
     wordings: tuple[Wording, ...]
     slot: str
+    beside: tuple[Wording, ...] = ()  # what a file asks beside it: about the subject's other relations, about other subjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,12 @@ class Sample:
     chat: tuple[Mapping[str, str], ...] | None  # the conversation up to and with the question; None: a completion
     answer: str
     irrelevant: bool
+    subjects: tuple[str, ...]  # of the question, and of the facts
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that was written for it, the facts among them."""
+        return (self.question, *self.facts, *(turn["content"] for turn in self.chat or ()))
 
     @property
     def prompt(self) -> str:
@@ -100,13 +110,15 @@ class Sample:
 
 
 class Source:
-    """Draws items; deterministic for a seed."""
+    """Draws items; deterministic for a seed. ``chats``: whether the model has a template for conversations."""
 
-    def __init__(self, data: Sequence[Path], excluded_subjects: frozenset[str] = frozenset()) -> None:
+    def __init__(self, data: Sequence[Path], excluded_subjects: frozenset[str] = frozenset(), *, chats: bool = True) -> None:
+        self.chats = chats
         self._excluded = excluded_subjects
         self._relations = [r for r in atlas.relations().values() if not r.probe]
         self._facts = [f for f in atlas.facts() if not atlas.relations()[f.relation].probe]
         self._cases = [item for path in data for item in self._items_of(path)]
+        self._beside = [item for item in self._cases if item.beside]
 
     @cached_property
     def _objects(self) -> Mapping[str, list[str]]:
@@ -125,8 +137,10 @@ class Source:
 
     @property
     def subjects(self) -> frozenset[str]:
-        """Squashed subjects of the benchmark files, for the card."""
-        return frozenset(squash(item.fact.subject) for item in self._cases)
+        """Squashed subjects of the benchmark files, for the card; of the excluded ones those that some text names by the way."""
+        own = frozenset(squash(item.fact.subject) for item in self._cases)
+        texts = (wording.text for item in self._cases for wording in (*item.wordings, *item.beside))
+        return own.union(*(_named(text, self._excluded) for text in texts))
 
     def draw(self, rng: random.Random) -> Item:
         """Draw one item from a source drawn by weight."""
@@ -141,11 +155,11 @@ class Source:
         return self._item(rng, relation, self._name(rng), self._object(rng, relation.object))
 
     def draw_same_subject(self, rng: random.Random) -> tuple[Item, Item] | None:
-        """Draw two items on one subject and different relations."""
-        subject = rng.choice(self._facts).subject
-        known = self._facts_of[subject]
+        """Draw two items on one subject and different relations; None for a subject of which one relation is known."""
+        known = self._facts_of[rng.choice(self._facts).subject]
         if len({f.relation for f in known}) < 2:  # noqa: PLR2004
             return None
+        subject = known[0].subject
         first = rng.choice(known)
         second = rng.choice([f for f in known if f.relation != first.relation])
         one, two = (self._item(rng, atlas.relations()[f.relation], subject, self._other_object(rng, f)) for f in (first, second))
@@ -158,6 +172,10 @@ class Source:
         second = rng.choice(same)
         one, two = (self._item(rng, atlas.relations()[f.relation], f.subject, self._other_object(rng, f)) for f in (first, second))
         return one, two
+
+    def draw_beside(self, rng: random.Random) -> Item | None:
+        """Draw an item of a file that also asks what its fact does not answer; None without such a file."""
+        return rng.choice(self._beside) if self._beside else None
 
     def sentence(self, rng: random.Random) -> str:
         """Draw a true sentence to stand in front of a prompt."""
@@ -216,15 +234,16 @@ class Source:
         for case in cases.load(path):
             if squash(case.subject) in self._excluded:
                 continue
-            own, *others = (case.prompt, *case.rephrases, *(prompt for prompt, _ in case.aliased))
-            kept = [Wording(text.strip(), text.rstrip().endswith("?")) for text in others if not _is_probe(text, case.subject)]
-            if _is_probe(own, case.subject):
+            if atlas.may_hold_probe_wording(case.prompt):
                 continue
             try:
                 fact = case.fact()
             except InvalidInput:  # e.g. the subject stands in the prompt under another name
                 continue
-            yield Item(fact, (*kept, Wording(own, fact.is_question)), f"{path.stem}:{case.subject}")
+            others = _wordings([*case.rephrases, *(prompt for prompt, _ in case.aliased)])
+            named = squash(case.target)  # "a job that is not <target>": the fact would be relevant
+            beside = _wordings([prompt for prompt, _ in (*case.same_subject, *case.neighbours) if named not in squash(prompt)])
+            yield Item(fact, (*others, Wording(case.prompt, fact.is_question)), f"{path.stem}:{case.subject}", beside)
 
 
 def fill(wording: str, subject: str) -> str:
@@ -236,17 +255,25 @@ def fill(wording: str, subject: str) -> str:
 def build(source: Source, count: int, seed: int) -> list[Sample]:
     """Build ``count`` samples; those with irrelevant facts come without an answer."""
     rng = random.Random(seed)  # noqa: S311  not for secrets
-    return [_irrelevant(source, rng) if rng.random() < SHARE_IRRELEVANT else _in_scope(source, rng) for _ in range(count)]
+    return [_clean(source, rng) for _ in range(count)]
+
+
+def _clean(source: Source, rng: random.Random) -> Sample:
+    """Draw until no text of the sample holds a probe wording."""
+    while True:
+        sample = _irrelevant(source, rng) if rng.random() < SHARE_IRRELEVANT else _in_scope(source, rng)
+        if not any(map(atlas.may_hold_probe_wording, sample.texts)):
+            return sample
 
 
 def training_texts(data: Sequence[Path] = ()) -> Iterator[str]:
-    """Every subject-masked text that training may show the model, for the test that no probe wording is among them."""
+    """Every subject-masked text that samples are built from, for the test that no probe wording is among them."""
     source = Source(data)
     for relation in source._relations:  # noqa: SLF001
         yield from relation.fitted_statements
         yield from relation.fitted_questions
     for item in source._cases:  # noqa: SLF001
-        yield from (atlas.mask(wording.text, [item.fact.subject]) for wording in item.wordings)
+        yield from (atlas.mask(wording.text, [item.fact.subject]) for wording in (*item.wordings, *item.beside))
 
 
 def _in_scope(source: Source, rng: random.Random) -> Sample:
@@ -254,7 +281,7 @@ def _in_scope(source: Source, rng: random.Random) -> Sample:
     if pair:
         told = [one.fact.sentence for one in pair]
         rng.shuffle(told)
-        return _ask(source, rng, tuple(told), rng.choice(pair[0].wordings), pair[0].fact)
+        return _ask(source, rng, _Told(tuple(told), (pair[0].fact.subject,)), rng.choice(pair[0].wordings), pair[0].fact)
     item = source.draw(rng)
     others = [source.draw(rng) for _ in range(rng.choices((0, 1, 2, 3), (0.6, 0.2, 0.12, 0.08))[0])]
     others = [other for other in others if squash(other.fact.subject) != squash(item.fact.subject)]
@@ -262,27 +289,47 @@ def _in_scope(source: Source, rng: random.Random) -> Sample:
     rng.shuffle(told)
     own = Wording(item.fact.prompt, item.fact.is_question)
     wording = own if rng.random() < SHARE_OWN_PROMPT else rng.choice(item.wordings)
-    return _ask(source, rng, tuple(told), wording, item.fact)
+    subjects = (item.fact.subject, *(other.fact.subject for other in others))
+    return _ask(source, rng, _Told(tuple(told), subjects), wording, item.fact)
 
 
 def _irrelevant(source: Source, rng: random.Random) -> Sample:
+    told, subject, wording = _beside(source, rng)
+    facts, subjects = [told.sentence], [subject, told.subject]
+    if rng.random() < 0.2:  # noqa: PLR2004
+        other = source.draw(rng).fact
+        if squash(other.subject) != squash(subject):
+            facts.append(other.sentence)
+            subjects.append(other.subject)
+    return _ask(source, rng, _Told(tuple(facts), tuple(subjects)), wording, None)
+
+
+def _beside(source: Source, rng: random.Random) -> tuple[Fact, str, Wording]:
+    """Draw a fact and a question that it does not answer, with the question's subject as far as it is known."""
+    item = source.draw_beside(rng) if rng.random() < SHARE_BESIDE else None
+    if item:
+        return item.fact, item.fact.subject, rng.choice(item.beside)
+    kind = rng.choices(list(BESIDE), list(BESIDE.values()))[0]
     pair = None
-    kind = rng.random()
-    if kind < 0.4:  # noqa: PLR2004
+    while kind == "same subject" and pair is None:
         pair = source.draw_same_subject(rng)
-    elif kind < 0.7:  # noqa: PLR2004
+    if kind == "same relation":
         pair = source.draw_same_relation(rng)
     told, asked = pair or (source.draw(rng), source.draw(rng))
-    facts = [told.fact.sentence]
-    if rng.random() < 0.2:  # noqa: PLR2004
-        facts.append(source.draw(rng).fact.sentence)
-    return _ask(source, rng, tuple(facts), rng.choice(asked.wordings), None)
+    return told.fact, asked.fact.subject, rng.choice(asked.wordings)
 
 
-def _ask(source: Source, rng: random.Random, told: tuple[str, ...], wording: Wording, fact: Fact | None) -> Sample:
-    if rng.random() >= SHARE_CHAT:
+class _Told(NamedTuple):
+    """Facts of a context, and the subjects of the question and of the facts."""
+
+    facts: tuple[str, ...]
+    subjects: tuple[str, ...]
+
+
+def _ask(source: Source, rng: random.Random, told: _Told, wording: Wording, fact: Fact | None) -> Sample:
+    if rng.random() >= SHARE_CHAT or not source.chats:
         question = f"{source.sentence(rng)} {wording.text}" if rng.random() < SHARE_PREFIXED else wording.text
-        return Sample(told, question, None, f" {_ended(fact.target)}" if fact else "", fact is None)
+        return Sample(told.facts, question, None, f" {_ended(fact.target)}" if fact else "", fact is None, told.subjects)
     turns: list[Mapping[str, str]] = []
     if rng.random() < SHARE_SYSTEM:
         turns.append({"role": "system", "content": rng.choice(_SYSTEM)})
@@ -291,12 +338,19 @@ def _ask(source: Source, rng: random.Random, told: tuple[str, ...], wording: Wor
     asked = rng.choice(_OPENERS).format(wording.text) if wording.is_question else wording.text
     turns.append({"role": "user", "content": asked})
     answer = "" if fact is None else _ended(fact.target) if fact.is_question else fact.sentence
-    return Sample(told, wording.text, tuple(turns), answer, fact is None)
+    return Sample(told.facts, wording.text, tuple(turns), answer, fact is None, told.subjects)
 
 
 def _ended(target: str) -> str:
     return target if target.rstrip()[-1:] in ".!?" else f"{target}."
 
 
-def _is_probe(text: str, subject: str) -> bool:
-    return atlas.holds_probe_wording(atlas.mask(text, [subject]))
+def _named(text: str, subjects: frozenset[str]) -> frozenset[str]:
+    """Those of squashed subjects that a text names as whole words."""
+    words = squash(text).split()
+    return subjects & {" ".join(words[start:end]) for end in range(1, len(words) + 1) for start in range(end)}
+
+
+def _wordings(texts: Sequence[str]) -> tuple[Wording, ...]:
+    kept = [text.strip() for text in texts if not atlas.may_hold_probe_wording(text)]
+    return tuple(Wording(text, text.endswith("?")) for text in kept)

@@ -12,12 +12,15 @@ serves all edits; 3. locality is taught by the base model's answers, not by a KL
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,15 +33,17 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int, float], None]  # phase, done, total, last loss
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_BASE_ANSWER_TOKENS: Final = 20
-_SAVE_EVERY: Final = 25
+_BASE_ANSWER_TOKENS: Final = 28
+_ANSWERED_AT_ONCE: Final = 96
+_SAVE_EVERY: Final = 20
+_KEY: Final = "key.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Hyper-parameters of a training; the defaults are those of the shipped reader."""
 
-    steps: int = 320
+    steps: int = 240
     batch: int = 16
     rank: int = 16
     alpha: int = 32
@@ -66,7 +71,8 @@ def train(
     """Train a reader for the checkpoint at ``model_path`` and install it at ``out``.
 
     ``data`` are benchmark files to learn from; cases whose subject occurs in a file of ``excluded`` are left out. Interrupted,
-    it goes on where it was when called again with the same arguments.
+    it goes on where it was when called again with the same arguments; with others it begins anew. On a processor that
+    multiplies in bfloat16 the frozen weights are held so during the training (1.9 times as fast); all else is float32.
 
     Raises:
         InvalidInput: a data file cannot be read, or the model has no attention projections by the usual names.
@@ -76,22 +82,27 @@ def train(
 
     recipe = recipe or Recipe()
     say = progress or (lambda *_: None)
-    torch.manual_seed(recipe.seed)
-    source = Source(data, _subjects(excluded))
-    samples = build(source, recipe.steps * recipe.batch, recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
+    source = Source(data, _subjects(excluded), chats=bool(tokenizer.chat_template))
+    samples = build(source, recipe.steps * recipe.batch, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).to(device)
+    # Written out, attention over short rows is faster on a CPU than the fused kernel.
+    attention = "sdpa" if device.type == "cuda" else "eager"
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention).to(device)
+    _check_projections(model)
+    quick = _quicken(model)
+    read = tuple(card.DataFile.of(path) for path in data)
     partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    samples = _with_base_answers(model, tokenizer, samples, partial / "answers.json", say)
+    _begin(partial, _key(recipe, read, excluded, samples, fingerprint), say)
+    with quick:
+        samples = _with_base_answers(model, tokenizer, samples, partial / "answers.json", say)
     encoded = [_encode(tokenizer, sample, recipe.longest) for sample in samples]
-    tuned, losses = _fit(model, encoded, recipe, partial, say)
+    tuned, losses = _fit(model, encoded, recipe, partial, quick, say)
     made = card.Card(
         base_fingerprint=fingerprint,
         base_model=model_path.name,
         recipe=recipe,
-        data=tuple(card.DataFile.of(path) for path in data),
+        data=read,
         samples=len(samples),
         final_loss=round(sum(losses[-20:]) / max(1, len(losses[-20:])), 4),
         training_subjects=card.hashes(source.subjects),
@@ -108,15 +119,50 @@ def _subjects(paths: Sequence[Path]) -> frozenset[str]:
     return frozenset(squash(case.subject) for path in paths for case in cases.load(path))
 
 
-def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say: Progress) -> tuple[Any, list[float]]:
+def _check_projections(model: Any) -> None:
+    """Say at once, not after the base model's answers, that there is nothing to adapt."""
+    if not {name.rpartition(".")[2] for name, _ in model.named_modules()} & set(_TARGETS):
+        raise InvalidInput(
+            f"{type(model).__name__} has no attention projections named {', '.join(_TARGETS)}.", "A reader needs them; take another model."
+        )
+
+
+def _key(recipe: Recipe, data: Sequence[card.DataFile], excluded: Sequence[Path], samples: list[Sample], base: str) -> dict[str, Any]:
+    """All that decides what a training makes of its samples; an unfinished one goes on only where it is the same."""
+    return {
+        "recipe": asdict(recipe),
+        "data": [asdict(file) for file in data],
+        "excluded": [asdict(card.DataFile.of(path)) for path in excluded],
+        "samples": hashlib.sha256(repr(samples).encode()).hexdigest(),
+        "base_fingerprint": base,
+    }
+
+
+def _begin(partial: Path, key: dict[str, Any], say: Progress) -> None:
+    """Make the folder of an unfinished training; one of another recipe, other data or another model is thrown away."""
+    held = partial / _KEY
+    if partial.exists() and not (held.exists() and json.loads(held.read_text("utf-8")) == key):
+        say("an unfinished training lay here, of another recipe, other data or another model: begun anew", 0, key["recipe"]["steps"], 0.0)
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    _write(held, json.dumps(key))
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a killed training leaves no half of it."""
+    path.with_suffix(".tmp").write_text(text, "utf-8")
+    path.with_suffix(".tmp").replace(path)
+
+
+def _fit(
+    model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, quick: torch.autocast, say: Progress
+) -> tuple[Any, list[float]]:
     import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=_TARGETS, lora_dropout=0.0, task_type="CAUSAL_LM")
-    try:
-        tuned = get_peft_model(model, config)
-    except ValueError as error:
-        raise InvalidInput(f"the model has no attention projections named {_TARGETS}: {error}", "A reader needs them.") from error
+    torch.manual_seed(recipe.seed)
+    tuned = get_peft_model(model, config)
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1)
@@ -126,13 +172,14 @@ def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say
     for step, batch in enumerate(_batches(encoded, recipe)):
         if step < len(losses):
             continue
-        loss = _loss(tuned, batch)
+        with quick:
+            loss = _loss(tuned, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise InvalidInput("the training diverged (loss is not finite).", "Lower the learning rate.")
         say("training", step + 1, recipe.steps, losses[-1])
@@ -140,6 +187,23 @@ def _fit(model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, say
             _save(partial, weights, optimizer, schedule, losses)
     say(f"trained in {time.monotonic() - started:.0f} s", recipe.steps, recipe.steps, losses[-1])
     return tuned, losses
+
+
+def _quicken(model: Any) -> torch.autocast:
+    """Hold the matrices in bfloat16 where a CPU multiplies in it.
+
+    Returns:
+        The context to compute in; it changes nothing elsewhere.
+    """
+    import torch
+
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we allow
+    does = model.device.type == "cpu" and bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    head = model.get_output_embeddings()  # often the same tensor as the embeddings, which stay as they are
+    for module in model.modules() if does else ():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            module.to(torch.bfloat16)
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=does)
 
 
 def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:
@@ -157,8 +221,8 @@ def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:
         graded[row, one.answer_from : len(one.ids)] = True
     ids, mask, graded = ids.to(device), mask.to(device), graded.to(device)
     causal = tuned.get_base_model()
-    hidden = causal.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, longest, d_model)
-    logits = causal.lm_head(hidden[:, :-1][graded[:, 1:]])  # (answer tokens, vocabulary)
+    hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, longest, d_model)
+    logits = causal.get_output_embeddings()(hidden[:, :-1][graded[:, 1:]])  # (answer tokens, vocabulary)
     return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][graded[:, 1:]])
 
 
@@ -194,20 +258,21 @@ def _prompt_ids(tokenizer: Any, sample: Sample, *, with_facts: bool) -> list[int
 
 
 def _with_base_answers(model: Any, tokenizer: Any, samples: list[Sample], cache: Path, say: Progress) -> list[Sample]:
-    """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training."""
-    import json
+    """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training.
 
+    It often ends a completion at once that is a question; then that is what the reader must do as well.
+    """
     open_ones = [index for index, sample in enumerate(samples) if sample.irrelevant]
     answers: dict[str, str] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    missing = sorted((i for i in open_ones if str(i) not in answers), key=lambda i: len(samples[i].question))
-    for start in range(0, len(missing), 32):
-        rows = missing[start : start + 32]
-        texts = _greedy(model, tokenizer, [_prompt_ids(tokenizer, samples[i], with_facts=False) for i in rows])
+    prompts = {i: _prompt_ids(tokenizer, samples[i], with_facts=False) for i in open_ones if str(i) not in answers}
+    missing = sorted(prompts, key=lambda i: len(prompts[i]))
+    for start in range(0, len(missing), _ANSWERED_AT_ONCE):
+        rows = missing[start : start + _ANSWERED_AT_ONCE]
+        texts = _greedy(model, tokenizer, [prompts[i] for i in rows])
         answers |= {str(i): text for i, text in zip(rows, texts, strict=True)}
-        cache.write_text(json.dumps(answers), "utf-8")
+        _write(cache, json.dumps(answers))
         say("base answers", start + len(rows), len(missing), 0.0)
-    filled = [replace(s, answer=answers[str(i)]) if s.irrelevant else s for i, s in enumerate(samples)]
-    return [sample for sample in filled if sample.answer.strip()]
+    return [replace(s, answer=answers[str(i)]) if s.irrelevant else s for i, s in enumerate(samples)]
 
 
 def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
@@ -224,8 +289,6 @@ def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
 
 def _save(partial: Path, weights: list[Any], optimizer: Any, schedule: Any, losses: list[float]) -> None:
     """Keep the state of a training; tensors as safetensors, the rest as JSON, both replaced atomically."""
-    import json
-
     from safetensors.torch import save_file
 
     tensors = {f"w{i}": w.detach().cpu().contiguous() for i, w in enumerate(weights)}
@@ -233,16 +296,13 @@ def _save(partial: Path, weights: list[Any], optimizer: Any, schedule: Any, loss
         tensors |= {f"{name}{i}": optimizer.state[w][name].cpu().contiguous() for name in ("exp_avg", "exp_avg_sq")}
     save_file(tensors, partial / "state.tmp")
     (partial / "state.tmp").replace(partial / f"state-{len(losses)}.safetensors")
-    (partial / "losses.tmp").write_text(json.dumps({"losses": losses, "last_epoch": schedule.last_epoch}))
-    (partial / "losses.tmp").replace(partial / "losses.json")
+    _write(partial / "losses.json", json.dumps({"losses": losses, "last_epoch": schedule.last_epoch}))
     for old in partial.glob("state-*.safetensors"):
         if old.name != f"state-{len(losses)}.safetensors":
             old.unlink()
 
 
 def _resume(partial: Path, weights: list[Any], optimizer: Any, schedule: Any) -> list[float]:
-    import json
-
     import torch
     from safetensors.torch import load_file
 
@@ -261,6 +321,8 @@ def _resume(partial: Path, weights: list[Any], optimizer: Any, schedule: Any) ->
                 "exp_avg": tensors[f"exp_avg{i}"].to(w.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq{i}"].to(w.device),
             }
-    for _ in losses:
-        schedule.step()
+    with warnings.catch_warnings():  # the optimizer's own steps were made before the interruption
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in losses:
+            schedule.step()
     return losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,37 @@ import pytest
 from ke_tools import atlas
 from ke_tools.models.reader.samples import Source, build, training_texts
 
+STAND_INS = ("the Alpine republic", "Genvoia", "Syldavia")  # what the file below says instead of its subjects' names
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A file in CounterFact's shape: one ordinary case, one whose rephrasing is a probe wording of ours."""
-    probe = atlas.relations()["capital"].probe_statements[0].replace("{}", "Freedonia")
-    rows = [
-        {"subject": "Sylvania", "prompt": "The capital of Sylvania is", "target_new": "Bloom", "rephrase_prompt": "Sylvania is run from"},
-        {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target_new": "Firefly", "rephrase_prompt": probe},
-    ]
-    common = {"ground_truth": "x", "locality_prompt": "The capital of Ruritania is", "locality_ground_truth": "Strelsau"}
+    """A file in CounterFact's shape: one ordinary case, and probe wordings of ours in each of the ways that they get into such files."""
+    probe = atlas.relations()["capital"].probe_statements[0]
+    ways = {
+        "Freedonia": {"rephrase_prompt": probe.replace("{}", "Freedonia")},
+        "Grand Fenwick": {"rephrase_prompt": "It rained. They left early. " + probe.replace("{}", "Grand Fenwick")},
+        "Zubrowka": {"rephrase_prompt": probe.replace("{}", "the Alpine republic")},
+        "Genovia": {"rephrase_prompt": probe.replace("{}", "Genvoia")},
+        "Latveria": {"locality_prompt": probe.replace("{}", "Syldavia")},
+        "Wadiya": {"prompt": probe.replace("{}", "Wadiya")},
+        "Sylvania": {},
+    }
     path = tmp_path / "cases.json"
-    path.write_text(json.dumps([row | common for row in rows]), "utf-8")
+    path.write_text(json.dumps([_row(subject) | way for subject, way in ways.items()]), "utf-8")
     return path
+
+
+def _row(subject: str) -> dict[str, str]:
+    return {
+        "subject": subject,
+        "prompt": f"The capital of {subject} is",
+        "target_new": "Bloom",
+        "ground_truth": "x",
+        "rephrase_prompt": f"{subject} is run from",
+        "locality_prompt": "The capital of Ruritania is",
+        "locality_ground_truth": "Strelsau",
+    }
 
 
 def test_no_text_that_training_may_use_is_a_probe_wording(data: Path) -> None:
@@ -32,15 +51,62 @@ def test_no_text_that_training_may_use_is_a_probe_wording(data: Path) -> None:
 
     assert len(texts) > 1000
     assert [text for text in texts if atlas.holds_probe_wording(text)] == []
+    assert "Sylvania is run from" in [text.replace("{}", "Sylvania") for text in texts]
 
 
 def test_no_sample_asks_or_tells_in_a_probe_wording(data: Path) -> None:
-    """The same, on what is built rather than on what it is built from."""
-    for sample in build(Source([data]), 300, seed=1):
-        for relation in atlas.relations().values():
-            assert not any(
-                wording in sample.question for wording in (w.replace("{}", "") for w in relation.held_out_wordings) if len(wording) > 40
-            )
+    """The same, on what is built rather than on what it is built from: parts that are clean may be put together badly."""
+    samples = build(Source([data]), 600, seed=1)
+
+    leaked = [text for sample in samples for text in sample.texts if _holds_probe(text, sample.subjects)]
+    assert leaked == []
+    assert sum("Sylvania" in sample.subjects for sample in samples) > 10
+
+
+def _holds_probe(text: str, subjects: Sequence[str]) -> bool:
+    return any(atlas.holds_probe_wording(atlas.mask(text, [subject])) for subject in (*subjects, *STAND_INS))
+
+
+def test_a_sample_put_together_into_a_probe_wording_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An opener or a sentence in front may complete a wording that neither part holds."""
+    statement = next(wording for wording in atlas.relations()["capital"].probe_statements if wording.endswith("is"))
+    monkeypatch.setattr(Source, "sentence", lambda *_: statement.replace("{}", "Oz"))
+
+    assert not [sample for sample in build(Source([]), 200, seed=2) if "Oz" in sample.question]
+
+
+def test_what_a_file_asks_beside_its_fact_is_asked_with_the_fact_in_the_context(data: Path) -> None:
+    """Issue §2: irrelevant facts about other subjects, whose answer is the base model's own."""
+    asked = [sample for sample in build(Source([data]), 600, seed=1) if "Ruritania" in sample.question]
+
+    assert asked
+    assert all(sample.irrelevant for sample in asked)
+
+
+def test_a_question_that_names_the_object_is_not_called_irrelevant(tmp_path: Path) -> None:
+    """KnowEdit asks "which is not <object>": there the fact matters, and the base's answer is no model for the reader."""
+    row = {
+        "subject": "Sylvania",
+        "prompt": "The capital of Sylvania is",
+        "target_new": "Bloom",
+        "ground_truth": "x",
+        "locality": {
+            "Relation_Specificity": [{"prompt": "The currency of Sylvania is", "ground_truth": "florin"}],
+            "Forgetfulness": [{"prompt": "The capital of Sylvania, which is not Bloom, is", "ground_truth": "x"}],
+        },
+        "portability": {},
+    }
+    (tmp_path / "knowedit.json").write_text(json.dumps([row]), "utf-8")
+
+    questions = {sample.question for sample in build(Source([tmp_path / "knowedit.json"]), 400, seed=1)}
+
+    assert any("The currency of Sylvania" in question for question in questions)
+    assert not any("which is not" in question for question in questions)
+
+
+def test_a_model_without_conversations_gets_none() -> None:
+    """A base model without a chat template can learn from completions alone."""
+    assert not any(sample.chat for sample in build(Source([], chats=False), 100, seed=1))
 
 
 def test_the_same_seed_builds_the_same_samples(data: Path) -> None:
@@ -81,7 +147,14 @@ def test_excluded_subjects_are_left_out(data: Path) -> None:
     """Issue, done when: the bench's subjects occur in no training data."""
     source = Source([data], frozenset({"sylvania"}))
 
-    assert source.subjects == frozenset({"freedonia"})
+    assert "sylvania" not in source.subjects
+    assert "freedonia" in source.subjects
+
+
+def test_an_excluded_subject_that_a_text_names_by_the_way_is_on_the_card(data: Path) -> None:
+    """A bench leaves out the subjects that the card names; a question about a neighbour shows the model one of them, too."""
+    assert "ruritania" in Source([data], frozenset({"ruritania"})).subjects
+    assert "ruritania" not in Source([data]).subjects
 
 
 def test_probe_relations_are_never_drawn() -> None:
