@@ -114,7 +114,7 @@ class SubjectIndex:
         """Begin without names."""
         self._edits: dict[str, set[str]] = {}  # key → edits
         self._keys: dict[str, tuple[str, ...]] = {}  # edit → keys
-        self._spellings: dict[str, set[str]] = {}  # everyday words → how their names are written
+        self._spellings: dict[str, dict[str, set[str]]] = {}  # everyday words → edit → how it writes the name
         self._built: frozenset[str] = frozenset()
         self._large: Any = None
         self._small: Any = None
@@ -127,7 +127,7 @@ class SubjectIndex:
     def add(self, names: Iterable[str], edit_id: str) -> None:
         """Let every name point to the edit; names given earlier for it are forgotten."""
         self.discard(edit_id)
-        keys = tuple(dict.fromkeys(key for name in names for key in self._keys_of(name)))
+        keys = tuple(dict.fromkeys(key for name in names for key in self._keys_of(name, edit_id)))
         self._keys[edit_id] = keys
         for key in keys:
             self._edits.setdefault(key, set()).add(edit_id)
@@ -138,30 +138,29 @@ class SubjectIndex:
     def discard(self, edit_id: str) -> None:
         """Forget an edit; unknown ones are no error."""
         for key in self._keys.pop(edit_id, ()):
-            edits = self._edits[key]
-            edits.discard(edit_id)
-            if not edits:
+            self._edits[key].discard(edit_id)
+            self._spellings.get(key, {}).pop(edit_id, None)
+            if not self._edits[key]:
                 del self._edits[key]
-                self._spellings.pop(key, None)
 
     def find(self, text: str) -> list[Mention]:
         """Find who is named: longest whole spans, in order, never overlapping."""
         if not self._edits:
             return []
         folded = fold(text)
-        named = [span for span in self._spans(folded) if span.key in self._edits and self._is_written(span, folded, text)]
+        named = [span for span in self._spans(folded) if self._meant(span, folded, text)]
         if not named:
             return []
         known = [*named, *_entity_spans(folded)]
         whole = [span for span in named if not any(span.lies_within(other) for other in known)]
         return [self._mention(span, folded, text) for span in _without_overlaps(whole)]
 
-    def _keys_of(self, name: str) -> Iterator[str]:
+    def _keys_of(self, name: str, edit_id: str) -> Iterator[str]:
         key = fold(name).text.strip()
         if not any(c.isalnum() for c in key):
             return
         if key in EVERYDAY:  # it counts only as it is written: "US" is not "us", "It" not "it"
-            self._spellings.setdefault(key, set()).add(name.strip())
+            self._spellings.setdefault(key, {}).setdefault(edit_id, set()).add(name.strip())
         yield key
         rest = key.removeprefix("the ")
         if rest != key and " " in rest:
@@ -183,13 +182,17 @@ class SubjectIndex:
             self._recent = {key for key in self._recent if key in self._edits}
             self._small = _automaton(self._recent)
 
-    def _is_written(self, span: _Span, folded: Folded, text: str) -> bool:
-        spellings = self._spellings.get(span.key)
-        return spellings is None or text[slice(*_borders(span, folded))] in spellings
+    def _meant(self, span: _Span, folded: Folded, text: str) -> frozenset[str]:
+        """The edits whose name stands there; of an everyday word those that write it so."""
+        edits = self._edits.get(span.key, set())
+        if (spellings := self._spellings.get(span.key)) is None:
+            return frozenset(edits)
+        written = text[slice(*_borders(span, folded))]
+        return frozenset(edit_id for edit_id in edits if written in spellings[edit_id])
 
     def _mention(self, span: _Span, folded: Folded, text: str) -> Mention:
         start, end = _borders(span, folded)
-        return Mention(start, end, text[start:end], frozenset(self._edits[span.key]))
+        return Mention(start, end, text[start:end], self._meant(span, folded, text))
 
 
 def names_another(text: str, own: Iterable[str] = ()) -> bool:

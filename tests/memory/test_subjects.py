@@ -155,6 +155,14 @@ def test_an_edit_added_again_has_only_its_new_names() -> None:
     assert found(index, "Oz is Australia") == ["Australia"]
 
 
+def test_of_two_edits_on_an_everyday_word_each_is_found_as_it_writes_it() -> None:
+    """ "US" is not "us"; what another edit calls itself, or called itself, changes nothing for the first."""
+    index = index_of(country=("US",), film=("Us",))
+    assert [mention.edit_ids for mention in index.find("US and Us and us")] == [{"country"}, {"film"}]
+    index.discard("film")
+    assert [mention.text for mention in index.find("US and Us and us")] == ["US"]
+
+
 def test_ten_thousand_names_are_added_one_by_one_and_found() -> None:
     """users-trust-scale §4a: the automaton is cheap; additions do not rebuild it each time."""
     index = SubjectIndex()
