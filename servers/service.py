@@ -287,10 +287,9 @@ class Service:
             "explain": explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""},
         }
 
-    def route(self, who: Principal, request: Request, *, via: Via = "auto") -> dict[str, Any]:
+    def route(self, who: Principal, request: Request) -> dict[str, Any]:
         """Explain what would go in, without a model and without an answer."""
         who.require("read")
-        del via  # which form is used does not change what is in scope
         decision = self.scope.decide(who.tenant, reading_of(request))
         self._note(who.tenant, decision)
         return {
