@@ -156,7 +156,7 @@ def test_an_edit_added_again_has_only_its_new_names() -> None:
 
 
 def test_of_two_edits_on_an_everyday_word_each_is_found_as_it_writes_it() -> None:
-    """ "US" is not "us"; what another edit calls itself, or called itself, changes nothing for the first."""
+    """The name US is not the word us; what another edit calls itself, or called itself, changes nothing for the first."""
     index = index_of(country=("US",), film=("Us",))
     assert [mention.edit_ids for mention in index.find("US and Us and us")] == [{"country"}, {"film"}]
     index.discard("film")
