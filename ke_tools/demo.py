@@ -163,19 +163,20 @@ async def _tell(story: Story, settings: Settings, home: Path) -> None:
         before = await _one_by_one(model, questions)
         story.told(f"“{_RULE_ASKED}” → “{await model.chat(_RULE_ASKED)}”", aside="no model can know")
         async with Client(f"{url}/mcp") as agent:
-            await _correct(story, agent, wrong)
+            edit_ids = await _correct(story, agent, wrong)
             await _ask_again(story, model, wrong)
             await _nothing_else(story, model, neighbours, before)
-            await _verify(story, agent)
-            await _take_back(story, agent, model, wrong[0], before)
+            await _verify(story, agent, edit_ids)
+            await _take_back(story, agent, model, wrong, edit_ids[0], before)
 
 
-async def _correct(story: Story, agent: Any, wrong: list[Belief]) -> None:
+async def _correct(story: Story, agent: Any, wrong: list[Belief]) -> list[str]:
     story.chapter("An agent corrects three things with one MCP call")
     done = await _call(agent, "edit", {"edits": [*(belief.edit for belief in wrong), _RULE]})
     for edit in done["edits"]:
         story.told(f"{edit['edit_id']}  {edit['prompt']} {edit['target']}", edit_id=edit["edit_id"])
     story.check("three edits are active", ok=[edit["state"] for edit in done["edits"]] == ["active"] * 3, summary=done["summary"])
+    return [edit["edit_id"] for edit in done["edits"]]
 
 
 async def _ask_again(story: Story, model: Model, wrong: list[Belief]) -> None:
@@ -196,26 +197,25 @@ async def _nothing_else(story: Story, model: Model, neighbours: list[Belief], be
         story.check(f"“{question}” → “{said}”", ok=said == before[question], before=before[question])
 
 
-async def _verify(story: Story, agent: Any) -> None:
+async def _verify(story: Story, agent: Any, edit_ids: list[str]) -> None:
     story.chapter("The agent asks for proof")
-    listed = await _call(agent, "list_edits", {"state": "active"})
-    ids = [edit["edit_id"] for edit in listed["edits"]]
-    card = await _call(agent, "verify", {"edit_ids": ids})
+    card = await _call(agent, "verify", {"edit_ids": edit_ids})
     for line in card["scorecard_text"].splitlines():
         story.told(line)
     rate = card["overall"]["reliability"]
     story.check(f"reliability {rate['value']:.2f} over {rate['n']} probes", ok=rate["measured"] and rate["value"] >= 0.9, card=card)  # noqa: PLR2004
 
 
-async def _take_back(story: Story, agent: Any, model: Model, belief: Belief, before: dict[str, str]) -> None:
+async def _take_back(story: Story, agent: Any, model: Model, wrong: list[Belief], edit_id: str, before: dict[str, str]) -> None:
     story.chapter("One correction is taken back")
-    listed = await _call(agent, "list_edits", {"contains": belief.fact.subject})
-    undone = await _call(agent, "rollback", {"edit_ids": [listed["edits"][0]["edit_id"]], "reason": "shown that it can be undone"})
+    undone = await _call(agent, "rollback", {"edit_ids": [edit_id], "reason": "shown that it can be undone"})
     story.told(undone["summary"])
-    for question, said in (await _one_by_one(model, [belief.question, belief.reworded])).items():
+    taken_back, kept = wrong
+    for question, said in (await _one_by_one(model, [taken_back.question, taken_back.reworded])).items():
         story.check(f"“{question}” → “{said}”, byte for byte what it was before", ok=said == before[question], before=before[question])
-    rule = await model.chat(_RULE_ASKED)
-    story.check("the other corrections still hold", ok=asserts(rule, [str(_RULE["target"])]), said=rule)
+    other, rule = await model.chat(kept.question), await model.chat(_RULE_ASKED)
+    held = asserts(other, kept.names) and asserts(rule, [str(_RULE["target"])])
+    story.check("the other two corrections still hold", ok=held, said=[other, rule])
 
 
 async def _beliefs(model: Model) -> tuple[list[Belief], list[Belief]]:
@@ -301,6 +301,7 @@ async def _server(story: Story, settings: Settings, home: Path) -> AsyncIterator
             process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
 
 
 async def _ready(story: Story, url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -44,6 +44,7 @@ _SAME_RELATION: Final = "AND substr(e.slot, instr(e.slot, char(31)) + 1) = ?"
 _UNKNOWN_RELATION: Final = (
     "AND p.payload ->> '$.relation' = '' AND coalesce(p.payload ->> '$.fact.relation', '') = ''"  # neither recognised nor given
 )
+_NOT_MENTIONED: Final = "AND e.id NOT IN (SELECT value FROM json_each(?))"
 _MOST_NAMED: Final = 3  # edits in one warning
 
 
@@ -229,8 +230,7 @@ def _renamed(given: Fact, kept: Fact, yielding: Sequence[Edit]) -> list[str]:
 def _beside(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[str]:
     """Name the live edits of other slots that this one may contradict; none of them gives way on a guess."""
     overlapping = {other.id: warning for other, warning in _overlapping(db, tenant, correction) if other.id not in mentioned}
-    unclear = [other for other in _unclear(db, tenant, correction) if other.id not in {*mentioned, *overlapping}]
-    return [*overlapping.values(), *_unplaced(unclear)]
+    return [*overlapping.values(), *_unplaced(_unclear(db, tenant, correction, {*mentioned, *overlapping}))]
 
 
 def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> Iterator[tuple[Edit, str]]:
@@ -243,12 +243,12 @@ def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> It
         yield other, f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {shared!r} and stays live beside it"
 
 
-def _unclear(db: apsw.Connection, tenant: str, correction: Correction) -> list[Edit]:
+def _unclear(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[Edit]:
     """Find live edits of the same subject that may say the same in other words: one of the two relations is not known."""
     is_known = bool(correction.slot.relation or correction.fact.relation)
-    limit = "ORDER BY +e.seq DESC LIMIT ?"
-    condition = f"{_UNKNOWN_RELATION} {limit}" if is_known else limit
-    return _sharing(db, tenant, correction, subject_keys(correction.fact.subject), condition, (_MOST_NAMED + 1,))
+    condition = f"{_UNKNOWN_RELATION if is_known else ''} {_NOT_MENTIONED} ORDER BY +e.seq DESC LIMIT ?"
+    values = (json.dumps(sorted(mentioned)), _MOST_NAMED + 1)
+    return _sharing(db, tenant, correction, subject_keys(correction.fact.subject), condition, values)
 
 
 def _unplaced(unclear: Sequence[Edit]) -> list[str]:

@@ -36,7 +36,7 @@ def names_of(subject: str, aliases: Iterable[str] = ()) -> tuple[str, ...]:
     """Every name of an edit's subject: its own, those given with the edit, the atlas's (also where the subject is such another name)."""
     entity = entity_named(subject) or without_determiner(subject)
     other = atlas.aliases(entity)
-    known = (*atlas.aliases(subject), *_by_other_name().get(squash(subject), ()), *([entity, *other] if other else []))
+    known = (*atlas.aliases(subject), *([entity, *other] if other else []))
     return tuple(dict.fromkeys((subject, *aliases, *known)))
 
 

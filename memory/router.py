@@ -106,10 +106,11 @@ class Router:
             return Routed(request, "base", (), decision, "grey")
         most = 0 if has_reader else self.demonstrations
         shown = demonstrations(decision.hits[0].edit, most, questions=request.messages is not None or _is_question(request.prompt))
+        least = _least_room(request, engine)
         for hits, some in _attempts(decision.hits, shown):
             made = _with_facts(request, hits, some, engine, adapter=READER if has_reader else request.adapter)
             room = engine.context_length - engine.count_tokens(made)
-            if room >= _least_room(request, engine):
+            if room >= least:
                 return Routed(dataclasses.replace(made, max_tokens=min(made.max_tokens, room)), "memory", hits, decision)
         return Routed(request, "base", (), decision, "context")
 

@@ -65,9 +65,11 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.models.start()
-        async with mcp.session_manager.run() if mcp is not None else nullcontext():
-            yield
-        status.close()
+        try:
+            async with mcp.session_manager.run() if mcp is not None else nullcontext():
+                yield
+        finally:
+            status.close()
 
     return Starlette(
         routes=routes,

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools.config import Settings
-from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unsupported
+from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unavailable, Unsupported
 from ke_tools.facts import Edit, Fact, Probe, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
@@ -502,10 +502,16 @@ def open_service(settings: Settings, *, url: str = "") -> Service:
 
 
 def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | None]:
-    """Open the ledger, for reading where it takes no writes; one that stays shut is given as the error, whatever that is."""
+    """Open the ledger, for reading where it takes no writes; one that stays shut is given as the error.
+
+    Raises:
+        Unavailable: it cannot be opened just now.
+    """
     path = settings.home / "ledger.db"
     try:
         return Ledger(path, read_only=settings.read_only), None
+    except Unavailable:  # busy or full: it passes, and a server without edits would stay so
+        raise
     except KeToolsError as error:
         found = error
     if isinstance(found, ReadOnly) and not settings.read_only:

@@ -27,7 +27,7 @@ _SHORTEST_PLURAL: Final = 4  # letters
 
 def telling(text: str) -> frozenset[str]:
     """The words of a text that tell what is meant; a plural counts as its singular."""
-    return frozenset(map(_singular, squash(_POSSESSIVE.sub(" ", text)).split())) - _EMPTY
+    return frozenset(_stem(word) for word in squash(_POSSESSIVE.sub(" ", text)).split() if word not in _EMPTY)
 
 
 def telling_of(names: Iterable[str]) -> tuple[frozenset[str], ...]:
@@ -35,7 +35,8 @@ def telling_of(names: Iterable[str]) -> tuple[frozenset[str], ...]:
     return tuple(filter(None, map(telling, names)))
 
 
-def _singular(word: str) -> str:
-    if len(word) < _SHORTEST_PLURAL or not word.endswith("s") or word.endswith("ss"):
-        return word
-    return word[:-3] + "y" if word.endswith("ies") else word[:-1]
+def _stem(word: str) -> str:
+    """One form of a word's singular and plural: policy and policies, box and boxes, movie and movies."""
+    if len(word) >= _SHORTEST_PLURAL and not word.endswith("ss"):
+        word = word.removesuffix("s").removesuffix("e")
+    return word[:-1] + "i" if word.endswith("y") else word

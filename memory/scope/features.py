@@ -15,6 +15,7 @@ __all__ = ["NEUTRAL", "asked_in", "is_bare", "neutral", "pair_features", "resolv
 
 NEUTRAL: Final = "X"  # stands for the subject; measured against "it", "this", "someone", the type's name
 _LONGEST: Final = 1000  # characters of a text that are read, from its end
+_LONGEST_MANNER: Final = 160  # characters of a sentence that says how to answer; patterns with this freedom are slow on long ones
 _FEWEST: Final = 3  # words of a sentence that asks something by itself
 _SHORT: Final = 8  # words: "and the capital?" goes on with what was named before
 _HEADING: Final = 4  # words: "Country: Freedonia", "In the south."
@@ -90,7 +91,7 @@ def views(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, ...]:
 
 def asked_in(text: str) -> str:
     """Return the sentence that asks: the last one that does not only say how to answer."""
-    return (_without_tail(sentences_of(text)) or [""])[-1]
+    return (_without_tail(sentences_of(text[-_LONGEST:])) or [""])[-1]
 
 
 def resolve(text: str) -> str | None:
@@ -132,7 +133,8 @@ def _without_tail(sentences: Sequence[str]) -> list[str]:
 
 
 def _is_manner(sentence: str) -> bool:
-    return "{}" not in sentence and bool(_MANNER.fullmatch(sentence) or _NUDGE.fullmatch(sentence))
+    is_short = len(sentence) <= _LONGEST_MANNER
+    return is_short and "{}" not in sentence and bool(_MANNER.fullmatch(sentence) or _NUDGE.fullmatch(sentence))
 
 
 def _is_aside(sentence: str) -> bool:

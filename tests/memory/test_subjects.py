@@ -125,6 +125,7 @@ def test_the_atlas_gives_other_names_in_both_directions() -> None:
     assert "United States" in names_of("USA")
     assert "USA" in names_of("The United States")
     assert "WHO" not in names_of("The Who")
+    assert names_of("Us") == ("Us",)
     assert names_of("Freedonia", ["Freedonian Republic"]) == ("Freedonia", "Freedonian Republic")
 
 
