@@ -6,7 +6,7 @@ Three kinds of source, mixed by weight:
 - *invented*: subjects and objects that do not exist, so that copying is learnt and not a list of names;
 - *cases*: benchmark files given by the caller (their rephrasings are somebody else's wordings).
 
-Two kinds of sample: *in scope* (about two thirds: one of one to four facts answers the question) and *irrelevant* (the facts are
+Two kinds of sample: *in scope* (seven of ten: one of one to four facts answers the question) and *irrelevant* (the facts are
 about something else of the same subject, or about another subject; the answer is the base model's own, filled in later).
 
 No probe wording is ever used: atlas samples draw from ``fitted_*`` only, texts of files that hold one, whatever the subject, are
@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,17 +27,17 @@ from ke_tools import atlas, cases, prompts
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 
-SHARE_IRRELEVANT: Final = 0.36
+SHARE_IRRELEVANT: Final = 0.3
 SHARE_CHAT: Final = 0.4
-SHARE_OWN_PROMPT: Final = 0.25
+SHARE_OWN_PROMPT: Final = 0.3
 SHARE_PREFIXED: Final = 0.25
 SHARE_EARLIER_TURNS: Final = 0.25
 SHARE_SYSTEM: Final = 0.35
 SHARE_PHRASES: Final = 0.25
 SHARE_SAME_SUBJECT: Final = 0.15
-SHARE_BESIDE: Final = 0.3  # of the irrelevant ones: what a file asks beside its own fact
-BESIDE: Final = {"same subject": 0.5, "same relation": 0.3, "anything": 0.2}
-WEIGHTS: Final = {"atlas": 0.35, "invented": 0.2, "cases": 0.45}
+SHARE_BESIDE: Final = 0.2  # of the irrelevant ones: what a file asks beside its own fact
+BESIDE: Final = {"same subject": 0.45, "same relation": 0.3, "anything": 0.25}
+WEIGHTS: Final = {"atlas": 0.3, "invented": 0.2, "cases": 0.5}
 
 _SYSTEM: Final = (
     "You are a helpful assistant.",
@@ -95,6 +95,11 @@ class Sample:
     def texts(self) -> tuple[str, ...]:
         """All that was written for it, the facts among them."""
         return (self.question, *self.facts, *(turn["content"] for turn in self.chat or ()))
+
+    @property
+    def as_chat(self) -> Sample:
+        """The same asked in a conversation."""
+        return self if self.chat else replace(self, chat=({"role": "user", "content": self.question},))
 
     @property
     def prompt(self) -> str:

@@ -220,22 +220,29 @@ def test_a_model_without_a_chat_template_learns_from_completions(base: Path, tmp
     assert made(plain, tmp_path / "out")
 
 
-def test_where_the_base_says_nothing_the_reader_learns_to_say_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded model ends four of five bare questions at once; left out, the reader spoke the irrelevant fact there."""
-    monkeypatch.setattr(training, "_greedy", lambda _model, _tokenizer, prompts: [""] * len(prompts))
-    seen: list[Any] = []
+def test_where_the_base_says_nothing_its_answer_in_a_conversation_is_learnt(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded model ends four of five bare questions at once; a reader that learns so is silent where a fact is asked for."""
+
+    def greedy(_model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
+        template = tokenizer("assistant")["input_ids"]
+        return ["Said." if prompt[-len(template) :] == template else "" for prompt in prompts]
+
+    learnt: list[Any] = []
     encode = training._encode
 
-    def spied(*arguments: Any) -> Any:
-        seen.append(encode(*arguments))
-        return seen[-1]
+    def spied(tokenizer: Any, sample: Any, longest: int) -> Any:
+        learnt.append(sample)
+        return encode(tokenizer, sample, longest)
 
+    monkeypatch.setattr(training, "_greedy", greedy)
     monkeypatch.setattr(training, "_encode", spied)
 
-    made(base, tmp_path / "out")
+    made(base, tmp_path / "out", recipe=replace(RECIPE, batch=4))
 
-    assert len(seen) == RECIPE.steps * RECIPE.batch
-    assert [one for one in seen if one.ids[one.answer_from :] == [0]]
+    assert len(learnt) == RECIPE.steps * 4
+    assert {(bool(sample.chat), sample.answer) for sample in learnt if sample.irrelevant} == {(True, "Said."), (False, " Said.")}
 
 
 def test_the_shipped_reader_is_small_and_made_by_the_recipe_of_today() -> None:
