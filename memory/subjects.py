@@ -16,7 +16,7 @@ from typing import Any, Final
 import ahocorasick
 
 from ke_tools import atlas
-from ke_tools.memory.names import known_entities
+from ke_tools.memory.names import known_entities, without_determiner
 from ke_tools.screen import EVERYDAY
 
 __all__ = ["Mention", "SubjectIndex", "fold", "names_another"]
@@ -183,8 +183,11 @@ class SubjectIndex:
             self._small = _automaton(self._recent)
 
     def _meant(self, span: _Span, folded: Folded, text: str) -> frozenset[str]:
-        """The edits whose name stands there; of an everyday word those that write it so."""
+        """The edits whose name stands there; of an everyday word those that write it so; behind an article those without one too."""
         edits = self._edits.get(span.key, set())
+        bare = without_determiner(span.key)
+        if bare != span.key and bare not in EVERYDAY:
+            edits = edits | self._edits.get(bare, set())
         if (spellings := self._spellings.get(span.key)) is None:
             return frozenset(edits)
         written = text[slice(*_borders(span, folded))]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ke_tools import atlas
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
-from ke_tools.memory.names import names_of
+from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.features import asked_in, is_bare, neutral, resolve, speaks_of_another, views
@@ -256,7 +256,8 @@ class Scope:
         zone: Zone = "in" if best >= within else "grey" if best >= grey else "out"
         least = within if zone == "in" else grey
         order = sorted((edit_id for edit_id, score in scores.items() if score >= least), key=lambda edit_id: -scores[edit_id])
-        hits = tuple(Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order[:MOST_HITS])
+        found = [Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order]
+        hits = tuple(_without_outdated(found, named.views)[:MOST_HITS])
         return Decision(zone, hits, stages, _reason(zone, hits, named, best, grey), state.seen)
 
     def _named(self, state: _Tenant, text: str, carried: Sequence[str]) -> _Named:
@@ -321,6 +322,25 @@ def _wordings(edit: Edit) -> tuple[str, ...]:
     relation = atlas.relations().get(edit.relation)
     known = (relation.fitted_statements + relation.fitted_questions) if relation else ()
     return tuple(dict.fromkeys(map(neutral, (*own, *known))))
+
+
+def _without_outdated(hits: list[Hit], views: Mapping[str, Sequence[str]]) -> list[Hit]:
+    """Where a question is in the very words of an edit, leave out the older ones of its subject.
+
+    They may say the same in words whose relation is not known, so that the later edit did not supersede them.
+    """
+    settled: dict[str, int] = {}  # subject → revision of the latest edit in whose words it is asked
+    for hit in hits:
+        if _own_words(hit.edit) & {atlas.wording_key(view) for view in views.get(hit.edit.id, ())}:
+            subject = subject_key(hit.edit.fact.subject)
+            settled[subject] = max(settled.get(subject, 0), hit.edit.revision)
+    slots = {hit.edit.slot for hit in hits if hit.edit.revision == settled.get(subject_key(hit.edit.fact.subject))}
+    return [h for h in hits if h.edit.slot in slots or h.edit.revision >= settled.get(subject_key(h.edit.fact.subject), 0)]
+
+
+def _own_words(edit: Edit) -> set[str]:
+    names = names_of(edit.fact.subject, edit.fact.aliases)
+    return {atlas.wording_key(atlas.mask(text, names)) for text in (edit.fact.prompt, *edit.fact.paraphrases)}
 
 
 def _spans(subjects: SubjectIndex, text: str) -> dict[str, list[tuple[int, int]]]:

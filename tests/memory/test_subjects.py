@@ -164,6 +164,15 @@ def test_of_two_edits_on_an_everyday_word_each_is_found_as_it_writes_it() -> Non
     assert [mention.text for mention in index.find("US and Us and us")] == ["US"]
 
 
+@pytest.mark.parametrize("name", ["United States", "office", "refund policy"])
+@pytest.mark.parametrize("written", ["the {}", "The {}"])
+def test_a_name_with_an_article_does_not_hide_the_one_without(name: str, written: str) -> None:
+    """Issue 3 §3: both are one subject to the ledger, so a question with the article is about the edits of either."""
+    index = index_of(bare=(name,), full=(written.replace("{}", name),))
+    assert [mention.edit_ids for mention in index.find(f"Who looks after the {name}?")] == [{"bare", "full"}]
+    assert index_of(full=("The Who",), other=("Who",)).find("I like the who")[0].edit_ids == {"full"}
+
+
 def test_ten_thousand_names_are_added_one_by_one_and_found() -> None:
     """users-trust-scale §4a: the automaton is cheap; additions do not rebuild it each time."""
     index = SubjectIndex()

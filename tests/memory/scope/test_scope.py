@@ -109,7 +109,7 @@ def test_paraphrases_and_aliases_of_the_edit_count(ledger: Ledger, scope: Scope)
 def test_several_edits_in_scope_all_come_the_best_first(ledger: Ledger, scope: Scope) -> None:
     """Issue §3: several edits in scope of one question all go in."""
     other = Fact(subject="Freedonia", prompt="The wise ruler of Freedonia is", target="Gloria Teasdale")
-    write(ledger, other, FREEDONIA)
+    write(ledger, FREEDONIA, other)
 
     decision = asked(scope, "The ruler of Freedonia is")
 
@@ -332,6 +332,16 @@ def test_a_description_in_other_words_is_looked_up_by_likeness_where_nobody_is_n
     assert asked(scope, "Who wrote the refund policy?").zone == "out"
     ledger.rollback("t", [edit.id], actor="test")
     assert asked(scope, "The length of the refund policy is").zone == "out"
+
+
+def test_a_question_in_a_later_edits_own_words_is_not_answered_from_older_ones(ledger: Ledger, scope: Scope) -> None:
+    """Issue 3 §3: an edit whose relation is not known supersedes nothing, but its own prompt must not get the older answer."""
+    (old,) = write(ledger, Fact(subject="Freedonia", prompt="The capital of Freedonia is", target="Sylvania City"))
+    (new,) = write(ledger, Fact(subject="Freedonia", prompt="Which city is the capital of Freedonia?", target="Newtown"))
+    assert new.supersedes == ()
+
+    assert [hit.edit.id for hit in asked(scope, "which city is the capital of freedonia?").hits] == [new.id]
+    assert {hit.edit.id for hit in asked(scope, "The capital of Freedonia is").hits} == {old.id, new.id}
 
 
 def used(scope: Scope) -> Any:
