@@ -256,8 +256,8 @@ class Scope:
         zone: Zone = "in" if best >= within else "grey" if best >= grey else "out"
         least = within if zone == "in" else grey
         order = sorted((edit_id for edit_id, score in scores.items() if score >= least), key=lambda edit_id: -scores[edit_id])
-        found = [Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order]
-        hits = tuple(_without_outdated(found, named.views)[:MOST_HITS])
+        likely = [Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order]
+        hits = tuple(_without_outdated(likely, named.views)[:MOST_HITS])
         return Decision(zone, hits, stages, _reason(zone, hits, named, best, grey), state.seen)
 
     def _named(self, state: _Tenant, text: str, carried: Sequence[str]) -> _Named:
