@@ -6,6 +6,7 @@ one), zsRE as in MEND, KnowEdit, MQuAKE. What a file does not give stays empty; 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ke_tools.errors import InvalidInput
-from ke_tools.facts import Fact
+from ke_tools.facts import Fact, squash
 
 Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake"]
 Answered = tuple[str, tuple[str, ...]]  # a prompt and the answers that count as right
+
+_KEPT_BACK: Final = 48  # of 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,11 @@ class Case:
     def fact(self) -> Fact:
         """The case as an edit; ``old_target`` stays empty, as what the *served* model believes is not known here."""
         return Fact(subject=self.subject, prompt=self.prompt, target=self.target)
+
+
+def is_kept_back(subject: str) -> bool:
+    """Whether a subject belongs to the three of sixteen that are only measured on, in every file alike."""
+    return hashlib.sha256(squash(subject).encode()).digest()[0] < _KEPT_BACK
 
 
 def load(path: Path, kind: Format = "auto") -> list[Case]:

@@ -5,7 +5,8 @@ render demonstrations. So that nothing is graded on what it was fitted on, some 
 entirely, are marked *probe*: :attr:`Relation.fitted_statements` and :attr:`Relation.fitted_questions` never contain them, and
 only the verifier and the benches read ``probe_statements`` and ``probe_questions``.
 
-The tables are TOML files beside this one: ``relations/``, ``facts/``, ``entities/``.
+The tables are TOML files beside this one: ``relations/``, ``facts/``, ``entities/``; ``slots/`` holds what can be asked about things
+that no table lists (a firm's services, a recipe, an invented film), for training only.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ke_tools.facts import squash
 __all__ = [
     "AtlasFact",
     "Relation",
+    "Slot",
     "aliases",
     "entities",
     "facts",
@@ -36,6 +38,8 @@ __all__ = [
     "noun_phrase",
     "recognise",
     "relations",
+    "slot_subjects",
+    "slots",
     "worded",
     "wording_key",
 ]
@@ -93,6 +97,19 @@ class AtlasFact:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What can be asked about a type of thing that no table lists; ``{}`` stands for the thing, the answer follows a statement."""
+
+    id: str
+    subject: str  # the type; slots of one type ask for different things
+    masked: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    targets: tuple[str, ...]  # made up answers
+    near: tuple[str, ...] = ()  # slots whose questions one could fairly take for this one's
+
+
 def _tables(folder: str) -> list[dict[str, Any]]:
     files = sorted((f for f in resources.files(__name__).joinpath(folder).iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
     return [tomllib.loads(f.read_text("utf-8")) for f in files]
@@ -120,6 +137,19 @@ def facts() -> tuple[AtlasFact, ...]:
         for table in _tables("facts")
         for subject, objects in table["facts"].items()
     )
+
+
+@cache
+def slots() -> tuple[Slot, ...]:
+    """All slots, as the tables order them."""
+    rows = (row for table in _tables("slots") for row in table["slot"])
+    return tuple(Slot(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in rows)
+
+
+@cache
+def slot_subjects() -> Mapping[str, tuple[str, ...]]:
+    """Invented names by the type that slots have."""
+    return MappingProxyType({kind: tuple(names) for table in _tables("slots") for kind, names in table["subjects"].items()})
 
 
 @cache
