@@ -528,20 +528,33 @@ def scope_train(
     *,
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder to write weights and card into.")],
     data: Data = None,
+    without: Annotated[str, typer.Option(metavar="RELATION,…", help="Relations that no source shall teach.")] = "",
+    passes: Annotated[float | None, typer.Option(min=0.01, help="How often to go through the data.")] = None,
     seed: Seed = 0,
 ) -> int:
-    """Train the scorer of questions on the atlas's relations."""
+    """Train the scorer of questions on the inventory's relations and on benchmark files."""
     from ke_tools.memory.scope import training
 
-    return _show(call, training.train(data or [], out, seed=seed))
+    recipe = training.Recipe(seed=seed) if passes is None else training.Recipe(seed=seed, passes=passes)
+    with printing.progress() as progress:
+        left_out = [name.strip() for name in without.split(",") if name.strip()]
+        return _show(call, training.train(data or [], out, without=left_out, recipe=recipe, progress=progress))
 
 
 @verb(scope_app, "show")
 def scope_show(call: Call) -> int:
     """Show how the scorer of questions was made."""
-    from ke_tools.memory.scope import head
+    from ke_tools.memory.scope.scorer import TrainedScorer, shipped_folder
 
-    return _show(call, head.shipped().card)
+    return _show(call, TrainedScorer(shipped_folder()).card)
+
+
+@verb(scope_app, "relations")
+def scope_relations(call: Call, *, data: Data = None) -> int:
+    """List the relations that training on these files would teach, by source."""
+    from ke_tools.memory.scope.corpora import corpora
+
+    return _show(call, {corpus.name: sorted({group.relation or group.name for group in corpus.groups}) for corpus in corpora(data or [])})
 
 
 @verb(bench_app, "model")
@@ -587,6 +600,28 @@ def bench_answers(
             progress=progress,
         )
     return _bars(call, report)
+
+
+@verb(bench_app, "scope")
+def bench_scope(
+    call: Call,
+    *,
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records.")] = None,
+    kind: Annotated[Format, typer.Option("--format", help="Its format.")] = "auto",
+    edits: Annotated[int, typer.Option(min=1, help="How many of them to edit.")] = 1000,
+    unrelated: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions that no edit is about.")] = None,
+    scope: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A trained scorer; else the shipped one.")] = None,
+    seed: Seed = 0,
+) -> int:
+    """Edit facts of a benchmark and measure which questions are found to be about them; no answers."""
+    from ke_tools.benches import scope as bench
+
+    if data is None:
+        raise InvalidInput("there is nothing to measure.", "Give --data FILE.")
+    cache = call.settings().cache
+    with printing.progress() as progress:
+        found = bench.run(data=data, kind=kind, edits=edits, unrelated=unrelated, scope=scope, cache=cache, seed=seed, progress=progress)
+    return _bars(call, found)
 
 
 def _bars(call: Call, report: Mapping[str, Any]) -> int:

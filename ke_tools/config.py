@@ -7,6 +7,7 @@ people's projects.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -47,6 +48,7 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     demonstrations: int = 6  # how many an IKE prompt shows
+    alpha: float = 0.005  # share of its negatives that an edit may be triggered by
     via: Via = "auto"  # how an edited fact reaches the model
     read_only: bool = False
     token_file: Path | None = None
@@ -183,6 +185,16 @@ def _count(value: object, _base: Path | None) -> int:
     raise ValueError(f"a whole number from 0 to {MOST_DEMONSTRATIONS}")
 
 
+def _share(value: object, _base: Path | None) -> float:
+    try:
+        share = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise ValueError("a share between 0 and 1")
+    return share
+
+
 def _one_of(*known: str) -> Reader:
     def read(value: object, _base: Path | None) -> str:
         if isinstance(value, str) and value in known:
@@ -209,6 +221,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "dtype": _one_of(*DTYPES),
     "device": _matching(_DEVICE, "auto, cpu, mps, cuda or cuda:N"),
     "demonstrations": _count,
+    "alpha": _share,
     "via": _one_of(*VIAS),
     "read_only": _flag,
     "token_file": _path,

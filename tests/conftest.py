@@ -46,6 +46,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """The user's cache, with the models that are ready there."""
+    return CACHE
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """An empty home and an empty cache."""

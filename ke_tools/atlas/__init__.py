@@ -115,14 +115,17 @@ def _tables(folder: str) -> list[dict[str, Any]]:
     return [tomllib.loads(f.read_text("utf-8")) for f in files]
 
 
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
 @cache
 def relations() -> Mapping[str, Relation]:
     """All relations by id."""
     found: dict[str, Relation] = {}
     for table in _tables("relations"):
         for row in table["relation"]:
-            columns: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-            relation = Relation(**columns)
+            relation = Relation(**_columns(row))
             if relation.id in found:
                 raise ValueError(f"the relation {relation.id!r} stands in two tables")
             found[relation.id] = relation
@@ -142,8 +145,8 @@ def facts() -> tuple[AtlasFact, ...]:
 @cache
 def slots() -> tuple[Slot, ...]:
     """All slots, as the tables order them."""
-    rows = (row for table in _tables("slots") for row in table["slot"])
-    return tuple(Slot(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in rows)
+    rows: Iterator[dict[str, Any]] = (row for table in _tables("slots") for row in table["slot"])
+    return tuple(Slot(**_columns(row)) for row in rows)
 
 
 @cache

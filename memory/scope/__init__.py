@@ -1,8 +1,9 @@
 """Is it about the edited fact? Decided in stages, the cheapest first.
 
 Stage 0 asks who is named (:mod:`ke_tools.memory.subjects`), stage 1 what is asked: the question and the edit, both with the subject
-masked, are embedded and compared by a small trained head. Where nobody is named, the nearest edits among those marked
-``alias_risky`` are looked up (:mod:`ke_tools.memory.scope.alike`). Everything is derived from the ledger and follows it by itself.
+masked, are judged by a trained scorer (:mod:`ke_tools.memory.scope.scorer`), and each edit has a threshold of its own
+(:mod:`ke_tools.memory.scope.calibration`). Where nobody is named, the nearest edits among those marked ``alias_risky`` are looked up
+(:mod:`ke_tools.memory.scope.alike`). Everything is derived from the ledger and follows it by itself.
 """
 
 from __future__ import annotations
@@ -11,35 +12,36 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ke_tools import atlas
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
 from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
+from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, views
+from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
 from ke_tools.memory.scope.embedding import Embedder, minilm
-from ke_tools.memory.scope.features import asked_in, is_bare, neutral, resolve, speaks_of_another, views
-from ke_tools.memory.scope.head import Head, shipped
-from ke_tools.memory.scope.rivals import Rivals, wordings
+from ke_tools.memory.scope.scorer import CosineScorer, Pair, Scorer, TrainedScorer, shipped_folder
 from ke_tools.memory.subjects import SubjectIndex, names_another
 
 if TYPE_CHECKING:
     from ke_tools.memory.index import VectorIndex
     from ke_tools.memory.ledger import Ledger
 
-__all__ = ["Decision", "Embedder", "Head", "Hit", "Reading", "Scope", "minilm"]
+__all__ = ["Decision", "Embedder", "Hit", "Reading", "Scope", "Scorer", "minilm"]
 
 log = logging.getLogger(__name__)
 
 Zone = Literal["in", "grey", "out"]
+_ZONES: Final[tuple[Zone, ...]] = ("in", "grey")
 
 MOST_HITS: Final = 8
+_MOST_JUDGED: Final = 8  # edits of the subjects named; of more, those that are nearest to the question
+_MOST_TEXTS: Final = 5  # of an edit
+_OPEN: Final = 0.5  # probability from which a question may speak of the fact
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
 _ITSELF: Final = 0.999  # cosine of a text with itself, but for rounding
 
@@ -87,8 +89,7 @@ class _Tenant:
 
     seen: int = -1  # the ledger's head when it was last read
     edits: dict[str, Edit] = field(default_factory=dict)
-    wordings: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    rivals: dict[str, NDArray[np.intp]] = field(default_factory=dict)
+    wanted: dict[str, Wanted] = field(default_factory=dict)  # what asks for them
     subjects: SubjectIndex = field(default_factory=SubjectIndex)
     risky: dict[str, Edit] = field(default_factory=dict)
     telling: dict[str, tuple[frozenset[str], ...]] = field(default_factory=dict)  # words of the risky ones' names
@@ -101,7 +102,7 @@ class _Tenant:
             self.drop(edit.id)
             return
         self.edits[edit.id] = edit
-        self.wordings[edit.id] = _wordings(edit)
+        self.wanted[edit.id] = _wanted(edit)
         self.subjects.add(names_of(edit.fact.subject, edit.fact.aliases), edit.id)
         if edit.alias_risky and self.risky.get(edit.id) != edit:
             self.risky[edit.id] = edit
@@ -111,47 +112,84 @@ class _Tenant:
     def drop(self, edit_id: str) -> None:
         """Forget an edit."""
         self.edits.pop(edit_id, None)
-        self.wordings.pop(edit_id, None)
-        self.rivals.pop(edit_id, None)
+        self.wanted.pop(edit_id, None)
         self.subjects.discard(edit_id)
         self.telling.pop(edit_id, None)
         if self.risky.pop(edit_id, None) is not None and self.nearest is not None:
             self.nearest.discard(edit_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Score:
+    """What the scorer says of a question and an edit, and from where on that counts."""
+
+    same: float
+    open: float
+    within: float
+    grey: float
+
+    @property
+    def zone(self) -> Zone:
+        if self.same >= self.within:
+            return "in"
+        return "grey" if self.same >= self.grey or self.open >= _OPEN else "out"
+
+    @property
+    def likely(self) -> float:
+        return self.same if self.zone == "in" else max(self.same, self.open)
+
+
 class Scope:
     """Decides for each tenant which of its live edits a question is about. Thread safe; never raises."""
 
-    def __init__(self, ledger: Ledger, embedder: Embedder | None = None, head: Head | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        embedder: Embedder | None = None,
+        scorer: Scorer | None = None,
+        *,
+        alpha: float | None = None,
+        cache: Path | None = None,
+    ) -> None:
         """Follow a ledger.
 
         Args:
             ledger: the truth.
             embedder: all-MiniLM-L6-v2 unless given.
-            head: the shipped one unless given; for an embedder that this was not trained on, the plain cosine.
+            scorer: the shipped one unless given; with an embedder of another kind its cosine.
+            alpha: share of its negatives that an edit may be triggered by; ``None`` leaves every edit at the scorer's threshold.
+            cache: folder for what can be made again.
         """
         self._ledger = ledger
-        self._embedder = embedder or minilm()
-        self._given = head
+        self._embedder = embedder or minilm(cache=cache)
+        self._scorer = scorer
+        self._given_embedder = embedder is not None
+        self._alpha = alpha
+        self._cache = cache
+        self._calibrator: Calibrator | None = None
         self._tenants: dict[str, _Tenant] = {}
         self._lock = threading.Lock()
 
     @property
-    def head(self) -> Head:
-        """What scores."""
-        if self._given is None:
-            trained = shipped()
-            if trained.card.get("embedder") != self._embedder.fingerprint:
-                trained = Head.cosine()
-            elif trained.rivals is None:  # made for another version of the atlas
-                trained = replace(trained, rivals=Rivals(self._embedder.encode([text for _, text in wordings()])))
-            self._given = trained
-        return self._given
+    def scorer(self) -> Scorer:
+        """What judges; the shipped one is read when first needed."""
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = CosineScorer(self._embedder) if self._given_embedder else TrainedScorer(shipped_folder(), cache=self._cache)
+            if self._alpha is not None and self._calibrator is None:
+                path = self._cache / "scope" / "thresholds.db" if self._cache else None
+                self._calibrator = Calibrator(self._scorer, self._embedder, alpha=self._alpha, path=path)
+            return self._scorer
 
     def warm(self) -> None:
-        """Load the embedding model and the head now, not with the first question that names a subject."""
-        _ = self.head
+        """Load the models now, not with the first question that names a subject."""
+        self.scorer.score([Pair("X", "X")])
         self._embedder.encode(["X"])
+
+    def calibration(self, edit: Edit) -> Calibrated | None:
+        """Return an edit's own threshold and what it reached; ``None`` until it is calibrated."""
+        _ = self.scorer
+        return self._calibrator.known(_wanted(edit)) if self._calibrator else None
 
     def decide(self, tenant: str, reading: Reading) -> Decision:
         """Say which edits the reading is about. What breaks on the way makes it none, and is told in ``reason``."""
@@ -187,7 +225,7 @@ class Scope:
         with state.lock:
             for edit in self._followed(tenant, state):
                 anew.put(edit)
-            if (state.edits, state.wordings, state.risky) != (anew.edits, anew.wordings, anew.risky):
+            if (state.edits, state.wanted, state.risky) != (anew.edits, anew.wanted, anew.risky):
                 yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
             for edit in anew.edits.values():
                 if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject):
@@ -228,6 +266,8 @@ class Scope:
             edits = self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen)
             for edit in edits:
                 state.put(edit)
+                if state.seen >= 0 and edit.is_live and self._calibrator is not None:
+                    self._calibrator.ask(state.wanted[edit.id])
             for purged in changed.difference(edit.id for edit in edits):
                 state.drop(purged)
         except KeToolsError as error:
@@ -244,21 +284,22 @@ class Scope:
         found = time.perf_counter()
         scores = self._scores(state, named, text)
         took = {"mentions": _ms(found - started), "scores": _ms(time.perf_counter() - found)}
-        within, grey = (alike.WITHIN, alike.GREY) if named.how == "alike" else (self.head.within, self.head.grey)
         stages = {
             "how": named.how,
             "mentions": list(named.mentions),
-            "scores": {edit_id: round(score, 4) for edit_id, score in scores.items()},
-            "thresholds": {"in": round(within, 4), "grey": round(grey, 4)},
+            "scores": {edit_id: round(score.same, 4) for edit_id, score in scores.items()},
+            "open": {edit_id: round(score.open, 4) for edit_id, score in scores.items() if score.open >= _OPEN},
+            "thresholds": {edit_id: round(score.within, 4) for edit_id, score in scores.items()},
             "ms": took,
         }
-        best = max(scores.values(), default=0.0)
-        zone: Zone = "in" if best >= within else "grey" if best >= grey else "out"
-        least = within if zone == "in" else grey
-        order = sorted((edit_id for edit_id, score in scores.items() if score >= least), key=lambda edit_id: -scores[edit_id])
-        likely = [Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order]
+        best = max((score.same for score in scores.values()), default=0.0)
+        zones = {edit_id: score.zone for edit_id, score in scores.items()}
+        zone: Zone = next((zone for zone in _ZONES if zone in zones.values()), "out")
+        meant = sorted((edit_id for edit_id, its in zones.items() if its == zone != "out"), key=lambda edit_id: -scores[edit_id].likely)
+        likely = [Hit(state.edits[edit_id], scores[edit_id].likely, named.how) for edit_id in meant]
         hits = tuple(_without_outdated(likely, named.views)[:MOST_HITS])
-        return Decision(zone, hits, stages, _reason(zone, hits, named, best, grey), state.seen)
+        needed = min((score.grey for score in scores.values()), default=self.scorer.grey if named.how else 0.0)
+        return Decision(zone, hits, stages, _reason(zone, hits, named, best, needed), state.seen)
 
     def _named(self, state: _Tenant, text: str, carried: Sequence[str]) -> _Named:
         if not state.edits or not text.strip():
@@ -274,25 +315,51 @@ class Scope:
                     return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
         return _Named("alike" if state.risky else "")
 
-    def _scores(self, state: _Tenant, named: _Named, text: str) -> dict[str, float]:
-        """How likely the text is about each edit of the subjects named; the best of its views against the best of its wordings."""
+    def _scores(self, state: _Tenant, named: _Named, text: str) -> dict[str, _Score]:
+        """How likely the text is about each edit of the subjects named; the best of its views against the best of the edit's texts."""
         if named.how == "alike":
-            return self._alike(state, text)
+            return {edit_id: _Score(cosine, 0.0, alike.WITHIN, alike.GREY) for edit_id, cosine in self._alike(state, text).items()}
         asked = {edit_id: tuple(map(neutral, texts)) for edit_id, texts in named.views.items()}
-        wanted = dict.fromkeys(chain.from_iterable((*texts, *state.wordings[edit_id]) for edit_id, texts in asked.items() if texts))
-        vectors = dict(zip(wanted, self._embedder.encode(list(wanted)), strict=True)) if wanted else {}
-        return {edit_id: self._score(state, edit_id, texts, vectors) if texts else 0.0 for edit_id, texts in asked.items()}
+        judged = self._judged(state, {edit_id: texts for edit_id, texts in asked.items() if texts})
+        return {edit_id: judged.get(edit_id, _Score(0.0, 0.0, 1.0, 1.0)) for edit_id in asked}
 
-    def _score(self, state: _Tenant, edit_id: str, asked: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]) -> float:
-        u = np.stack([vectors[text] for text in asked])
-        v = np.stack([vectors[text] for text in state.wordings[edit_id]])
-        scores = self.head.score(np.repeat(u, len(v), axis=0), np.tile(v, (len(u), 1))).reshape(len(u), len(v)).max(1)
-        if self.head.rivals is not None:
-            rows = state.rivals.get(edit_id)
-            if rows is None:
-                rows = state.rivals[edit_id] = self.head.rivals.against(state.edits[edit_id].relation, v[0])
-            scores = self.head.judge(scores, (u @ v.T).max(1) - self.head.rivals.nearest(u, rows))
-        return float(scores.max())
+    def _judged(self, state: _Tenant, asked: Mapping[str, Sequence[str]]) -> dict[str, _Score]:
+        """Judge by each edit's first text, then by its others those that this leaves below their threshold."""
+        meant = asked if len(asked) <= _MOST_JUDGED else self._likeliest(state, asked)
+        texts = {edit_id: state.wanted[edit_id].texts for edit_id in meant}
+        found = self._best(state, meant, {edit_id: own[:1] for edit_id, own in texts.items()})
+        is_near = {edit_id: same >= self.scorer.grey / 2 for edit_id, (same, _) in found.items()}
+        within = {edit_id: self._threshold(state, edit_id) if is_near[edit_id] else self.scorer.within for edit_id in meant}
+        rest = {edit_id: own[1:] for edit_id, own in texts.items() if len(own) > 1 and found[edit_id][0] < within[edit_id]}
+        for edit_id, second in self._best(state, {edit_id: meant[edit_id] for edit_id in rest}, rest).items():
+            found[edit_id] = max(found[edit_id], second)
+        return {edit_id: _Score(*found[edit_id], within[edit_id], min(self.scorer.grey, within[edit_id])) for edit_id in meant}
+
+    def _best(
+        self, state: _Tenant, asked: Mapping[str, Sequence[str]], texts: Mapping[str, Sequence[str]]
+    ) -> dict[str, tuple[float, float]]:
+        """The best pair of each edit, as (same, open)."""
+        pairs = [
+            (edit_id, Pair(view, text, state.wanted[edit_id].target))
+            for edit_id, views in asked.items()
+            for view in views
+            for text in texts[edit_id]
+        ]
+        found: dict[str, tuple[float, float]] = {}
+        for (edit_id, _), (same, open_) in zip(pairs, self.scorer.score([pair for _, pair in pairs]).tolist(), strict=True):
+            found[edit_id] = max(found.get(edit_id, (0.0, 0.0)), (same, open_))
+        return found
+
+    def _likeliest(self, state: _Tenant, asked: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+        """Keep the edits that are nearest to the question by the embedding."""
+        views = self._embedder.encode([views[0] for views in asked.values()])
+        told = self._embedder.encode([state.wanted[edit_id].texts[0] for edit_id in asked])
+        order = (-(views * told).sum(1)).argsort()[:_MOST_JUDGED].tolist()
+        ids = list(asked)
+        return {ids[n]: asked[ids[n]] for n in order}
+
+    def _threshold(self, state: _Tenant, edit_id: str) -> float:
+        return self._calibrator.threshold(state.wanted[edit_id]) if self._calibrator else self.scorer.within
 
     def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
@@ -315,13 +382,15 @@ class Scope:
         return state.nearest
 
 
-def _wordings(edit: Edit) -> tuple[str, ...]:
-    """What asks for the edit, masked: its prompt, its paraphrases, and its relation's wordings where that is recognised."""
+def _wanted(edit: Edit) -> Wanted:
+    """What asks for the edit: its prompt, its paraphrases, and its relation's name where that is recognised."""
     names = names_of(edit.fact.subject, edit.fact.aliases)
     own = [atlas.mask(text, names) for text in (edit.fact.prompt, *edit.fact.paraphrases)]
     relation = atlas.relations().get(edit.relation)
-    known = (relation.fitted_statements + relation.fitted_questions) if relation else ()
-    return tuple(dict.fromkeys(map(neutral, (*own, *known))))
+    if relation and not relation.probe:
+        own.append(f"{relation.masked[:1].upper()}{relation.masked[1:]} is")
+    texts = tuple(dict.fromkeys(map(neutral, own)))[:_MOST_TEXTS]
+    return Wanted(texts, edit.fact.target, relation.id if relation and not relation.probe else "")
 
 
 def _without_outdated(hits: list[Hit], views: Mapping[str, Sequence[str]]) -> list[Hit]:

@@ -8,84 +8,45 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, permutations
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
 
 from ke_tools import atlas, cases
 from ke_tools.errors import InvalidInput
 
-__all__ = ["ABOUT_WORDS", "NO_QUESTIONS", "Corpus", "Group", "corpora", "subjects_of", "training_texts"]
+__all__ = ["Corpus", "Group", "corpora", "relations_apart", "subjects_of", "training_texts"]
 
-NO_QUESTIONS: Final = (
-    "Tell me about {}.",
-    "Tell me something interesting about {}.",
-    "Write a poem about {}.",
-    "Write a short story that mentions {}.",
-    "{} is a nice place.",
-    "I read about {} yesterday.",
-    "I like {}.",
-    "My friend loves {} very much.",
-    "What do you think of {}?",
-    "Is {} any good?",
-    "Who is {}?",
-    "What is {}?",
-    "Where can I learn more about {}?",
-    "Give me three jokes about {}.",
-    "Why is {} so well known?",
-    "How do you pronounce {}?",
-    "How many letters are there in {}?",
-    "Translate {} into German.",
-    "Make a list of books about {}.",
-    "Draft an e-mail in which I ask a colleague about {}.",
-    "{}",
-    "Have you heard of {}?",
-    "We talked about {} at dinner, and then it began to rain.",
-    "Compare {} with its rivals.",
-    "Explain {} to a child.",
-    "Write Python code that prints the name {} ten times.",
-    "Suggest a title for an essay on {}.",
-    "What is the weather like near {} today?",
-    "How much does a ticket to see {} cost?",
-    "A friend of mine once met somebody who knew {}.",
-    "Do you like {}?",
-    "Summarise what you know of {} in two sentences.",
-)
-ABOUT_WORDS: Final = (  # tasks about a sentence, whatever it says
-    "Translate into French: ",
-    "Translate this sentence into Spanish: ",
-    "Correct the grammar of: ",
-    "How many words has the sentence: ",
-    "Write a poem that begins with: ",
-    "Rewrite in a formal tone: ",
-)
 _FEWEST_SHARED: Final = 2  # records that must join two wordings before they count as one relation's
 _LEAST_SHARE: Final = 0.05
 _FEWEST_QUESTIONS: Final = 12
+_MOST_TARGETS: Final = 80
+_MADE_UP: Final = {  # objects of types without a table
+    "year": tuple(str(year) for year in range(1870, 2021, 13)),
+    "number": ("12", "1,204", "83 million", "7"),
+    "date": ("4 May 1911", "12 October 1987"),
+    "quantity": ("830 metres", "12,000 square kilometres"),
+    "duration": ("90 minutes", "three days"),
+}
 _LONGEST_NAME: Final = 8  # words of a subject that is guessed
 
 
 @dataclass(frozen=True)
 class Group:
-    """Texts about one relation; ``{}`` is the subject."""
+    """Texts that ask for one thing; ``{}`` is the subject."""
 
     name: str
-    positives: tuple[tuple[str, str], ...]  # (edit's text, question's text)
-    kind: str = ""  # type of the subject, where known
-    contrasts: tuple[str, ...] = ()  # said of subjects of this group, but of another relation
-    alike: frozenset[str] = frozenset()  # groups that may be the same relation
-
-    @property
-    def edits(self) -> tuple[str, ...]:
-        """The wordings that an edit may have."""
-        return tuple(dict.fromkeys(edit for edit, _ in self.positives))
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """All wordings that ask for the relation."""
-        return tuple(dict.fromkeys(chain.from_iterable(self.positives)))
+    texts: tuple[str, ...]
+    edits: tuple[str, ...] = ()  # those that an edit may be worded in; empty: all
+    relation: str = ""  # of the atlas, where it has it
+    kind: str = ""  # type of the subject, where known; groups of one type ask for different things
+    masked: str = ""  # a noun phrase for it, where known
+    targets: tuple[str, ...] = ()
+    contrasts: tuple[str, ...] = ()  # said of subjects of this group, but of something else
+    opens: tuple[str, ...] = ()  # ask for something that takes the answer to this (one hop)
+    alike: frozenset[str] = frozenset()  # groups that may ask for the same
 
 
 @dataclass(frozen=True)
@@ -95,7 +56,8 @@ class Corpus:
     name: str
     groups: tuple[Group, ...]
     in_front: tuple[str, ...] = ()  # unrelated sentences that stand before a question
-    apart: float = 2.0  # cosine from which two groups may be one relation under two names; 2: never
+    apart: float = 2.0  # cosine from which two groups may ask for the same under two names; 2: never
+    most: int = 40  # pairs a group in one pass over the data
 
 
 def training_texts(data: Sequence[Path] = ()) -> Iterator[str]:
@@ -103,49 +65,104 @@ def training_texts(data: Sequence[Path] = ()) -> Iterator[str]:
     for corpus in corpora(data):
         yield from corpus.in_front
         for group in corpus.groups:
-            yield from group.texts
-            yield from group.contrasts
-    yield from NO_QUESTIONS
+            yield from (*group.texts, *group.edits, *group.contrasts, *group.opens)
 
 
-def corpora(data: Sequence[Path] = ()) -> list[Corpus]:
-    """Read the atlas and the data files; what only probes may use is dropped.
+def corpora(data: Sequence[Path] = (), without: Container[str] = ()) -> list[Corpus]:
+    """Read the atlas, its slots and the data files; what only probes may use is dropped, and so are subjects that are kept back.
+
+    ``without`` names relations that no source shall teach, as :func:`relation_of` gives them.
 
     Raises:
         InvalidInput: a file is of no known format.
     """
-    return [_allowed(corpus) for corpus in (_of_atlas(), *(_of_file(path) for path in data))]
+    found = [_of_atlas(), _of_slots(), *(_of_file(path) for path in data)]
+    return [_allowed(corpus, without) for corpus in found]
 
 
 def subjects_of(path: Path) -> list[str]:
-    """Names of the subjects of a data file."""
+    """Names of the subjects of a data file that are fitted on."""
     rows = _question_rows(path)
     if rows is not None:
         return [name for row in rows if (name := _shared_name(row["edit"], row["questions"]))]
-    return [case.subject for case in cases.load(path)]
+    return [case.subject for case in _fitted(path)]
 
 
-def _allowed(corpus: Corpus) -> Corpus:
-    groups = (
-        replace(
-            group,
-            positives=tuple(pair for pair in group.positives if all("{}" in text and not atlas.holds_probe_wording(text) for text in pair)),
-            contrasts=tuple(text for text in group.contrasts if not atlas.holds_probe_wording(text)),
+def relations_apart(found: Sequence[cases.Case]) -> Mapping[str, tuple[str, ...]]:
+    """For each masked prompt of cases with neighbours the other prompts that certainly ask for something else."""
+    groups = _of_neighbours("", found).groups
+    far = {
+        group.name: tuple(
+            other.name
+            for other in groups
+            if other.name not in group.alike and group.name not in other.alike and not set(other.texts) & set(group.texts)
         )
-        for group in corpus.groups
-    )
+        for group in groups
+    }
+    return {name: others for name, others in far.items() if others}
+
+
+def _allowed(corpus: Corpus, without: Container[str]) -> Corpus:
+    groups = (_usable(group) for group in corpus.groups if group.name not in without and group.relation not in without)
     in_front = tuple(front for front in corpus.in_front if not atlas.holds_probe_wording(front))
-    return replace(corpus, groups=tuple(group for group in groups if group.positives), in_front=in_front)
+    return replace(corpus, groups=tuple(group for group in groups if group is not None), in_front=in_front)
+
+
+def _usable(group: Group) -> Group | None:
+    """A group without what only probes may use; ``None`` where nothing to ask, or no wording for an edit, is left."""
+    texts, edits, contrasts, opens = (
+        tuple(text for text in part if "{}" in text and not atlas.holds_probe_wording(text))
+        for part in (group.texts, group.edits, group.contrasts, group.opens)
+    )
+    if not texts or (group.edits and not edits):
+        return None
+    return replace(group, texts=texts, edits=edits, contrasts=contrasts, opens=opens)
+
+
+def _fitted(path: Path) -> list[cases.Case]:
+    return [case for case in cases.load(path) if not cases.is_kept_back(case.subject)]
 
 
 def _of_atlas() -> Corpus:
+    objects = _objects()
     groups = []
     for relation in atlas.relations().values():
         fitted = relation.fitted_statements + relation.fitted_questions
         if fitted:
             alike = frozenset({relation.inverse} - {""}) if relation.subject == relation.object else frozenset[str]()
-            groups.append(Group(relation.id, tuple(permutations((*fitted, relation.masked), 2)), relation.subject, alike=alike))
+            targets = tuple(objects[relation.id] or objects[relation.object])[:_MOST_TARGETS]
+            groups.append(
+                Group(
+                    relation.id, fitted, relation=relation.id, kind=relation.subject, masked=relation.masked, targets=targets, alike=alike
+                )
+            )
     return Corpus("atlas", tuple(groups), tuple(_sentences()))
+
+
+def _objects() -> Mapping[str, list[str]]:
+    """What relations lead to, by relation and by type."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for fact in atlas.facts():
+        found[fact.relation] += fact.objects
+        found[atlas.relations()[fact.relation].object] += fact.objects
+    for relation in atlas.relations().values():
+        found[relation.object] = found[relation.object] or list(atlas.entities(relation.object)) or list(_MADE_UP.get(relation.object, ()))
+    return found
+
+
+def _of_slots() -> Corpus:
+    groups = (
+        Group(
+            slot.id,
+            slot.statements + slot.questions,
+            kind=slot.subject,
+            masked=slot.masked,
+            targets=slot.targets,
+            alike=frozenset(slot.near),
+        )
+        for slot in atlas.slots()
+    )
+    return Corpus("slots", tuple(groups))
 
 
 def _sentences() -> Iterator[str]:
@@ -170,27 +187,30 @@ def _of_file(path: Path) -> Corpus:
     rows = _question_rows(path)
     if rows is not None:
         return Corpus(path.name, tuple(_of_questions(rows)), apart=0.9)
-    found = cases.load(path)
+    found = _fitted(path)
     if any(case.neighbours for case in found):
         return _of_neighbours(path.name, found)
-    free = any(case.rephrases for case in found)  # worded by people, so that two prompts of one relation need not be equal
-    return Corpus(path.name, tuple(_of_contrasts(found)), apart=0.45 if free else 0.97)
+    is_free = any(case.rephrases for case in found)  # worded by people, so that two prompts of one relation need not be equal
+    return Corpus(path.name, tuple(_of_contrasts(found)), apart=0.45 if is_free else 0.97, most=12 if is_free else 60)
 
 
 def _of_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Group]:
     """A statement and questions in its scope; the subject is what they share, the target what follows it."""
     masked: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    targets: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
         subject = _shared_name(row["edit"], row["questions"])
         if subject:
-            statement = _up_to_target(atlas.mask(row["edit"], [subject]))
+            told = atlas.mask(row["edit"], [subject])
+            statement = _up_to_target(told)
+            targets[statement][told.removeprefix(statement).strip()] = None
             masked[statement].update({atlas.mask(question, [subject]) for question in row["questions"]})
     common = {text: max(masked, key=lambda statement: masked[statement][text]) for asked in masked.values() for text in asked}
     for statement, asked in masked.items():
         own = [text for text, count in asked.items() if count > 1 and common[text] == statement and "{}" in text]
         if own and sum(asked.values()) >= _FEWEST_QUESTIONS:
-            texts = (statement, *own)
-            yield Group(statement, tuple(permutations(texts, 2)), alike=frozenset({s for s in masked if asked.keys() & masked[s].keys()}))
+            alike = frozenset({s for s in masked if asked.keys() & masked[s].keys()})
+            yield Group(statement, (statement, *own), relation=_relation(statement), targets=tuple(targets[statement]), alike=alike)
 
 
 def _shared_name(statement: str, questions: Sequence[str]) -> str:
@@ -227,7 +247,10 @@ def _of_neighbours(name: str, found: Sequence[cases.Case]) -> Corpus:
             other = fit.wording_of(neighbour)
             if other:
                 joined[wording, other] += 1
-    groups = tuple(_joined_groups(wordings, pairs, joined))
+    targets: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for case, wording in zip(found, asked, strict=True):
+        targets[wording].update(dict.fromkeys((case.target, case.truth)))
+    groups = tuple(replace(group, targets=tuple(targets[group.name])) for group in _joined_groups(wordings, pairs, joined))
     return Corpus(name, groups, tuple(front for front in fronts if "{}" not in front), apart=0.88)
 
 
@@ -270,25 +293,39 @@ def _joined_groups(
     for wording, rephrases in pairs.items():
         near = set(alike[wording]) | {w for n in same[wording] for w in same[n] | alike[n]}
         near |= {w for w, other in pairs.items() if sum(min(c, rephrases.get(text, 0)) for text, c in other.items()) >= _FEWEST_SHARED}
-        positives = [(wording, text) for text in chain({wording}, sorted(same[wording] & wordings.keys()), rephrases)]
-        yield Group(wording, tuple(dict.fromkeys(positives)), alike=frozenset(near))
+        texts = tuple(dict.fromkeys((wording, *sorted(same[wording] & wordings.keys()), *rephrases)))
+        yield Group(wording, texts, (wording,), relation=_relation(wording), alike=frozenset(near))
 
 
 def _of_contrasts(found: Sequence[cases.Case]) -> Iterator[Group]:
     """Records with questions about other relations of their subject; equal masked prompts are one relation."""
-    positives: defaultdict[str, dict[tuple[str, str], None]] = defaultdict(dict)
+    texts: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    targets: defaultdict[str, dict[str, None]] = defaultdict(dict)
     contrasts: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    opens: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for case in found:
-        wording = atlas.mask(case.prompt, [case.subject])
-        if "{}" not in wording:
-            continue
-        texts = [wording, *(atlas.mask(text, [case.subject]) for text in case.rephrases), *_other_forms(wording)]
-        positives[wording].update(dict.fromkeys((wording, text) for text in texts if "{}" in text))
-        positives[wording].update(dict.fromkeys((text, wording) for text in texts[1:] if "{}" in text))
+        wording, *rephrases = (atlas.mask(text, [case.subject]) for text in (case.prompt, *case.rephrases))
+        texts[wording].update(dict.fromkeys((wording, *rephrases, *_other_forms(wording))))
+        targets[wording].update(dict.fromkeys(filter(None, (case.target, case.truth))))
         others = (atlas.mask(text, [case.subject]) for text, _ in case.same_subject)
-        contrasts[wording].update(dict.fromkeys(text for text in others if "{}" in text and "which is not" not in text))
-    for wording, pairs in positives.items():
-        yield Group(wording, tuple(pairs), contrasts=tuple(text for text in contrasts[wording] if all(text not in pair for pair in pairs)))
+        contrasts[wording].update(dict.fromkeys(text for text in others if "which is not" not in text))
+        opens[wording].update(dict.fromkeys(atlas.mask(text, [case.subject]) for text, _ in case.reasoning))
+    for wording, own in texts.items():
+        rest = tuple(text for text in contrasts[wording] if text not in own)
+        yield Group(
+            wording,
+            tuple(own),
+            relation=_relation(wording),
+            targets=tuple(targets[wording])[:_MOST_TARGETS],
+            contrasts=rest,
+            opens=tuple(opens[wording]),
+        )
+
+
+def _relation(masked: str) -> str:
+    """The atlas's relation of a wording with ``{}``; "" where it has none."""
+    found = atlas.worded(masked.replace("{}", "Zqx"), "Zqx")
+    return found.id if found else ""
 
 
 def _other_forms(wording: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""Training of the scope head: pairs of masked texts that ask, or do not ask, for the same thing.
+"""Training of the scorer: cross-entropy over pairs of masked texts (:mod:`ke_tools.memory.scope.pairs`), MiniLM as cross-encoder.
 
-What only probes may use never enters; :func:`training_texts` lists what does.
+What only probes may use never enters; :func:`~ke_tools.memory.scope.corpora.training_texts` lists what does. Subjects for which
+:func:`ke_tools.cases.is_kept_back` holds are never fitted on.
 """
 
 from __future__ import annotations
@@ -8,109 +9,139 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ke_tools import atlas
+from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
-from ke_tools.memory.scope.corpora import ABOUT_WORDS, NO_QUESTIONS, Corpus, corpora, subjects_of, training_texts
+from ke_tools.memory.scope import network
+from ke_tools.memory.scope.asking import neutral
+from ke_tools.memory.scope.corpora import corpora, subjects_of, training_texts
 from ke_tools.memory.scope.embedding import Embedder, minilm
-from ke_tools.memory.scope.features import neutral, pair_features
-from ke_tools.memory.scope.head import Head
-from ke_tools.memory.scope.rivals import Rivals, wordings
+from ke_tools.memory.scope.graph import locate
+from ke_tools.memory.scope.pairs import NO_QUESTIONS, Labelled, Maker
+from ke_tools.memory.scope.scorer import CARD, Pair, Scorer, TrainedScorer
 
-__all__ = ["Pairs", "measure", "train", "training_texts"]
+__all__ = ["SUBJECTS", "Recipe", "measure", "train", "training_texts"]
 
-_HELD_OUT: Final = 0.12  # of the groups of each source, for choosing the thresholds
-_PREFIXED: Final = 0.04  # of the questions get an unrelated sentence in front
-_POSITIVES: Final = 48  # pairs a group
-_NEGATIVES: Final = 4  # for each positive
-_HARD: Final = 0.5  # of the negatives are among the most similar
-_NEAREST: Final = 40
-_CONTRASTED: Final = 0.75  # of the positives are followed by what a data file says of the same subject
-_HIDDEN: Final = 192
-_BATCH: Final = 256
-_LEARNING_RATE: Final = 1e-3
-_BUDGET: Final = {"in": 0.04, "grey": 0.15}  # of the negatives of kept-back relations may pass
-_CHOSEN: Final = "the lowest at which .04 (in) and .15 (grey) of the negatives of relations kept back from the fit pass, by source"
 SUBJECTS: Final = "subjects.json"
+_CHUNK: Final = 40  # batches that are sorted by length together
+_CLIP: Final = 1.0
+_WEIGHTS: Final = (1.5, 1.0, 1.0)  # of the classes; a missed question is worse than the one in three that it is
+_SMOOTHING: Final = 0.02
+_REPORT_EVERY: Final = 10
+
+Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """What a question asks for, what an edit says, and whether that is the same."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Hyper-parameters; the defaults are those of the shipped scorer."""
 
-    asked: list[str] = field(default_factory=list)
-    edits: list[str] = field(default_factory=list)
-    same: list[bool] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    relations: list[str] = field(default_factory=list)  # of the edits, where the atlas has them
-
-    def add(self, asked: str, edit: str, kind: str, relation: str = "", *, same: bool = False) -> None:
-        """Append one pair."""
-        self.asked.append(asked)
-        self.edits.append(edit)
-        self.same.append(same)
-        self.kinds.append(kind)
-        self.relations.append(relation)
+    passes: float = 1.0  # over the corpora
+    batch: int = 64
+    rank: int = 64  # of what is kept of a change
+    learning_rate: float = 2e-4
+    within: float = 0.3
+    grey: float = 0.15
+    seed: int = 0
 
 
-def train(data: Sequence[Path], out: Path | None, *, seed: int = 0, embedder: Embedder | None = None, epochs: int = 16) -> dict[str, Any]:
-    """Choose thresholds with a head that has not seen some of the relations, fit another on all, write it to ``out``; return its card.
+def train(
+    data: Sequence[Path],
+    out: Path,
+    *,
+    without: Collection[str] = (),
+    recipe: Recipe | None = None,
+    embedder: Embedder | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a scorer on the inventory and on data files, write it to ``out``; return its card.
 
-    Takes minutes on two cores, most of them for the embeddings of some ten thousand texts.
+    Args:
+        data: benchmark files.
+        out: a folder, for the weights, the card and the list of subjects fitted on.
+        without: relations (the atlas's ids, ids of slots, or a file's masked wording) that no source shall teach.
+        recipe: hyper-parameters.
+        embedder: chooses rivals; all-MiniLM-L6-v2 unless given.
+        progress: told (stage, done, total).
 
     Raises:
-        InvalidInput: a data file is of no known format.
+        InvalidInput: a data file is of no known format, or ``without`` names a relation that no source has.
         ModelUnavailable: the embedding model is not there.
     """
-    rng = random.Random(seed)  # noqa: S311  no secret
-    vectors = _Vectors(embedder or minilm())
-    sources = corpora(data)
-    fitted, kept = (_pairs(part, vectors, rng) for part in _split(sources, rng))
-    rivals = Rivals(vectors.of([text for _, text in wordings()]))
-    trial = Head(_fit(vectors, fitted, seed=seed, epochs=epochs), 0.5, 0.5, {}, rivals)
-    within, grey = calibrate(_judged(trial, kept, vectors), kept)
-    pairs = _pairs(sources, vectors, rng)
-    head = Head(_fit(vectors, pairs, seed=seed, epochs=epochs), within, grey, {}, rivals)
+    chosen, tell = recipe or Recipe(), progress or (lambda _stage, _done, _total: None)
+    began = time.monotonic()
+    sources = corpora(data, without)
+    _refuse_unknown(without, data)
+    tell("rivals", 0, 1)
+    embed = (embedder or minilm()).encode
+    maker = Maker(sources, lambda texts: embed([neutral(text) for text in texts]), seed=chosen.seed)
+    pairs = [pair for share in _shares(chosen.passes) for pair in maker.draw(share)]
+    _fit(pairs, out, chosen, tell)
     card = {
-        "embedder": vectors.embedder.fingerprint,
-        "neutral": neutral("{}"),
-        "seed": seed,
-        "epochs": epochs,
-        "pairs": len(pairs.same),
+        "recipe": asdict(chosen),
+        "pairs": len(pairs),
         "data": [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in data],
-        "relations": sorted(group.name for group in sources[0].groups),
-        "thresholds": {"in": within, "grey": grey, "chosen": _CHOSEN},
-        "calibration": measure(replace(trial, within=within, grey=grey), kept, vectors),
-        "probe": measure(head, probe_pairs(rng), vectors),
+        "without": sorted(without),
+        "relations": {corpus.name: len(corpus.groups) for corpus in sources},
+        "thresholds": {"in": chosen.within, "grey": chosen.grey},
+        "minutes": round((time.monotonic() - began) / 60, 1),
     }
-    if out is not None:
-        replace(head, card=card).save(out)
-        (out / SUBJECTS).write_text(json.dumps({"training_subjects": _subjects(data)}) + "\n", "utf-8")
+    _write(out / CARD, card)
+    _write(out / SUBJECTS, {"training_subjects": _subjects(data)})
+    card["probe"] = measure(TrainedScorer(out), random.Random(chosen.seed))  # noqa: S311  no secret
+    _write(out / CARD, card)
     return card
 
 
-def calibrate(scores: NDArray[np.float32], held: Pairs) -> tuple[float, float]:
-    """Choose the thresholds (in, grey) that so many of the kept-back negatives pass as ``_BUDGET`` says; each source counts equally."""
-    wrong = [scores[i] for i in _rows_by_source(held).values() if len(i)]
-    grid = np.linspace(0.01, 0.99, 99)
-    passing = np.mean([[(found >= threshold).mean() for threshold in grid] for found in wrong], axis=0)
-    within, grey = (float(grid[passing <= most].min(initial=grid[-1])) for most in (_BUDGET["in"], _BUDGET["grey"]))
-    return round(within, 2), round(grey, 2)
-
-
-def _rows_by_source(held: Pairs) -> dict[str, NDArray[np.int64]]:
-    sources = sorted({kind.partition(":")[0] for kind in held.kinds})
+def measure(scorer: Scorer, rng: random.Random) -> dict[str, dict[str, float]]:
+    """Share of the atlas's probe pairs that pass the thresholds, by kind."""
+    kinds, pairs = zip(*_probe_pairs(rng), strict=True)
+    scores = scorer.score([Pair(neutral(asked), neutral(edit)) for asked, edit in pairs])[:, 0]
+    found = np.array(kinds)
     return {
-        source: np.array([n for n, kind in enumerate(held.kinds) if kind.startswith(f"{source}:") and not held.same[n]], dtype=np.int64)
-        for source in sources
+        kind: {
+            "n": int((found == kind).sum()),
+            "in": round(float((scores[found == kind] >= scorer.within).mean()), 4),
+            "grey": round(float((scores[found == kind] >= scorer.grey).mean()), 4),
+        }
+        for kind in sorted(set(kinds))
     }
+
+
+def _probe_pairs(rng: random.Random) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Pairs of (asked, edit) out of the wordings that training never sees, each with its kind."""
+    relations = list(atlas.relations().values())
+    objects = {fact.relation: fact.objects[0] for fact in atlas.facts()}
+    for relation in relations:
+        seen = "unseen relation" if relation.probe else "seen relation, unseen wording"
+        edit = f"{relation.statements[0]} {objects.get(relation.id, '')}".strip()
+        own = relation.wordings[1:] if relation.probe else relation.probe_statements + relation.probe_questions
+        yield from ((f"{seen}: same", (asked, edit)) for asked in own)
+        others = [other for other in relations if other.subject == relation.subject and other.id not in {relation.id, relation.inverse}]
+        for other in rng.sample(others, min(len(others), 6)):
+            asked = rng.choice(other.wordings if relation.probe else other.probe_statements + other.probe_questions)
+            yield f"{seen}: same subject, other relation", (asked, edit)
+        yield f"{seen}: no question", (rng.choice(NO_QUESTIONS), edit)
+
+
+def _refuse_unknown(without: Collection[str], data: Sequence[Path]) -> None:
+    known = {name for corpus in corpora(data) for group in corpus.groups for name in (group.name, group.relation)} if without else set()
+    unknown = sorted(set(without) - known)
+    if unknown:
+        raise InvalidInput(f"no source has the relation {unknown[0]!r}.", "Name relations as `ke-tools scope relations` lists them.")
+
+
+def _shares(passes: float) -> list[float]:
+    whole = int(passes)
+    return [1.0] * whole + ([passes - whole] if passes > whole else [])
 
 
 def _subjects(data: Sequence[Path]) -> list[str]:
@@ -119,173 +150,69 @@ def _subjects(data: Sequence[Path]) -> list[str]:
     return sorted(hashlib.sha256(name.encode()).hexdigest()[:8] for name in names)
 
 
-def measure(head: Head, pairs: Pairs, vectors: _Vectors) -> dict[str, dict[str, float]]:
-    """Share of the pairs of each kind that pass the thresholds."""
-    scores = _judged(head, pairs, vectors)
-    kinds = np.array(pairs.kinds)
-    return {
-        kind: {
-            "n": int((kinds == kind).sum()),
-            "in": round(float((scores[kinds == kind] >= head.within).mean()), 4),
-            "grey": round(float((scores[kinds == kind] >= head.grey).mean()), 4),
-        }
-        for kind in sorted(set(pairs.kinds))
-    }
-
-
-def _judged(head: Head, pairs: Pairs, vectors: _Vectors) -> NDArray[np.float32]:
-    """Score pairs as the scope scores an edit that has one wording and whose relation is not recognised."""
-    asked, edits = vectors.of(pairs.asked), vectors.of(pairs.edits)
-    scores = head.score(asked, edits)
-    if head.rivals is None:
-        return scores
-    rivals: dict[tuple[str, str], NDArray[np.intp]] = {}
-    nearest = np.zeros(len(scores), np.float32)
-    for n, key in enumerate(zip(pairs.relations, pairs.edits, strict=True)):
-        if key not in rivals:
-            rivals[key] = head.rivals.against("", edits[n], besides=key[0])
-        nearest[n] = head.rivals.nearest(asked[n : n + 1], rivals[key])[0]
-    return head.judge(scores, (asked * edits).sum(1) - nearest)
-
-
-def probe_pairs(rng: random.Random) -> Pairs:
-    """Pairs out of the wordings that training never sees, for measuring only."""
-    pairs = Pairs()
-    relations = list(atlas.relations().values())
-    for relation in relations:
-        if relation.probe:
-            for edit in relation.statements:
-                for asked in rng.sample(relation.wordings, 4):
-                    if asked != edit:
-                        pairs.add(asked, edit, "unseen relation: same", relation.id, same=True)
-        else:
-            for asked in relation.probe_statements + relation.probe_questions:
-                pairs.add(asked, rng.choice(relation.statements), "seen relation, unseen wording: same", relation.id, same=True)
-        name = "unseen relation" if relation.probe else "seen relation, unseen wording"
-        others = [other for other in relations if other.subject == relation.subject and other.id not in {relation.id, relation.inverse}]
-        for other in rng.sample(others, min(len(others), 6)):
-            asked = rng.choice(other.wordings if relation.probe else other.probe_statements + other.probe_questions)
-            pairs.add(asked, rng.choice(relation.statements), f"{name}: same subject, other relation", relation.id)
-        pairs.add(rng.choice(NO_QUESTIONS), rng.choice(relation.statements), f"{name}: no question", relation.id)
-    return pairs
-
-
-class _Vectors:
-    """Embeddings by masked text, each computed once."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-        self._place: dict[str, int] = {}
-        self._rows: NDArray[np.float32] = np.zeros((0, embedder.dimension), np.float32)
-
-    def of(self, masked: Sequence[str]) -> NDArray[np.float32]:
-        texts = [neutral(text) for text in masked]
-        new = [text for text in dict.fromkeys(texts) if text not in self._place]
-        if new:
-            known = len(self._place)
-            self._rows = np.concatenate([self._rows, self.embedder.encode(new)])
-            self._place.update((text, known + number) for number, text in enumerate(new))
-        return self._rows[[self._place[text] for text in texts]]
-
-
-def _split(sources: Sequence[Corpus], rng: random.Random) -> tuple[list[Corpus], list[Corpus]]:
-    """Keep some groups of each source back."""
-    fitted, kept = [], []
-    for corpus in sources:
-        back = set(rng.sample(range(len(corpus.groups)), round(_HELD_OUT * len(corpus.groups))))
-        fitted.append(replace(corpus, groups=tuple(group for n, group in enumerate(corpus.groups) if n not in back)))
-        kept.append(replace(corpus, groups=tuple(group for n, group in enumerate(corpus.groups) if n in back)))
-    return fitted, kept
-
-
-def _pairs(sources: Sequence[Corpus], vectors: _Vectors, rng: random.Random) -> Pairs:
-    pairs = Pairs()
-    fronts = [front for corpus in sources for front in corpus.in_front]
-    for corpus in sources:
-        rivals = _Rivals(corpus, vectors)
-        for number, group in enumerate(corpus.groups):
-            for edit, asked in rng.sample(group.positives, min(_POSITIVES, len(group.positives))):
-                relation = group.name if group.kind else ""
-                pairs.add(_with_front(asked, fronts, rng), edit, f"{corpus.name}: same", relation, same=True)
-                for text, kind in rivals.of(number, edit, asked, rng):
-                    pairs.add(_with_front(text, fronts, rng), edit, f"{corpus.name}: {kind}", relation)
-    return pairs
-
-
-def _with_front(text: str, fronts: Sequence[str], rng: random.Random) -> str:
-    """Put a sentence in front of some texts, unless end and beginning together make a wording that only probes may use."""
-    if not fronts or rng.random() >= _PREFIXED:
-        return text
-    joined = f"{rng.choice(fronts)} {text}"
-    return text if atlas.holds_probe_wording(joined) else joined
-
-
-class _Rivals:
-    """Texts of one source that do not ask for what an edit says."""
-
-    def __init__(self, corpus: Corpus, vectors: _Vectors) -> None:
-        self._corpus = corpus
-        self._vectors = vectors
-        self._texts = [text for group in corpus.groups for text in group.texts]
-        self._owner = np.array([number for number, group in enumerate(corpus.groups) for _ in group.texts])
-        self._rows = vectors.of(self._texts)
-        self._allowed = [self._allowed_for(number) for number in range(len(corpus.groups))]
-
-    def of(self, number: int, edit: str, asked: str, rng: random.Random) -> Iterator[tuple[str, str]]:
-        """Draw negatives for one positive pair, each with its kind."""
-        group, allowed = self._corpus.groups[number], self._allowed[number]
-        if rng.random() < 1 / 3:
-            yield rng.choice(NO_QUESTIONS), "no question"
-        if rng.random() < 1 / 6:
-            yield rng.choice(ABOUT_WORDS) + asked, "no question"
-        if group.contrasts and rng.random() < _CONTRASTED:
-            yield rng.choice(group.contrasts), "same subject, other relation"
-        if not allowed.size:
-            return
-        likeness = self._rows[allowed] @ self._vectors.of([edit])[0]
-        nearest = allowed[np.argsort(-likeness)[:_NEAREST]]
-        for _ in range(_NEGATIVES):
-            hard = rng.random() < _HARD
-            yield self._texts[rng.choice(nearest if hard else allowed)], "other relation, near" if hard else "other relation"
-
-    def _allowed_for(self, number: int) -> NDArray[np.int64]:
-        """Indexes of texts of other groups; those of the same type of subject where there are enough."""
-        group = self._corpus.groups[number]
-        own = set(group.texts)
-        rows = self._vectors.of(group.texts)
-        far = [
-            other is not group
-            and other.name not in group.alike
-            and (self._corpus.apart > 1 or float((rows @ self._vectors.of(other.texts).T).max()) < self._corpus.apart)
-            for other in self._corpus.groups
-        ]
-        allowed = np.array([n for n, text in enumerate(self._texts) if far[self._owner[n]] and text not in own], dtype=np.int64)
-        typed = np.array([n for n in allowed if group.kind and self._corpus.groups[self._owner[n]].kind == group.kind], dtype=np.int64)
-        return np.concatenate([allowed, *[typed] * (len(allowed) // (len(typed) + 1) // 2)]) if len(typed) else allowed
-
-
-def _fit(vectors: _Vectors, pairs: Pairs, *, seed: int, epochs: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+def _fit(pairs: Sequence[Labelled], out: Path, recipe: Recipe, tell: Progress) -> None:
     import torch
+    from safetensors.torch import save_file
     from torch import nn
 
-    torch.manual_seed(seed)
-    asked, edits, same = vectors.of(pairs.asked), vectors.of(pairs.edits), np.array(pairs.same, np.float32)
-    width = 2 * asked.shape[1] + 1
-    network = nn.Sequential(nn.Linear(width, _HIDDEN), nn.ReLU(), nn.Dropout(0.3), nn.Linear(_HIDDEN, 1))
-    steps = epochs * (len(same) // _BATCH + 1)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    order = torch.Generator().manual_seed(seed)
-    loss_of = nn.BCEWithLogitsLoss()
-    for _ in range(epochs):
-        shuffled = torch.randperm(len(same), generator=order).numpy()
-        for start in range(0, len(same), _BATCH):
-            index = shuffled[start : start + _BATCH]
-            logits = network(torch.from_numpy(pair_features(asked[index], edits[index])))[:, 0]
-            loss = loss_of(logits, torch.from_numpy(same[index]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
-    return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in linear]
+    torch.manual_seed(recipe.seed)
+    folder = locate()
+    model = network.untrained(folder).train()
+    encode = _Encoder(folder)
+    batches = _batches(pairs, recipe)
+    learnt = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, lr=recipe.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=len(batches), pct_start=0.08, anneal_strategy="linear"
+    )
+    loss_of = nn.CrossEntropyLoss(weight=torch.tensor(_WEIGHTS), label_smoothing=_SMOOTHING)
+    for step, batch in enumerate(batches, 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**encode(batch))
+        loss = loss_of(logits.float(), torch.tensor([pair.label for pair in batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learnt, _CLIP)
+        optimizer.step()
+        schedule.step()
+        if step % _REPORT_EVERY == 0 or step == len(batches):
+            tell(f"training, loss {loss.item():.2f}", step, len(batches))
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(network.changes(model, folder, recipe.rank), out / network.WEIGHTS)
+
+
+class _Encoder:
+    """Pairs → the network's inputs."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(96)
+        self._tokenizer.enable_padding()
+
+    def __call__(self, batch: Sequence[Labelled]) -> dict[str, Any]:
+        import torch
+
+        encoded = self._tokenizer.encode_batch([(neutral(pair.asked), neutral(pair.edit)) for pair in batch])
+        return {
+            "input_ids": torch.tensor([one.ids for one in encoded]),
+            "attention_mask": torch.tensor([one.attention_mask for one in encoded]),
+            "token_type_ids": torch.tensor([one.type_ids for one in encoded]),
+        }
+
+
+def _batches(pairs: Sequence[Labelled], recipe: Recipe) -> list[list[Labelled]]:
+    """Batches of pairs of like length, in random order."""
+    rng = random.Random(recipe.seed)  # noqa: S311  no secret
+    found: list[list[Labelled]] = []
+    for start in range(0, len(pairs), recipe.batch * _CHUNK):
+        chunk = sorted(pairs[start : start + recipe.batch * _CHUNK], key=lambda pair: len(pair.asked) + len(pair.edit))
+        part = [list(chunk[n : n + recipe.batch]) for n in range(0, len(chunk), recipe.batch)]
+        rng.shuffle(part)
+        found += part
+    return found
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1 if path.name == CARD else None, ensure_ascii=False) + "\n", "utf-8")

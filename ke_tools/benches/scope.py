@@ -1,0 +1,288 @@
+"""``ke-tools bench scope``: published edits, imported at once; which questions are found to be about which edit. No language model.
+
+A question that is about an edit must find *that* edit (recall); one that is not must find none (a false trigger is an edit in the zone
+``in``; ``grey`` is counted beside it). One edit a subject; subjects that occur in training data of the scope are left out, and so are
+paraphrases that do not name their subject and neighbours that name another edited one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ke_tools import atlas, cases
+from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
+from ke_tools.cases import Case
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import Fact, squash
+from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.scope import Decision, Reading, Scope
+from ke_tools.memory.scope.corpora import relations_apart
+from ke_tools.memory.scope.scorer import TrainedScorer, shipped_folder
+from ke_tools.verify import Rate, rate
+
+__all__ = ["run"]
+
+TENANT: Final = "bench"
+IMPORT_BATCH: Final = 500
+MISSES_SHOWN: Final = 20
+UNRELATED: Final = 1000
+RECALL_BAR: Final = 0.98
+OTHER_SUBJECT_BAR: Final = 0.005
+SAME_SUBJECT_BAR: Final = 0.03
+UNRELATED_BAR: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question; ``case`` is the edit that it belongs to."""
+
+    case: str
+    text: str
+    wording: str = ""  # of the edit, for the list of confusions
+
+
+@dataclass(slots=True)
+class _Bench:
+    scope: Scope
+    stages: Stages
+    refs: dict[str, str] = field(default_factory=dict)  # edit id → case id
+    took: dict[str, list[float]] = field(default_factory=dict)  # stage → milliseconds
+    confusions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run(
+    *,
+    data: Path,
+    kind: cases.Format = "auto",
+    edits: int = 1000,
+    unrelated: Path | None = None,
+    scope: Path | None = None,
+    cache: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Import a sample of a benchmark's edits and route its questions.
+
+    Args:
+        data: a file that :func:`ke_tools.cases.load` reads.
+        kind: its format.
+        edits: how many edits, one a subject.
+        unrelated: a file whose unrelated questions must find nothing; without it, the data's own.
+        scope: folder of a trained scorer; the shipped one unless given.
+        cache: where derived files are kept.
+        seed: of the sample.
+        progress: told (stage, done, total).
+
+    Raises:
+        InvalidInput: a file is unreadable, or holds no usable edit.
+        ModelUnavailable: the scorer cannot be read.
+    """
+    stages = Stages(progress)
+    loaded = cases.load(data, kind)
+    folder = scope or shipped_folder()
+    scorer = TrainedScorer(folder, cache=cache)
+    chosen, left = _sample(loaded, edits, seed, _trained(folder))
+    with closing(Ledger(":memory:")) as ledger:
+        bench = _Bench(Scope(ledger, scorer=scorer, cache=cache), stages)
+        with stages.stage("import"):
+            for case, edit in zip(chosen, _imported(ledger, chosen), strict=True):
+                bench.refs[edit] = case.id
+        with stages.stage("load"):
+            bench.scope.warm()
+        results = _measure(bench, chosen, loaded if unrelated is None else cases.load(unrelated), seed)
+    results |= {
+        "edits": len(chosen),
+        "left_out": left,
+        "scope": dict(scorer.card.get("thresholds", {})),
+        "milliseconds": {stage: _quantiles(times) for stage, times in bench.took.items()},
+        "resident_mib": round(_resident_mib()),
+        "confusions": bench.confusions,
+        "seconds": stages.as_dict(),
+    }
+    return report("scope", str(folder.name), seed, results, _bars(results))
+
+
+def _sample(loaded: Sequence[Case], most: int, seed: int, is_trained: Callable[[str], bool]) -> tuple[list[Case], dict[str, int]]:
+    """A seeded sample, one edit a subject, and how many were left out why."""
+    order = list(loaded)
+    random.Random(seed).shuffle(order)  # noqa: S311  reproducible choice, no secret
+    chosen: dict[str, Case] = {}
+    left = {"subject_in_training_data": 0, "not_a_fact": 0}
+    for case in order:
+        if len(chosen) == most:
+            break
+        key = squash(case.subject)
+        if key in chosen:
+            continue
+        if is_trained(key):
+            left["subject_in_training_data"] += 1
+        elif not _is_fact(case):
+            left["not_a_fact"] += 1
+        else:
+            chosen[key] = case
+    if not chosen:
+        raise InvalidInput("no usable edit in the file.", "Each record needs a subject that stands in its prompt, and a target.")
+    return list(chosen.values()), left
+
+
+def _is_fact(case: Case) -> bool:
+    try:
+        case.fact()
+    except InvalidInput:
+        return False
+    return True
+
+
+def _trained(folder: Path) -> Callable[[str], bool]:
+    """Whether a squashed subject occurs in the training data of the scorer, as its folder lists it."""
+    try:
+        listed = set(json.loads((folder / "subjects.json").read_text("utf-8"))["training_subjects"])
+    except (OSError, ValueError, KeyError):
+        listed = set()
+    ours = {squash(fact.subject) for fact in atlas.facts()}
+    return lambda subject: subject in ours or hashlib.sha256(subject.encode()).hexdigest()[:8] in listed
+
+
+def _imported(ledger: Ledger, chosen: Sequence[Case]) -> Iterator[str]:
+    for start in range(0, len(chosen), IMPORT_BATCH):
+        part = chosen[start : start + IMPORT_BATCH]
+        facts: list[Fact] = [_with_aliases(case) for case in part]
+        yield from (edit.id for edit in ledger.edit(TENANT, facts, actor="bench", refs=[case.id for case in part]))
+
+
+def _with_aliases(case: Case) -> Fact:
+    """The case's fact with the other names that its aliased questions use: these are given with the edit."""
+    fact = case.fact()
+    names = tuple(name for prompt, _ in case.aliased if (name := cases.other_name(case, prompt)))
+    if not names:
+        return fact
+    try:
+        return Fact(subject=fact.subject, prompt=fact.prompt, target=fact.target, aliases=tuple(dict.fromkeys(names)))
+    except InvalidInput:
+        return fact
+
+
+def _measure(bench: _Bench, chosen: Sequence[Case], others: Sequence[Case], seed: int) -> dict[str, Any]:
+    subjects = [squash(case.subject) for case in chosen]
+    rephrased = [(case, text) for case in chosen for text in case.rephrases]
+    naming = [(case, text) for case, text in rephrased if _names(text, [squash(case.subject)])]
+    aliased = [(case, prompt) for case in chosen for prompt, _ in case.aliased if cases.other_name(case, prompt)]
+    neighbours = [(case, prompt) for case in chosen for prompt, _ in case.neighbours]
+    clear = [(case, text) for case, text in neighbours if not _names(text, subjects)]
+    same = list(_same_subject(chosen, seed))
+    asked = list(dict.fromkeys(prompt for case in others for prompt, _ in case.unrelated if not _names(prompt, subjects)))
+    random.Random(seed).shuffle(asked)  # noqa: S311  reproducible choice, no secret
+    return {
+        "recall": {
+            "rewrite": _recall(bench, "rewrite", [(case, case.prompt) for case in chosen]),
+            "paraphrase": _recall(bench, "paraphrase", naming),
+            "alias given": _recall(bench, "alias given", aliased),
+        },
+        "false_triggers": {
+            "same relation, other subject": _triggers(bench, "same relation, other subject", clear),
+            "same subject, other relation": _triggers(bench, "same subject, other relation", same),
+            "unrelated": _triggers(bench, "unrelated", [(chosen[0], text) for text in asked[:UNRELATED]]),
+        },
+    }
+
+
+def _same_subject(chosen: Sequence[Case], seed: int) -> Iterator[tuple[Case, str]]:
+    """What the file asks of the same subject, else prompts of the file's other relations put to it."""
+    if any(case.same_subject for case in chosen):
+        for case in chosen:
+            yield from ((case, prompt) for prompt, _ in case.same_subject if "which is not" not in prompt)
+        return
+    rng = random.Random(seed)  # noqa: S311  reproducible choice, no secret
+    apart = relations_apart(chosen)
+    for case in chosen:
+        others = apart.get(atlas.mask(case.prompt, [case.subject]), ())
+        if others:
+            yield case, rng.choice(others).replace("{}", case.subject)
+
+
+def _recall(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> dict[str, Any]:
+    """Share of the questions for which the right edit is found."""
+    decisions = _decided(bench, row, asked)
+    right = [_holds(bench, decision, case) for (case, _), decision in zip(asked, decisions, strict=True)]
+    grey = [d.zone == "grey" and any(bench.refs.get(h.edit.id) == c.id for h in d.hits) for (c, _), d in zip(asked, decisions, strict=True)]
+    _note(bench, row, [(case, text, d) for (case, text), d, ok in zip(asked, decisions, right, strict=True) if not ok])
+    clusters = [case.id for case, _ in asked]
+    return {"in": rate(right, clusters).as_dict(), "grey": rate(grey, clusters).as_dict()}
+
+
+def _holds(bench: _Bench, decision: Decision, case: Case) -> bool:
+    return decision.zone == "in" and any(bench.refs.get(hit.edit.id) == case.id for hit in decision.hits)
+
+
+def _triggers(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> dict[str, Any]:
+    """Share of the questions for which some edit is found."""
+    decisions = _decided(bench, row, asked)
+    wrong = [decision.zone == "in" for decision in decisions]
+    _note(bench, row, [(case, text, d) for (case, text), d, fired in zip(asked, decisions, wrong, strict=True) if fired])
+    clusters = [case.id for case, _ in asked]
+    return {"in": rate(wrong, clusters).as_dict(), "grey": rate([d.zone == "grey" for d in decisions], clusters).as_dict()}
+
+
+def _decided(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> list[Decision]:
+    found: list[Decision] = []
+    with bench.stages.stage(row):
+        for number, (_, text) in enumerate(asked, 1):
+            decision = bench.scope.decide(TENANT, Reading(text))
+            for stage, milliseconds in decision.stages.get("ms", {}).items():
+                bench.took.setdefault(f"{stage} ({decision.zone})", []).append(milliseconds)
+            found.append(decision)
+            bench.stages.tell(row, number, len(asked))
+    return found
+
+
+def _note(bench: _Bench, row: str, wrong: Sequence[tuple[Case, str, Decision]]) -> None:
+    """Keep the worst confusions in words: the surest of the false triggers, the surest of the misses."""
+    ranked = sorted(wrong, key=lambda one: -max(one[2].stages.get("scores", {}).values(), default=0.0))
+    order = ranked if row in {"same relation, other subject", "same subject, other relation", "unrelated"} else ranked[::-1]
+    for case, text, decision in order[:MISSES_SHOWN]:
+        score = max(decision.stages.get("scores", {}).values(), default=0.0)
+        bench.confusions.append({"row": row, "edit": f"{case.prompt} {case.target}", "asked": text, "score": round(score, 3)})
+
+
+def _names(text: str, subjects: Iterable[str]) -> bool:
+    words = f" {squash(text)} "
+    return any(f" {subject} " in words for subject in subjects)
+
+
+def _quantiles(times: Sequence[float]) -> dict[str, float]:
+    return {"p50": round(float(np.quantile(times, 0.5)), 3), "p99": round(float(np.quantile(times, 0.99)), 3), "n": len(times)}
+
+
+def _resident_mib() -> float:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def _bars(results: dict[str, Any]) -> list[Bar]:
+    recall, wrong = results["recall"], results["false_triggers"]
+    bars = [at_least(f"recall, {row}", _rate(recall[row]), bar) for row, bar in (("rewrite", RECALL_BAR), ("paraphrase", RECALL_BAR))]
+    most = {
+        "same relation, other subject": OTHER_SUBJECT_BAR,
+        "same subject, other relation": SAME_SUBJECT_BAR,
+        "unrelated": UNRELATED_BAR,
+    }
+    return [
+        *(bar for bar in bars if recall[bar.name.removeprefix("recall, ")]["in"]["measured"]),
+        *(at_most(f"false triggers, {row}", wrong[row]["in"]["value"], bar) for row, bar in most.items() if wrong[row]["in"]["measured"]),
+    ]
+
+
+def _rate(found: dict[str, Any]) -> Rate:
+    row = found["in"]
+    return Rate(row["value"] if row["measured"] else None, row["stderr"], row["n"], 0, row["low"], row["high"])

@@ -1,0 +1,210 @@
+r"""A threshold for each edit, from its own negatives.
+
+An edit is tried against the inventory's wordings. Of $n$ such scores $s_{(1)} \le \dots \le s_{(n)}$ the threshold is $s_{(k)}$ with
+$k = \lceil (n + 1)(1 - \alpha) \rceil$ (split conformal prediction: Vovk et al. 2005, ch. 4), so that a question drawn like them passes
+with a probability of at most $\alpha$. Differs from the textbook: 1. a wording of the edit's own relation is left out where that is
+recognised; where it is not, such wordings count as negatives, and the bound is stricter than $\alpha$; 2. only the negatives nearest by
+the embedding are scored, the rest counts as passing nothing; 3. the threshold stays within bounds, and below what the edit's own words
+score: who asks in these is always answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ke_tools import atlas
+from ke_tools.memory.scope.asking import neutral
+from ke_tools.memory.scope.embedding import Embedder
+from ke_tools.memory.scope.scorer import Pair, Scorer
+
+__all__ = ["ALPHA", "Calibrated", "Calibrator", "Wanted"]
+
+log = logging.getLogger(__name__)
+
+ALPHA: Final = 0.005
+_SCORED: Final = 64  # negatives
+_LOWEST: Final = 0.5  # of the scorer's own threshold
+_HIGHEST: Final = 0.9
+_OWN_MARGIN: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What asks for an edit: its wordings, masked and neutral, its target, and its relation where that is recognised."""
+
+    texts: tuple[str, ...]
+    target: str = ""
+    relation: str = ""
+
+    @property
+    def key(self) -> str:
+        """Equal for edits that say the same of two subjects."""
+        return hashlib.sha256("\n".join((self.relation, self.target, *self.texts)).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """An edit's threshold, the share of its negatives that pass it, and of the other wordings of its relation (1 where there is none)."""
+
+    threshold: float
+    false_triggers: float
+    recall: float
+
+
+class Calibrator:
+    """Calibrates in a thread of its own; what is not calibrated yet has the scorer's threshold."""
+
+    def __init__(self, scorer: Scorer, embedder: Embedder, *, alpha: float = ALPHA, path: Path | None = None) -> None:
+        """Begin.
+
+        Args:
+            scorer: what scores.
+            embedder: finds the negatives that are worth scoring.
+            alpha: the most of the negatives that may pass.
+            path: a file to remember results in, across processes; a cache.
+        """
+        self._scorer = scorer
+        self._embedder = embedder
+        self._alpha = alpha
+        self._kept = _Kept(path, f"{scorer.fingerprint}/{alpha}") if path else None
+        self._known: dict[str, Calibrated] = {}
+        self._asked: set[str] = set()
+        self._queue: SimpleQueue[Wanted] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def threshold(self, wanted: Wanted) -> float:
+        """From which score on the edit is meant; asks for its calibration where there is none yet."""
+        known = self.known(wanted)
+        if known is not None:
+            return known.threshold
+        self.ask(wanted)
+        return self._scorer.within
+
+    def known(self, wanted: Wanted) -> Calibrated | None:
+        """Return what is known already."""
+        key = wanted.key
+        if key not in self._known and self._kept is not None and key not in self._asked:
+            found = self._kept.get(key)
+            if found is not None:
+                self._known[key] = found
+        return self._known.get(key)
+
+    def ask(self, wanted: Wanted) -> None:
+        """Have it calibrated, soon."""
+        with self._lock:
+            if wanted.key in self._asked or wanted.key in self._known:
+                return
+            self._asked.add(wanted.key)
+            self._queue.put(wanted)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
+                self._thread.start()
+
+    def calibrate(self, wanted: Wanted) -> Calibrated:
+        """Try an edit against its negatives, now."""
+        negatives, near = self._nearest(wanted)
+        scored = np.sort(self._best(wanted, near))[::-1]
+        n = len(negatives)
+        passing = n - math.ceil((n + 1) * (1 - self._alpha))  # so many may lie above the threshold
+        conformal = float(scored[passing]) if 0 <= passing < len(scored) else 0.0
+        own = self._best(wanted, wanted.texts)
+        others = self._best(wanted, [text for text in _own_wordings(wanted.relation) if text not in wanted.texts])
+        highest = min(_HIGHEST, max(self._scorer.grey, float(own.min()) - _OWN_MARGIN))
+        threshold = min(max(conformal + 1e-4, _LOWEST * self._scorer.within), highest)
+        recall = float((others >= threshold).mean()) if len(others) else 1.0
+        return Calibrated(round(threshold, 4), round(float((scored >= threshold).sum()) / max(n, 1), 5), round(recall, 4))
+
+    def _work(self) -> None:
+        while True:
+            wanted = self._queue.get()
+            try:
+                found = self.calibrate(wanted)
+            except Exception as error:  # noqa: BLE001  the default threshold stays
+                log.warning("an edit could not be calibrated: %s", error)
+                continue
+            self._remember(wanted, found)
+
+    def _remember(self, wanted: Wanted, found: Calibrated) -> None:
+        self._known[wanted.key] = found
+        if self._kept is not None:
+            self._kept.put(wanted.key, found)
+
+    def _best(self, wanted: Wanted, asked: Sequence[str]) -> NDArray[np.float32]:
+        pairs = [Pair(text, edit, wanted.target) for text in asked for edit in wanted.texts]
+        return self._scorer.score(pairs)[:, 0].reshape(len(asked), len(wanted.texts)).max(1) if pairs else np.zeros(0, np.float32)
+
+    def _nearest(self, wanted: Wanted) -> tuple[Sequence[int], list[str]]:
+        texts, relations, vectors = self._inventory
+        own = {wanted.relation, atlas.relations()[wanted.relation].inverse} if wanted.relation else set()
+        rows = np.array([n for n, relation in enumerate(relations) if relation not in own], np.int64)
+        likeness = (vectors[rows] @ self._embedder.encode(wanted.texts).T).max(1)
+        return rows.tolist(), [texts[n] for n in rows[np.argsort(-likeness)[:_SCORED]]]
+
+    @cached_property
+    def _inventory(self) -> tuple[list[str], list[str], NDArray[np.float32]]:
+        """Every fitted wording, the relation that it asks for, and its vector."""
+        worded = [(text, relation.id) for relation in atlas.relations().values() for text in _own_wordings(relation.id)]
+        worded += [(neutral(text), slot.id) for slot in atlas.slots() for text in slot.statements + slot.questions]
+        texts = [text for text, _ in worded]
+        return texts, [relation for _, relation in worded], self._embedder.encode(texts)
+
+
+class _Kept:
+    """Results in a file that several processes may write; what is wrong with it makes it empty, never an error."""
+
+    def __init__(self, path: Path, made_by: str) -> None:
+        self._path = path
+        self._made_by = made_by
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Calibrated | None:
+        row = self._do(
+            lambda db: db.execute("SELECT threshold, wrong, recall FROM kept WHERE key = ? AND by = ?", self._of(key)).fetchone()
+        )
+        return Calibrated(*row) if row else None
+
+    def put(self, key: str, found: Calibrated) -> None:
+        values = (*self._of(key), found.threshold, found.false_triggers, found.recall)
+        self._do(lambda db: db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", values).fetchall())
+
+    def _of(self, key: str) -> tuple[str, str]:
+        return key, self._made_by
+
+    def _do(self, work: Callable[[Any], Any]) -> Any:
+        import apsw
+
+        with self._lock:
+            try:
+                return work(self._db)
+            except (apsw.Error, OSError) as error:
+                log.info("%s is not used: %s", self._path, error)
+                return None
+
+    @cached_property
+    def _db(self) -> Any:
+        import apsw
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        db = apsw.Connection(str(self._path))
+        db.set_busy_timeout(500)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT, by TEXT, threshold REAL, wrong REAL, recall REAL, PRIMARY KEY (key, by))")
+        return db
+
+
+def _own_wordings(relation: str) -> list[str]:
+    known = atlas.relations().get(relation)
+    return [neutral(text) for text in (*known.fitted_statements, *known.fitted_questions)] if known else []
