@@ -20,8 +20,6 @@ def test_the_cosine_scorer_compares_the_question_with_the_edits_words() -> None:
 
     pairs = [Pair("Who rules X?", "Who rules X?", "Ada"), Pair("Who rules X?", "The anthem of X is")]
     (same, open_), (other, _) = scorer.score(pairs).tolist()
-        [Pair("Who rules X?", "Who rules X?", "Ada"), Pair("Who rules X?", "The anthem of X is")]
-    ).tolist()
 
     assert same == pytest.approx(1)
     assert open_ == 0
