@@ -1,7 +1,8 @@
 """Benchmark files of the field, read into one shape.
 
-Four formats are understood, told apart by their fields: CounterFact (EasyEdit's flat shape and the ROME authors' nested
-one), zsRE as in MEND, KnowEdit, MQuAKE. What a file does not give stays empty; nothing is made up.
+Five formats are understood, told apart by their fields: CounterFact (EasyEdit's flat shape and the ROME authors' nested
+one), zsRE as in MEND, KnowEdit, MQuAKE, and the project's own *house* files (``benchmarks/house``: facts that nobody trained on). A file
+is a JSON list or JSON lines. What a file does not give stays empty; nothing is made up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 
-Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake"]
+Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake", "house"]
 Answered = tuple[str, tuple[str, ...]]  # a prompt and the answers that count as right
 
 _KEPT_BACK: Final = 48  # of 256
@@ -55,7 +56,8 @@ def load(path: Path, kind: Format = "auto") -> list[Case]:
         InvalidInput: not JSON, not a list of records, or records of no known shape.
     """
     try:
-        rows = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        rows = json.loads(text) if text.lstrip()[:1] != "{" else [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {error}", "Give a JSON file of benchmark records.") from error
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
@@ -69,6 +71,7 @@ def _kind_of(row: Mapping[str, Any], path: Path) -> str:
         "counterfact": ({"locality_prompt", "rephrase_prompt"}, {"paraphrase_prompts", "neighborhood_prompts"}),
         "zsre": ({"src", "alt"},),
         "mquake": ({"requested_rewrite", "questions"}, {"edit", "questions"}),
+        "house": ({"paraphrases", "questions", "look_alike"},),
         "knowedit": ({"subject", "prompt", "target_new"}, {"prompt", "target", "rephrase"}),
     }
     for kind, alternatives in shapes.items():
@@ -152,11 +155,24 @@ def _mquake(row: Mapping[str, Any], name: str) -> Iterator[Case]:
         )
 
 
+def _house(row: Mapping[str, Any], name: str) -> Iterator[Case]:
+    yield Case(
+        id=name,
+        subject=row["subject"],
+        prompt=row["prompt"],
+        target=row["target"],
+        rephrases=(*row["paraphrases"], *row["questions"]),
+        neighbours=tuple((text, ()) for text in row["look_alike"]),
+        same_subject=tuple((text, ()) for text in row["same_subject"]),
+    )
+
+
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any], str], Iterator[Case]]]] = {
     "counterfact": _counterfact,
     "zsre": _zsre,
     "knowedit": _knowedit,
     "mquake": _mquake,
+    "house": _house,
 }
 
 
