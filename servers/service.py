@@ -70,7 +70,7 @@ class Service:
         self.unwritable = unwritable
         self.damage = Damage()
         self._ledger = ledger
-        self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger)
+        self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, cache=settings.cache)
         self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
         self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast

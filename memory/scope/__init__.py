@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache as remembered
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -23,11 +25,14 @@ from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
 from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
+from ke_tools.memory.scope.candidates import likeliest
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.features import asked_in, is_bare, neutral, resolve, speaks_of_another, views
+from ke_tools.memory.scope.following import Follower
 from ke_tools.memory.scope.head import Head, shipped
 from ke_tools.memory.scope.rivals import Rivals, wordings
-from ke_tools.memory.subjects import SubjectIndex, names_another
+from ke_tools.memory.scope.tenant import Found, Seen, Tenant
+from ke_tools.memory.subjects import names_another
 
 if TYPE_CHECKING:
     from ke_tools.memory.index import VectorIndex
@@ -40,6 +45,8 @@ log = logging.getLogger(__name__)
 Zone = Literal["in", "grey", "out"]
 
 MOST_HITS: Final = 8
+MOST_JUDGED: Final = 64  # edits of the subjects named; of more, those whose words the question has
+_MOST_SHOWN: Final = 64  # mentions
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
 _ITSELF: Final = 0.999  # cosine of a text with itself, but for rounding
 
@@ -79,61 +86,26 @@ class _Named:
     how: str  # "named", "carried", "alike"; "" where there is none
     views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mentions: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(slots=True)
-class _Tenant:
-    """What is derived from one tenant's live edits."""
-
-    seen: int = -1  # the ledger's head when it was last read
-    edits: dict[str, Edit] = field(default_factory=dict)
-    wordings: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    rivals: dict[str, NDArray[np.intp]] = field(default_factory=dict)
-    subjects: SubjectIndex = field(default_factory=SubjectIndex)
-    risky: dict[str, Edit] = field(default_factory=dict)
-    telling: dict[str, tuple[frozenset[str], ...]] = field(default_factory=dict)  # words of the risky ones' names
-    nearest: VectorIndex | None = None  # of the risky ones; made when first needed
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def put(self, edit: Edit) -> None:
-        """Take an edit as it stands now; one that is not live is forgotten."""
-        if not edit.is_live:
-            self.drop(edit.id)
-            return
-        self.edits[edit.id] = edit
-        self.wordings[edit.id] = _wordings(edit)
-        self.subjects.add(names_of(edit.fact.subject, edit.fact.aliases), edit.id)
-        if edit.alias_risky and self.risky.get(edit.id) != edit:
-            self.risky[edit.id] = edit
-            self.telling[edit.id] = alike.telling_of((edit.fact.subject, *edit.fact.aliases))
-            self.nearest = None
-
-    def drop(self, edit_id: str) -> None:
-        """Forget an edit."""
-        self.edits.pop(edit_id, None)
-        self.wordings.pop(edit_id, None)
-        self.rivals.pop(edit_id, None)
-        self.subjects.discard(edit_id)
-        self.telling.pop(edit_id, None)
-        if self.risky.pop(edit_id, None) is not None and self.nearest is not None:
-            self.nearest.discard(edit_id)
+    edits: Mapping[str, Edit] = field(default_factory=dict)
 
 
 class Scope:
     """Decides for each tenant which of its live edits a question is about. Thread safe; never raises."""
 
-    def __init__(self, ledger: Ledger, embedder: Embedder | None = None, head: Head | None = None) -> None:
+    def __init__(self, ledger: Ledger, embedder: Embedder | None = None, head: Head | None = None, *, cache: Path | None = None) -> None:
         """Follow a ledger.
 
         Args:
             ledger: the truth.
             embedder: all-MiniLM-L6-v2 unless given.
             head: the shipped one unless given; for an embedder that this was not trained on, the plain cosine.
+            cache: the folder that files with what is derived lie in; without it, everything is derived at each start.
         """
         self._ledger = ledger
         self._embedder = embedder or minilm()
         self._given = head
-        self._tenants: dict[str, _Tenant] = {}
+        self._follower = Follower(ledger, self._embedder, cache)
+        self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
 
     @property
@@ -149,24 +121,37 @@ class Scope:
         return self._given
 
     def warm(self) -> None:
-        """Load the embedding model and the head now, not with the first question that names a subject."""
+        """Load the embedding model, the head and every tenant's edits now, not with the first question."""
         _ = self.head
         self._embedder.encode(["X"])
+        for tenant in self._ledger.tenants():
+            state = self._state(tenant)
+            self._follower.follow(state, patience=-1)
+            if state.risky:
+                self._follower.place(state, patience=-1)
 
     def decide(self, tenant: str, reading: Reading) -> Decision:
         """Say which edits the reading is about. What breaks on the way makes it none, and is told in ``reason``."""
+        state = self._state(tenant)
+        try:
+            told = self._follower.follow(state)
+            decision = self._decide(state, reading)
+        except Exception as error:
+            log.warning("the scope of tenant %s failed: %s", tenant, error, exc_info=not isinstance(error, KeToolsError))
+            return Decision("out", (), {"error": str(error)}, f"the scope failed, the base model answers: {error}", max(state.seen, 0))
+        if note := self._follower.note(tenant):
+            told = {**told, "index": note}
+        return replace(decision, stages={**decision.stages, **told}) if told else decision
+
+    def notes(self) -> dict[str, str]:
+        """Say of each tenant whose index file could not be used why that was."""
         with self._lock:
-            state = self._tenants.setdefault(tenant, _Tenant())
-        with state.lock:
-            try:
-                stale = self._refresh(tenant, state)
-                decision = self._decide(state, reading)
-            except Exception as error:
-                log.warning("the scope of tenant %s failed: %s", tenant, error, exc_info=not isinstance(error, KeToolsError))
-                return Decision("out", (), {"error": str(error)}, f"the scope failed, the base model answers: {error}", max(state.seen, 0))
-        if stale:
-            return Decision(decision.zone, decision.hits, {**decision.stages, "stale": stale}, decision.reason, decision.revision)
-        return decision
+            tenants = list(self._tenants)
+        return {tenant: note for tenant in tenants if (note := self._follower.note(tenant))}
+
+    def _state(self, tenant: str) -> Tenant:
+        with self._lock:
+            return self._tenants.setdefault(tenant, Tenant(tenant))
 
     def audit(self) -> list[str]:
         """Give in words what is wrong with what is derived from the ledger; empty when all is well.
@@ -181,33 +166,32 @@ class Scope:
         return [f"{tenant}: {difference}" for tenant in self._ledger.tenants() for difference in self._differences(tenant)]
 
     def _differences(self, tenant: str) -> Iterator[str]:
-        with self._lock:
-            state = self._tenants.setdefault(tenant, _Tenant())
-        anew = _Tenant()
-        with state.lock:
-            for edit in self._followed(tenant, state):
-                anew.put(edit)
-            if (state.edits, state.wordings, state.risky) != (anew.edits, anew.wordings, anew.risky):
-                yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
-            for edit in anew.edits.values():
-                if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject):
-                    yield f"{edit.fact.subject!r} is not found as its edits say"
-                if edit.id not in _spans(state.subjects, edit.fact.prompt):
-                    yield f"{edit.id} is not named by its own prompt, {edit.fact.prompt!r}, and so without effect"
-            yield from self._misplaced(state)
+        state, anew = self._state(tenant), Tenant(tenant)
+        anew.apply(self._followed(state), (), state.seen)
+        wordings = dict(state.wordings)
+        if (state.edits, state.risky) != (anew.edits, anew.risky) or any(
+            found != _wordings(anew.edits[edit_id]) for edit_id, found in wordings.items() if edit_id in anew.edits
+        ):
+            yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
+        for edit in anew.edits.values():
+            if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject):
+                yield f"{edit.fact.subject!r} is not found as its edits say"
+            if not any(edit.id in mention.edit_ids for mention in state.subjects.find(edit.fact.prompt)):
+                yield f"{edit.id} is not named by its own prompt, {edit.fact.prompt!r}, and so without effect"
+        yield from self._misplaced(state)
 
-    def _followed(self, tenant: str, state: _Tenant) -> list[Edit]:
+    def _followed(self, state: Tenant) -> list[Edit]:
         """Return the live edits of the revision that the state has followed the ledger to, whoever writes meanwhile."""
         while True:
-            self._refresh(tenant, state)
-            edits = self._ledger.live(tenant)
+            self._follower.follow(state, patience=-1)
+            edits = self._ledger.live(state.name)
             if self._ledger.head() == state.seen:
                 return edits
 
-    def _misplaced(self, state: _Tenant) -> Iterator[str]:
+    def _misplaced(self, state: Tenant) -> Iterator[str]:
         if not state.risky:
             return
-        nearest = self._nearest(state)
+        nearest = self._follower.place(state, patience=-1)
         if len(nearest) != len(state.risky):
             yield f"{len(nearest)} edits have vectors, {len(state.risky)} are marked alias_risky"
         vectors = self._embedder.encode([edit.fact.prompt for edit in state.risky.values()])
@@ -217,32 +201,13 @@ class Scope:
             if score < _ITSELF:
                 yield f"the vector of {edit_id} is not that of its prompt (cosine {score:.3f})"
 
-    def _refresh(self, tenant: str, state: _Tenant) -> str:
-        """Follow the ledger; where it cannot be read, keep the edits last known and say why."""
-        try:
-            now = self._ledger.head()
-            if now == state.seen:
-                return ""
-            # Asked first, so that an edit made meanwhile is not taken for one that is gone.
-            changed = set() if state.seen < 0 else self._ledger.changed(tenant, state.seen)
-            edits = self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen)
-            for edit in edits:
-                state.put(edit)
-            for purged in changed.difference(edit.id for edit in edits):
-                state.drop(purged)
-        except KeToolsError as error:
-            if state.seen < 0:
-                raise
-            return str(error)
-        state.seen = now
-        return ""
-
-    def _decide(self, state: _Tenant, reading: Reading) -> Decision:
+    def _decide(self, state: Tenant, reading: Reading) -> Decision:
         started = time.perf_counter()
         text = reading.text[-_LONGEST:]
         named = self._named(state, text, reading.carried)
+        seen = _seen(state, named)
         found = time.perf_counter()
-        scores = self._scores(state, named, text)
+        scores = self._scores(seen, named, text)
         took = {"mentions": _ms(found - started), "scores": _ms(time.perf_counter() - found)}
         within, grey = (alike.WITHIN, alike.GREY) if named.how == "alike" else (self.head.within, self.head.grey)
         stages = {
@@ -256,25 +221,28 @@ class Scope:
         zone: Zone = "in" if best >= within else "grey" if best >= grey else "out"
         least = within if zone == "in" else grey
         order = sorted((edit_id for edit_id, score in scores.items() if score >= least), key=lambda edit_id: -scores[edit_id])
-        likely = [Hit(state.edits[edit_id], scores[edit_id], named.how) for edit_id in order]
+        likely = [Hit(seen.edits[edit_id], scores[edit_id], named.how) for edit_id in order]
         hits = tuple(_without_outdated(likely, named.views)[:MOST_HITS])
         return Decision(zone, hits, stages, _reason(zone, hits, named, best, grey), state.seen)
 
-    def _named(self, state: _Tenant, text: str, carried: Sequence[str]) -> _Named:
+    def _named(self, state: Tenant, text: str, carried: Sequence[str]) -> _Named:
         if not state.edits or not text.strip():
             return _Named("")
-        by_edit = _spans(state.subjects, text)
-        if by_edit:
-            return _Named("named", {edit_id: views(text, spans) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
+        found = state.find(text)
+        if found.edits:
+            chosen = likeliest(found.edits, asked_in(text), MOST_JUDGED)
+            viewed = remembered(lambda spans: views(text, spans))  # most edits of a text share their places
+            return _Named("named", {edit_id: viewed(found.spans[edit_id]) for edit_id in chosen}, _shown(found), chosen)
         asked = resolve(text)
         if asked is not None and not names_another(text) and not speaks_of_another(text):
             for turn in _still_meant(carried):
-                by_edit = _spans(state.subjects, turn[-_LONGEST:])
-                if by_edit:
-                    return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
+                found = state.find(turn[-_LONGEST:])
+                if found.edits:
+                    chosen = likeliest(found.edits, asked, MOST_JUDGED)
+                    return _Named("carried", dict.fromkeys(chosen, (asked,)), _shown(found), chosen)
         return _Named("alike" if state.risky else "")
 
-    def _scores(self, state: _Tenant, named: _Named, text: str) -> dict[str, float]:
+    def _scores(self, state: Seen, named: _Named, text: str) -> dict[str, float]:
         """How likely the text is about each edit of the subjects named; the best of its views against the best of its wordings."""
         if named.how == "alike":
             return self._alike(state, text)
@@ -283,7 +251,7 @@ class Scope:
         vectors = dict(zip(wanted, self._embedder.encode(list(wanted)), strict=True)) if wanted else {}
         return {edit_id: self._score(state, edit_id, texts, vectors) if texts else 0.0 for edit_id, texts in asked.items()}
 
-    def _score(self, state: _Tenant, edit_id: str, asked: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]) -> float:
+    def _score(self, state: Seen, edit_id: str, asked: Sequence[str], vectors: Mapping[str, NDArray[np.float32]]) -> float:
         u = np.stack([vectors[text] for text in asked])
         v = np.stack([vectors[text] for text in state.wordings[edit_id]])
         scores = self.head.score(np.repeat(u, len(v), axis=0), np.tile(v, (len(u), 1))).reshape(len(u), len(v)).max(1)
@@ -294,7 +262,7 @@ class Scope:
             scores = self.head.judge(scores, (u @ v.T).max(1) - self.head.rivals.nearest(u, rows))
         return float(scores.max())
 
-    def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
+    def _alike(self, state: Seen, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
         asked = asked_in(text)
         words = alike.telling(asked)
@@ -305,14 +273,8 @@ class Scope:
         near = self._nearest(state).search(self._embedder.encode([asked])[0], MOST_HITS)
         return {edit_id: score for edit_id, score in near if edit_id in meant}
 
-    def _nearest(self, state: _Tenant) -> VectorIndex:
-        if state.nearest is None:
-            from ke_tools.memory.index import VectorIndex
-
-            state.nearest = VectorIndex(self._embedder.dimension)
-            for edit in state.risky.values():
-                state.nearest.add(edit.id, self._embedder.encode([edit.fact.prompt, *edit.fact.paraphrases]))
-        return state.nearest
+    def _nearest(self, state: Seen) -> VectorIndex:
+        return self._follower.place(state.tenant)
 
 
 def _wordings(edit: Edit) -> tuple[str, ...]:
@@ -343,12 +305,13 @@ def _own_words(edit: Edit) -> set[str]:
     return {atlas.wording_key(atlas.mask(text, names)) for text in (edit.fact.prompt, *edit.fact.paraphrases)}
 
 
-def _spans(subjects: SubjectIndex, text: str) -> dict[str, list[tuple[int, int]]]:
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for mention in subjects.find(text):
-        for edit_id in sorted(mention.edit_ids):
-            spans.setdefault(edit_id, []).append((mention.start, mention.end))
-    return spans
+def _seen(state: Tenant, named: _Named) -> Seen:
+    for edit_id, edit in named.edits.items():
+        if edit_id not in state.wordings:
+            state.wordings[edit_id] = _wordings(edit)
+    wordings = {edit_id: state.wordings.get(edit_id) or _wordings(edit) for edit_id, edit in named.edits.items()}
+    risky, telling = state.described()
+    return Seen(state, risky if named.how == "alike" else named.edits, wordings, state.rivals, risky, telling)
 
 
 def _still_meant(carried: Sequence[str]) -> Iterator[str]:
@@ -360,12 +323,12 @@ def _still_meant(carried: Sequence[str]) -> Iterator[str]:
             return
 
 
-def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple[dict[str, Any], ...]:
-    edits: dict[tuple[int, int], list[str]] = {}
-    for edit_id, spans in by_edit.items():
-        for span in spans:
-            edits.setdefault(span, []).append(edit_id)
-    return tuple({"text": text[start:end], "start": start, "end": end, "edits": edits[start, end]} for start, end in sorted(edits))
+def _shown(found: Found) -> tuple[dict[str, Any], ...]:
+    """The mentions as JSON; of a document that names hundreds, the first."""
+    return tuple(
+        {"text": mention.text, "start": mention.start, "end": mention.end, "edits": sorted(mention.edit_ids)[:MOST_JUDGED]}
+        for mention in found.mentions[:_MOST_SHOWN]
+    )
 
 
 def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: float, grey: float) -> str:

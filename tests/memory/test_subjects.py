@@ -342,7 +342,7 @@ def test_after_any_changes_the_index_equals_a_fresh_one(steps: list[tuple[str, l
 @given(st.lists(SENTENCES, max_size=4), SENTENCES)
 def test_every_name_at_every_place_is_looked_at(names: list[str], text: str) -> None:
     """The words of a text lead to the same names as comparing each name with each place would."""
-    keys = {folded for name in names if (folded := fold(name).text.strip())}
+    keys = {fold(name).text.strip() for name in names} - {""}
     folded = fold(text)
 
     def is_border(at: int) -> bool:
