@@ -1,6 +1,6 @@
 """How things stand: settings and their origin, versions, ledger, model, and with ``deep`` every derived thing against the log.
 
-What a running server holds in memory is not seen from here: the scope that is examined was derived from the log just now.
+What a running server holds in memory is not seen from here: the scope that is examined was read just now.
 """
 
 from __future__ import annotations

@@ -173,8 +173,9 @@ class Scope:
             found != _wordings(anew.edits[edit_id]) for edit_id, found in wordings.items() if edit_id in anew.edits
         ):
             yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
+        keys, right = state.subjects.keys(), anew.subjects.keys()
         for edit in anew.edits.values():
-            if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject):
+            if keys.get(edit.id) != right[edit.id]:
                 yield f"{edit.fact.subject!r} is not found as its edits say"
             if not any(edit.id in mention.edit_ids for mention in state.subjects.find(edit.fact.prompt)):
                 yield f"{edit.id} is not named by its own prompt, {edit.fact.prompt!r}, and so without effect"
