@@ -281,6 +281,12 @@ class Ledger:
         with self._storage.reading() as db:
             return head(db, tenant)
 
+    def chain(self, seq: int) -> str:
+        """Return the hash of the event ``seq``, which stands for the whole history up to it; "" where there is none."""
+        with self._storage.reading() as db:
+            row = db.execute("SELECT hash FROM events WHERE seq = ?", (seq,)).fetchone()
+        return row[0].hex() if row else ""
+
     def tenants(self) -> list[str]:
         """Return all tenants that ever recorded something, sorted."""
         with self._storage.reading() as db:

@@ -1,6 +1,6 @@
 """How things stand: settings and their origin, versions, ledger, model, and with ``deep`` every derived thing against the log.
 
-What a running server holds in memory is not seen from here: the scope that is examined was derived from the log just now.
+What a running server holds in memory is not seen from here: the scope that is examined was read just now.
 """
 
 from __future__ import annotations
@@ -104,9 +104,10 @@ def _scope(service: Service) -> tuple[bool, str]:
     ledger = service.ledger
     edits = [edit for tenant in ledger.tenants() for edit in ledger.live(tenant)]
     risky = sum(edit.alias_risky for edit in edits)
+    notes = "".join(f"; {tenant}: {note}" for tenant, note in service.scope.notes().items())
     return True, (
         f"derived from the log: {len(edits)} live edits, each named by its own prompt;"
-        f" {risky} of them in the vector index, each nearest to its own prompt"
+        f" {risky} of them in the vector index, each nearest to its own prompt{notes}"
     )
 
 

@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache as remembered
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,9 +24,14 @@ from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, views
 from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
+from ke_tools.memory.scope.candidates import likeliest
 from ke_tools.memory.scope.embedding import Embedder, minilm
+from ke_tools.memory.scope.following import Follower
+from ke_tools.memory.scope.same_slot import slot_rule
 from ke_tools.memory.scope.scorer import CosineScorer, Pair, Scorer, TrainedScorer, shipped_folder
-from ke_tools.memory.subjects import SubjectIndex, names_another
+from ke_tools.memory.scope.tenant import Found, Seen, Tenant
+from ke_tools.memory.slots import SlotRule
+from ke_tools.memory.subjects import names_another
 
 if TYPE_CHECKING:
     from ke_tools.memory.index import VectorIndex
@@ -39,7 +45,9 @@ Zone = Literal["in", "grey", "out"]
 _ZONES: Final[tuple[Zone, ...]] = ("in", "grey")
 
 MOST_HITS: Final = 8
-_MOST_JUDGED: Final = 8  # edits of the subjects named; of more, those that are nearest to the question
+MOST_JUDGED: Final = 64  # edits of the subjects named; of more, those whose words the question has
+_MOST_SCORED: Final = 8  # of these those that are nearest to the question
+_MOST_SHOWN: Final = 64  # mentions
 _MOST_TEXTS: Final = 5  # of an edit
 _OPEN: Final = 0.5  # probability from which a question may speak of the fact
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
@@ -81,42 +89,7 @@ class _Named:
     how: str  # "named", "carried", "alike"; "" where there is none
     views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mentions: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(slots=True)
-class _Tenant:
-    """What is derived from one tenant's live edits."""
-
-    seen: int = -1  # the ledger's head when it was last read
-    edits: dict[str, Edit] = field(default_factory=dict)
-    wanted: dict[str, Wanted] = field(default_factory=dict)  # what asks for them
-    subjects: SubjectIndex = field(default_factory=SubjectIndex)
-    risky: dict[str, Edit] = field(default_factory=dict)
-    telling: dict[str, tuple[frozenset[str], ...]] = field(default_factory=dict)  # words of the risky ones' names
-    nearest: VectorIndex | None = None  # of the risky ones; made when first needed
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def put(self, edit: Edit) -> None:
-        """Take an edit as it stands now; one that is not live is forgotten."""
-        if not edit.is_live:
-            self.drop(edit.id)
-            return
-        self.edits[edit.id] = edit
-        self.wanted[edit.id] = _wanted(edit)
-        self.subjects.add(names_of(edit.fact.subject, edit.fact.aliases), edit.id)
-        if edit.alias_risky and self.risky.get(edit.id) != edit:
-            self.risky[edit.id] = edit
-            self.telling[edit.id] = alike.telling_of((edit.fact.subject, *edit.fact.aliases))
-            self.nearest = None
-
-    def drop(self, edit_id: str) -> None:
-        """Forget an edit."""
-        self.edits.pop(edit_id, None)
-        self.wanted.pop(edit_id, None)
-        self.subjects.discard(edit_id)
-        self.telling.pop(edit_id, None)
-        if self.risky.pop(edit_id, None) is not None and self.nearest is not None:
-            self.nearest.discard(edit_id)
+    edits: Mapping[str, Edit] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +131,16 @@ class Scope:
             embedder: all-MiniLM-L6-v2 unless given.
             scorer: the shipped one unless given; with an embedder of another kind its cosine.
             alpha: share of its negatives that an edit may be triggered by; ``None`` leaves every edit at the scorer's threshold.
-            cache: folder for what can be made again.
+            cache: the folder that files with what is derived lie in; without it, everything is derived at each start.
         """
         self._ledger = ledger
         self._embedder = embedder or minilm(cache=cache)
-        self._scorer = scorer
-        self._given_embedder = embedder is not None
+        self._scorer = scorer or (CosineScorer(embedder) if embedder else None)
         self._alpha = alpha
         self._cache = cache
         self._calibrator: Calibrator | None = None
-        self._tenants: dict[str, _Tenant] = {}
+        self._follower = Follower(ledger, self._embedder, cache)
+        self._tenants: dict[str, Tenant] = {}
         self._lock = threading.Lock()
 
     @property
@@ -175,36 +148,72 @@ class Scope:
         """What judges; the shipped one is read when first needed."""
         with self._lock:
             if self._scorer is None:
-                self._scorer = CosineScorer(self._embedder) if self._given_embedder else TrainedScorer(shipped_folder(), cache=self._cache)
-            if self._alpha is not None and self._calibrator is None:
-                path = self._cache / "scope" / "thresholds.db" if self._cache else None
-                self._calibrator = Calibrator(self._scorer, self._embedder, alpha=self._alpha, path=path)
+                self._scorer = TrainedScorer(shipped_folder(), cache=self._cache)
             return self._scorer
 
+    @property
+    def calibrator(self) -> Calibrator | None:
+        """What finds thresholds, if edits shall have some of their own."""
+        scorer = self.scorer
+        with self._lock:
+            if self._alpha is not None and self._calibrator is None:
+                path = self._cache / "scope" / "thresholds.db" if self._cache else None
+                self._calibrator = Calibrator(scorer, self._embedder, alpha=self._alpha, path=path)
+            return self._calibrator
+
     def warm(self) -> None:
-        """Load the models now, not with the first question that names a subject."""
+        """Load the models and every tenant's edits now, not with the first question."""
         self.scorer.score([Pair("X", "X")])
         self._embedder.encode(["X"])
+        for tenant in self._ledger.tenants():
+            state = self._state(tenant)
+            self._follower.follow(state, patience=-1)
+            if state.risky:
+                self._follower.place(state, patience=-1)
+
+    def slot_rule(self, tenant: str) -> SlotRule:
+        """Make the rule by which a correction's slot is found, with what is live."""
+
+        def live(subject: str) -> list[Edit]:
+            state = self._state(tenant)
+            self._follower.follow(state)
+            return list(state.find(subject).edits.values())
+
+        return slot_rule(live, lambda: self.scorer)
+
+    def calibrate(self, edits: Iterable[Edit]) -> None:
+        """Have edits that were just made calibrated, in the background."""
+        if calibrator := self.calibrator:
+            for edit in edits:
+                calibrator.ask(_wanted(edit))
 
     def calibration(self, edit: Edit) -> Calibrated | None:
         """Return an edit's own threshold and what it reached; ``None`` until it is calibrated."""
-        _ = self.scorer
-        return self._calibrator.known(_wanted(edit)) if self._calibrator else None
+        calibrator = self.calibrator
+        return calibrator.known(_wanted(edit)) if calibrator else None
 
     def decide(self, tenant: str, reading: Reading) -> Decision:
         """Say which edits the reading is about. What breaks on the way makes it none, and is told in ``reason``."""
+        state = self._state(tenant)
+        try:
+            told = self._follower.follow(state)
+            decision = self._decide(state, reading)
+        except Exception as error:
+            log.warning("the scope of tenant %s failed: %s", tenant, error, exc_info=not isinstance(error, KeToolsError))
+            return Decision("out", (), {"error": str(error)}, f"the scope failed, the base model answers: {error}", max(state.seen, 0))
+        if note := self._follower.note(tenant):
+            told = {**told, "index": note}
+        return replace(decision, stages={**decision.stages, **told}) if told else decision
+
+    def notes(self) -> dict[str, str]:
+        """Say of each tenant whose index file could not be used why that was."""
         with self._lock:
-            state = self._tenants.setdefault(tenant, _Tenant())
-        with state.lock:
-            try:
-                stale = self._refresh(tenant, state)
-                decision = self._decide(state, reading)
-            except Exception as error:
-                log.warning("the scope of tenant %s failed: %s", tenant, error, exc_info=not isinstance(error, KeToolsError))
-                return Decision("out", (), {"error": str(error)}, f"the scope failed, the base model answers: {error}", max(state.seen, 0))
-        if stale:
-            return Decision(decision.zone, decision.hits, {**decision.stages, "stale": stale}, decision.reason, decision.revision)
-        return decision
+            tenants = list(self._tenants)
+        return {tenant: note for tenant in tenants if (note := self._follower.note(tenant))}
+
+    def _state(self, tenant: str) -> Tenant:
+        with self._lock:
+            return self._tenants.setdefault(tenant, Tenant(tenant))
 
     def audit(self) -> list[str]:
         """Give in words what is wrong with what is derived from the ledger; empty when all is well.
@@ -219,33 +228,33 @@ class Scope:
         return [f"{tenant}: {difference}" for tenant in self._ledger.tenants() for difference in self._differences(tenant)]
 
     def _differences(self, tenant: str) -> Iterator[str]:
-        with self._lock:
-            state = self._tenants.setdefault(tenant, _Tenant())
-        anew = _Tenant()
-        with state.lock:
-            for edit in self._followed(tenant, state):
-                anew.put(edit)
-            if (state.edits, state.wanted, state.risky) != (anew.edits, anew.wanted, anew.risky):
-                yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
-            for edit in anew.edits.values():
-                if state.subjects.find(edit.fact.subject) != anew.subjects.find(edit.fact.subject):
-                    yield f"{edit.fact.subject!r} is not found as its edits say"
-                if edit.id not in _spans(state.subjects, edit.fact.prompt):
-                    yield f"{edit.id} is not named by its own prompt, {edit.fact.prompt!r}, and so without effect"
-            yield from self._misplaced(state)
+        state, anew = self._state(tenant), Tenant(tenant)
+        anew.apply(self._followed(state), (), state.seen)
+        wanted = dict(state.wanted)
+        if (state.edits, state.risky) != (anew.edits, anew.risky) or any(
+            found != _wanted(anew.edits[edit_id]) for edit_id, found in wanted.items() if edit_id in anew.edits
+        ):
+            yield f"{len(state.edits)} edits are indexed, {len(anew.edits)} are live"
+        keys, right = state.subjects.keys(), anew.subjects.keys()
+        for edit in anew.edits.values():
+            if keys.get(edit.id) != right[edit.id]:
+                yield f"{edit.fact.subject!r} is not found as its edits say"
+            if not any(edit.id in mention.edit_ids for mention in state.subjects.find(edit.fact.prompt)):
+                yield f"{edit.id} is not named by its own prompt, {edit.fact.prompt!r}, and so without effect"
+        yield from self._misplaced(state)
 
-    def _followed(self, tenant: str, state: _Tenant) -> list[Edit]:
+    def _followed(self, state: Tenant) -> list[Edit]:
         """Return the live edits of the revision that the state has followed the ledger to, whoever writes meanwhile."""
         while True:
-            self._refresh(tenant, state)
-            edits = self._ledger.live(tenant)
+            self._follower.follow(state, patience=-1)
+            edits = self._ledger.live(state.name)
             if self._ledger.head() == state.seen:
                 return edits
 
-    def _misplaced(self, state: _Tenant) -> Iterator[str]:
+    def _misplaced(self, state: Tenant) -> Iterator[str]:
         if not state.risky:
             return
-        nearest = self._nearest(state)
+        nearest = self._follower.place(state, patience=-1)
         if len(nearest) != len(state.risky):
             yield f"{len(nearest)} edits have vectors, {len(state.risky)} are marked alias_risky"
         vectors = self._embedder.encode([edit.fact.prompt for edit in state.risky.values()])
@@ -255,34 +264,13 @@ class Scope:
             if score < _ITSELF:
                 yield f"the vector of {edit_id} is not that of its prompt (cosine {score:.3f})"
 
-    def _refresh(self, tenant: str, state: _Tenant) -> str:
-        """Follow the ledger; where it cannot be read, keep the edits last known and say why."""
-        try:
-            now = self._ledger.head()
-            if now == state.seen:
-                return ""
-            # Asked first, so that an edit made meanwhile is not taken for one that is gone.
-            changed = set() if state.seen < 0 else self._ledger.changed(tenant, state.seen)
-            edits = self._ledger.live(tenant) if state.seen < 0 else self._ledger.since(tenant, state.seen)
-            for edit in edits:
-                state.put(edit)
-                if state.seen >= 0 and edit.is_live and self._calibrator is not None:
-                    self._calibrator.ask(state.wanted[edit.id])
-            for purged in changed.difference(edit.id for edit in edits):
-                state.drop(purged)
-        except KeToolsError as error:
-            if state.seen < 0:
-                raise
-            return str(error)
-        state.seen = now
-        return ""
-
-    def _decide(self, state: _Tenant, reading: Reading) -> Decision:
+    def _decide(self, state: Tenant, reading: Reading) -> Decision:
         started = time.perf_counter()
         text = reading.text[-_LONGEST:]
         named = self._named(state, text, reading.carried)
+        seen = _seen(state, named)
         found = time.perf_counter()
-        scores = self._scores(state, named, text)
+        scores = self._scores(seen, named, text)
         took = {"mentions": _ms(found - started), "scores": _ms(time.perf_counter() - found)}
         stages = {
             "how": named.how,
@@ -292,30 +280,32 @@ class Scope:
             "thresholds": {edit_id: round(score.within, 4) for edit_id, score in scores.items()},
             "ms": took,
         }
-        best = max((score.same for score in scores.values()), default=0.0)
         zones = {edit_id: score.zone for edit_id, score in scores.items()}
         zone: Zone = next((zone for zone in _ZONES if zone in zones.values()), "out")
         meant = sorted((edit_id for edit_id, its in zones.items() if its == zone != "out"), key=lambda edit_id: -scores[edit_id].likely)
-        likely = [Hit(state.edits[edit_id], scores[edit_id].likely, named.how) for edit_id in meant]
+        likely = [Hit(seen.edits[edit_id], scores[edit_id].likely, named.how) for edit_id in meant]
         hits = tuple(_without_outdated(likely, named.views)[:MOST_HITS])
-        needed = min((score.grey for score in scores.values()), default=self.scorer.grey if named.how else 0.0)
-        return Decision(zone, hits, stages, _reason(zone, hits, named, best, needed), state.seen)
+        best = max(scores.values(), key=lambda score: score.same, default=None)
+        return Decision(zone, hits, stages, _reason(zone, hits, named, best), state.seen)
 
-    def _named(self, state: _Tenant, text: str, carried: Sequence[str]) -> _Named:
+    def _named(self, state: Tenant, text: str, carried: Sequence[str]) -> _Named:
         if not state.edits or not text.strip():
             return _Named("")
-        by_edit = _spans(state.subjects, text)
-        if by_edit:
-            return _Named("named", {edit_id: views(text, spans) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
+        found = state.find(text)
+        if found.edits:
+            chosen = likeliest(found.edits, asked_in(text), MOST_JUDGED)
+            viewed = remembered(lambda spans: views(text, spans))  # most edits of a text share their places
+            return _Named("named", {edit_id: viewed(found.spans[edit_id]) for edit_id in chosen}, _shown(found), chosen)
         asked = resolve(text)
         if asked is not None and not names_another(text) and not speaks_of_another(text):
             for turn in _still_meant(carried):
-                by_edit = _spans(state.subjects, turn[-_LONGEST:])
-                if by_edit:
-                    return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
+                found = state.find(turn[-_LONGEST:])
+                if found.edits:
+                    chosen = likeliest(found.edits, asked, MOST_JUDGED)
+                    return _Named("carried", dict.fromkeys(chosen, (asked,)), _shown(found), chosen)
         return _Named("alike" if state.risky else "")
 
-    def _scores(self, state: _Tenant, named: _Named, text: str) -> dict[str, _Score]:
+    def _scores(self, state: Seen, named: _Named, text: str) -> dict[str, _Score]:
         """How likely the text is about each edit of the subjects named; the best of its views against the best of the edit's texts."""
         if named.how == "alike":
             return {edit_id: _Score(cosine, 0.0, alike.WITHIN, alike.GREY) for edit_id, cosine in self._alike(state, text).items()}
@@ -323,9 +313,9 @@ class Scope:
         judged = self._judged(state, {edit_id: texts for edit_id, texts in asked.items() if texts})
         return {edit_id: judged.get(edit_id, _Score(0.0, 0.0, 1.0, 1.0)) for edit_id in asked}
 
-    def _judged(self, state: _Tenant, asked: Mapping[str, Sequence[str]]) -> dict[str, _Score]:
+    def _judged(self, state: Seen, asked: Mapping[str, Sequence[str]]) -> dict[str, _Score]:
         """Judge by each edit's first text, then by its others those that this leaves below their threshold."""
-        meant = asked if len(asked) <= _MOST_JUDGED else self._likeliest(state, asked)
+        meant = asked if len(asked) <= _MOST_SCORED else self._nearest_of(state, asked)
         texts = {edit_id: state.wanted[edit_id].texts for edit_id in meant}
         found = self._best(state, meant, {edit_id: own[:1] for edit_id, own in texts.items()})
         is_near = {edit_id: same >= self.scorer.grey / 2 for edit_id, (same, _) in found.items()}
@@ -335,9 +325,7 @@ class Scope:
             found[edit_id] = max(found[edit_id], second)
         return {edit_id: _Score(*found[edit_id], within[edit_id], min(self.scorer.grey, within[edit_id])) for edit_id in meant}
 
-    def _best(
-        self, state: _Tenant, asked: Mapping[str, Sequence[str]], texts: Mapping[str, Sequence[str]]
-    ) -> dict[str, tuple[float, float]]:
+    def _best(self, state: Seen, asked: Mapping[str, Sequence[str]], texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
         """The best pair of each edit, as (same, open)."""
         pairs = [
             (edit_id, Pair(view, text, state.wanted[edit_id].target))
@@ -350,18 +338,19 @@ class Scope:
             found[edit_id] = max(found.get(edit_id, (0.0, 0.0)), (same, open_))
         return found
 
-    def _likeliest(self, state: _Tenant, asked: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    def _nearest_of(self, state: Seen, asked: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
         """Keep the edits that are nearest to the question by the embedding."""
         views = self._embedder.encode([views[0] for views in asked.values()])
         told = self._embedder.encode([state.wanted[edit_id].texts[0] for edit_id in asked])
-        order = (-(views * told).sum(1)).argsort()[:_MOST_JUDGED].tolist()
+        order = (-(views * told).sum(1)).argsort()[:_MOST_SCORED].tolist()
         ids = list(asked)
         return {ids[n]: asked[ids[n]] for n in order}
 
-    def _threshold(self, state: _Tenant, edit_id: str) -> float:
-        return self._calibrator.threshold(state.wanted[edit_id]) if self._calibrator else self.scorer.within
+    def _threshold(self, state: Seen, edit_id: str) -> float:
+        calibrator = self.calibrator
+        return calibrator.threshold(state.wanted[edit_id]) if calibrator else self.scorer.within
 
-    def _alike(self, state: _Tenant, text: str) -> dict[str, float]:
+    def _alike(self, state: Seen, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
         asked = asked_in(text)
         words = alike.telling(asked)
@@ -372,14 +361,8 @@ class Scope:
         near = self._nearest(state).search(self._embedder.encode([asked])[0], MOST_HITS)
         return {edit_id: score for edit_id, score in near if edit_id in meant}
 
-    def _nearest(self, state: _Tenant) -> VectorIndex:
-        if state.nearest is None:
-            from ke_tools.memory.index import VectorIndex
-
-            state.nearest = VectorIndex(self._embedder.dimension)
-            for edit in state.risky.values():
-                state.nearest.add(edit.id, self._embedder.encode([edit.fact.prompt, *edit.fact.paraphrases]))
-        return state.nearest
+    def _nearest(self, state: Seen) -> VectorIndex:
+        return self._follower.place(state.tenant)
 
 
 def _wanted(edit: Edit) -> Wanted:
@@ -412,12 +395,13 @@ def _own_words(edit: Edit) -> set[str]:
     return {atlas.wording_key(atlas.mask(text, names)) for text in (edit.fact.prompt, *edit.fact.paraphrases)}
 
 
-def _spans(subjects: SubjectIndex, text: str) -> dict[str, list[tuple[int, int]]]:
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for mention in subjects.find(text):
-        for edit_id in sorted(mention.edit_ids):
-            spans.setdefault(edit_id, []).append((mention.start, mention.end))
-    return spans
+def _seen(state: Tenant, named: _Named) -> Seen:
+    for edit_id, edit in named.edits.items():
+        if edit_id not in state.wanted:
+            state.wanted[edit_id] = _wanted(edit)
+    wanted = {edit_id: state.wanted.get(edit_id) or _wanted(edit) for edit_id, edit in named.edits.items()}
+    risky, telling = state.described()
+    return Seen(state, risky if named.how == "alike" else named.edits, wanted, risky, telling)
 
 
 def _still_meant(carried: Sequence[str]) -> Iterator[str]:
@@ -429,21 +413,21 @@ def _still_meant(carried: Sequence[str]) -> Iterator[str]:
             return
 
 
-def _shown(text: str, by_edit: Mapping[str, Iterable[tuple[int, int]]]) -> tuple[dict[str, Any], ...]:
-    edits: dict[tuple[int, int], list[str]] = {}
-    for edit_id, spans in by_edit.items():
-        for span in spans:
-            edits.setdefault(span, []).append(edit_id)
-    return tuple({"text": text[start:end], "start": start, "end": end, "edits": edits[start, end]} for start, end in sorted(edits))
+def _shown(found: Found) -> tuple[dict[str, Any], ...]:
+    """The mentions as JSON; of a document that names hundreds, the first."""
+    return tuple(
+        {"text": mention.text, "start": mention.start, "end": mention.end, "edits": sorted(mention.edit_ids)[:MOST_JUDGED]}
+        for mention in found.mentions[:_MOST_SHOWN]
+    )
 
 
-def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: float, grey: float) -> str:
-    if not named.how or (named.how == "alike" and not best):
+def _reason(zone: Zone, hits: Sequence[Hit], named: _Named, best: _Score | None) -> str:
+    if best is None or (named.how == "alike" and not best.same):
         return "names no edited subject"
     who = ", ".join(dict.fromkeys(str(mention["text"]) for mention in named.mentions))
     found = {"named": f"names {who}", "carried": f"goes on about {who}, named earlier", "alike": "names no edited subject"}[named.how]
     if zone == "out":
-        return f"{found}; asks for something else (best {best:.2f}, needed {grey:.2f})"
+        return f"{found}; asks for something else (best {best.same:.2f}, needed {best.within:.2f})"
     verb = {"in": "asks for", "grey": "may ask for"}[zone]
     return f"{found}; {verb} " + ", ".join(f"{_asked_for(hit.edit)} ({hit.score:.2f})" for hit in hits)
 

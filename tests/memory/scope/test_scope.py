@@ -41,7 +41,7 @@ def cosine(ledger: Ledger, embedder: Any, **thresholds: float) -> Scope:
 @pytest.fixture
 def scope(ledger: Ledger) -> Scope:
     """A scope without a model: words in common decide."""
-    return cosine(ledger, HashingEmbedder(), within=0.7, grey=0.5)
+    return cosine(ledger, HashingEmbedder(), within=0.55, grey=0.5)
 
 
 def write(ledger: Ledger, *facts: Fact, tenant: str = "t", **how: Any) -> list[Edit]:
@@ -93,7 +93,7 @@ def test_a_recognised_relation_brings_its_name(ledger: Ledger, scope: Scope) -> 
 
     assert edit.relation == "capital"
     decision = asked(scope, "What is the capital of Australia?")
-    assert decision.hits[0].score == pytest.approx(1)
+    assert decision.hits[0].score > 0.8
     assert "the capital of Australia" in decision.reason
 
 
@@ -320,7 +320,7 @@ def test_every_decision_explains_itself(ledger: Ledger, scope: Scope) -> None:
 
     assert stages["mentions"] == [{"text": "Freedonia", "start": 20, "end": 29, "edits": [edit.id]}]
     assert stages["scores"].keys() == {edit.id}
-    assert stages["thresholds"] == {"in": 0.7, "grey": 0.5}
+    assert stages["thresholds"] == {edit.id: 0.55}
     assert stages["ms"].keys() == {"mentions", "scores"}
     assert asked(scope, "Who is the baker of Sylvania?").reason == "names no edited subject"
 
