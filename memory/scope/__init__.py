@@ -27,6 +27,7 @@ from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
 from ke_tools.memory.scope.candidates import likeliest
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.following import Follower
+from ke_tools.memory.scope.longer import is_part_of_longer
 from ke_tools.memory.scope.same_slot import slot_rule
 from ke_tools.memory.scope.scorer import CosineScorer, Pair, Scorer, TrainedScorer, shipped_folder
 from ke_tools.memory.scope.tenant import Found, Seen, Tenant
@@ -291,7 +292,7 @@ class Scope:
     def _named(self, state: Tenant, text: str, carried: Sequence[str]) -> _Named:
         if not state.edits or not text.strip():
             return _Named("")
-        found = state.find(text)
+        found = _by_whole_names(text, state.find(text))
         if found.edits:
             chosen = likeliest(found.edits, asked_in(text), MOST_JUDGED)
             viewed = remembered(lambda spans: views(text, spans))  # most edits of a text share their places
@@ -299,7 +300,7 @@ class Scope:
         asked = resolve(text)
         if asked is not None and not names_another(text) and not speaks_of_another(text):
             for turn in _still_meant(carried):
-                found = state.find(turn[-_LONGEST:])
+                found = _by_whole_names(turn[-_LONGEST:], state.find(turn[-_LONGEST:]))
                 if found.edits:
                     chosen = likeliest(found.edits, asked, MOST_JUDGED)
                     return _Named("carried", dict.fromkeys(chosen, (asked,)), _shown(found), chosen)
@@ -402,6 +403,18 @@ def _seen(state: Tenant, named: _Named) -> Seen:
     wanted = {edit_id: state.wanted.get(edit_id) or _wanted(edit) for edit_id, edit in named.edits.items()}
     risky, telling = state.described()
     return Seen(state, risky if named.how == "alike" else named.edits, wanted, risky, telling)
+
+
+def _by_whole_names(text: str, found: Found) -> Found:
+    """Without the edits of which only a part of a longer name stands in the text."""
+    spans = {}
+    for edit_id, places in found.spans.items():
+        fact = found.edits[edit_id].fact
+        own = " ".join((fact.prompt, *fact.paraphrases))
+        whole = tuple(place for place in places if not is_part_of_longer(text, *place, own=own))
+        if whole:
+            spans[edit_id] = whole
+    return Found(found.mentions, {edit_id: found.edits[edit_id] for edit_id in spans}, spans)
 
 
 def _still_meant(carried: Sequence[str]) -> Iterator[str]:

@@ -132,6 +132,31 @@ _HOPS: Final = (
     "How far away is {m}?",
     "Who was the first mayor of {m}?",
 )
+_ANOTHER: Final = (  # another thing, in whose name or description the subject stands
+    "{} stand",
+    "{} refill pack",
+    "{} charging case",
+    "{} spare parts",
+    "{} annexe",
+    "{} junior team",
+    "{} gift shop",
+    "{} sauce",
+    "{} light",
+    "{} for children",
+    "{} & Sons",
+    "{} Digital",
+    "{} Plus",
+    "another {}",
+    "the old {}",
+    "the sequel to {}",
+    "the rival of {}",
+    "the neighbour of {}",
+    "the predecessor of {}",
+    "the twin of {}",
+    "the brother of {}",
+    "the building next to {}",
+    "the biggest fan of {}",
+)
 _SHORT: Final = (
     "What about {m}?",
     "and {m}?",
@@ -250,9 +275,9 @@ class Maker:
                 yield text if is_plain else _wrapped(rng, text), OTHER
 
     def _beside(self, group: Group, asked: str) -> Iterator[tuple[str, int]]:
-        """With every third positive something that asks for no single thing."""
+        """With every other positive something that asks for no single thing, or of a thing that only looks like the subject."""
         rng = self._rng
-        kind = rng.choices(("none", "talk", "open", "task", "small", "hop"), (0.66, 0.12, 0.08, 0.05, 0.05, 0.04))[0]
+        kind = rng.choices(("none", "talk", "open", "task", "small", "hop", "another"), (0.54, 0.12, 0.08, 0.05, 0.05, 0.04, 0.12))[0]
         if kind == "talk":
             yield rng.choice(NO_QUESTIONS), OTHER
         elif kind == "open":
@@ -261,6 +286,8 @@ class Maker:
             yield rng.choice(_TASKS) + (f"{rng.choice(group.texts)} {self._target(group)}" if group.targets else asked), OTHER
         elif kind == "small" and group.masked:
             yield _sentence(rng.choice(_SMALL_TALK).format(m=group.masked)), OTHER
+        elif kind == "another" and "{}'" not in asked:
+            yield asked.replace("{}", rng.choice(_ANOTHER)), OTHER
         elif kind == "hop" and group.masked:
             yield rng.choice(_HOPS).format(m=group.masked), OPEN
 
