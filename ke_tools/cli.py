@@ -529,13 +529,13 @@ def scope_train(
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder to write weights and card into.")],
     data: Data = None,
     without: Annotated[str, typer.Option(metavar="RELATION,…", help="Relations that no source shall teach.")] = "",
-    passes: Annotated[float | None, typer.Option(min=0.01, help="How often to go through the data.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How long to train.")] = None,
     seed: Seed = 0,
 ) -> int:
     """Train the scorer of questions on the inventory's relations and on benchmark files."""
     from ke_tools.memory.scope import training
 
-    recipe = training.Recipe(seed=seed) if passes is None else training.Recipe(seed=seed, passes=passes)
+    recipe = training.Recipe(seed=seed) if steps is None else training.Recipe(seed=seed, steps=steps)
     with printing.progress() as progress:
         left_out = [name.strip() for name in without.split(",") if name.strip()]
         return _show(call, training.train(data or [], out, without=left_out, recipe=recipe, progress=progress))

@@ -159,7 +159,7 @@ class Scope:
         with self._lock:
             if self._alpha is not None and self._calibrator is None:
                 path = self._cache / "scope" / "thresholds.db" if self._cache else None
-                self._calibrator = Calibrator(scorer, self._embedder, alpha=self._alpha, path=path)
+                self._calibrator = Calibrator(scorer, alpha=self._alpha, path=path)
             return self._calibrator
 
     def warm(self) -> None:

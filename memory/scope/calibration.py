@@ -4,8 +4,8 @@ An edit is tried against the inventory's wordings. Of $n$ such scores $s_{(1)} \
 $k = \lceil (n + 1)(1 - \alpha) \rceil$ (split conformal prediction: Vovk et al. 2005, ch. 4), so that a question drawn like them passes
 with a probability of at most $\alpha$. Differs from the textbook: 1. a wording of the edit's own relation is left out where that is
 recognised; where it is not, such wordings count as negatives, and the bound is stricter than $\alpha$; 2. only the negatives nearest by
-the embedding are scored, the rest counts as passing nothing; 3. the threshold stays within bounds, and below what the edit's own words
-score: who asks in these is always answered.
+the tuned embedding are scored, the rest counts as passing nothing; 3. the threshold stays within bounds, and below what the edit's own
+words score: who asks in these is always answered.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools import atlas
-from ke_tools.memory.scope.asking import neutral
-from ke_tools.memory.scope.embedding import Embedder
+from ke_tools.memory.scope.inventory import wordings
 from ke_tools.memory.scope.scorer import Pair, Scorer
 
 __all__ = ["ALPHA", "Calibrated", "Calibrator", "Wanted"]
@@ -66,17 +65,15 @@ class Calibrated:
 class Calibrator:
     """Calibrates in a thread of its own; what is not calibrated yet has the scorer's threshold."""
 
-    def __init__(self, scorer: Scorer, embedder: Embedder, *, alpha: float = ALPHA, path: Path | None = None) -> None:
+    def __init__(self, scorer: Scorer, *, alpha: float = ALPHA, path: Path | None = None) -> None:
         """Begin.
 
         Args:
             scorer: what scores.
-            embedder: finds the negatives that are worth scoring.
             alpha: the most of the negatives that may pass.
             path: a file to remember results in, across processes; a cache.
         """
         self._scorer = scorer
-        self._embedder = embedder
         self._alpha = alpha
         self._kept = _Kept(path, f"{scorer.fingerprint}/{alpha}") if path else None
         self._known: dict[str, Calibrated] = {}
@@ -115,9 +112,9 @@ class Calibrator:
 
     def calibrate(self, wanted: Wanted) -> Calibrated:
         """Try an edit against its negatives, now."""
-        negatives, near = self._nearest(wanted)
+        own_relations = {wanted.relation, atlas.relations()[wanted.relation].inverse} if wanted.relation else set()
+        near, n = self._scorer.rivals(wanted.texts, _SCORED, besides=own_relations)
         scored = np.sort(self._best(wanted, near))[::-1]
-        n = len(negatives)
         passing = n - math.ceil((n + 1) * (1 - self._alpha))  # so many may lie above the threshold
         conformal = float(scored[passing]) if 0 <= passing < len(scored) else 0.0
         own = self._best(wanted, wanted.texts)
@@ -145,21 +142,6 @@ class Calibrator:
     def _best(self, wanted: Wanted, asked: Sequence[str]) -> NDArray[np.float32]:
         pairs = [Pair(text, edit, wanted.target) for text in asked for edit in wanted.texts]
         return self._scorer.score(pairs)[:, 0].reshape(len(asked), len(wanted.texts)).max(1) if pairs else np.zeros(0, np.float32)
-
-    def _nearest(self, wanted: Wanted) -> tuple[Sequence[int], list[str]]:
-        texts, relations, vectors = self._inventory
-        own = {wanted.relation, atlas.relations()[wanted.relation].inverse} if wanted.relation else set()
-        rows = np.array([n for n, relation in enumerate(relations) if relation not in own], np.int64)
-        likeness = (vectors[rows] @ self._embedder.encode(wanted.texts).T).max(1)
-        return rows.tolist(), [texts[n] for n in rows[np.argsort(-likeness)[:_SCORED]]]
-
-    @cached_property
-    def _inventory(self) -> tuple[list[str], list[str], NDArray[np.float32]]:
-        """Every fitted wording, the relation that it asks for, and its vector."""
-        worded = [(text, relation.id) for relation in atlas.relations().values() for text in _own_wordings(relation.id)]
-        worded += [(neutral(text), slot.id) for slot in atlas.slots() for text in slot.statements + slot.questions]
-        texts = [text for text, _ in worded]
-        return texts, [relation for _, relation in worded], self._embedder.encode(texts)
 
 
 class _Kept:
@@ -206,5 +188,4 @@ class _Kept:
 
 
 def _own_wordings(relation: str) -> list[str]:
-    known = atlas.relations().get(relation)
-    return [neutral(text) for text in (*known.fitted_statements, *known.fitted_questions)] if known else []
+    return [text for name, text in wordings() if name == relation]

@@ -251,7 +251,7 @@ def _of_neighbours(name: str, found: Sequence[cases.Case]) -> Corpus:
     for case, wording in zip(found, asked, strict=True):
         targets[wording].update(dict.fromkeys((case.target, case.truth)))
     groups = tuple(replace(group, targets=tuple(targets[group.name])) for group in _joined_groups(wordings, pairs, joined))
-    return Corpus(name, groups, tuple(front for front in fronts if "{}" not in front), apart=0.88)
+    return Corpus(name, groups, tuple(front for front in fronts if "{}" not in front), apart=0.88, most=60)
 
 
 class _Fitter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -10,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools.memory.scope.graph import DIMENSION, MINILM_SHA256, Graph
+from ke_tools.memory.scope.network import ADAPTER
 from ke_tools.memory.scope.remembering import Remembered
 
-__all__ = ["Embedder", "minilm"]
+__all__ = ["Embedder", "minilm", "tuned"]
 
 _CACHED: Final = 50_000  # texts; 75 MB at 384 dimensions
 _AT_ONCE: Final = 64
@@ -38,16 +40,21 @@ def minilm(path: Path | None = None, *, cache: Path | None = None) -> Embedder:
 
     Nothing is read before the first text is embedded; :class:`~ke_tools.errors.ModelUnavailable` comes from there.
     """
-    return _MiniLM(Graph(path, cache=cache))
+    return _MiniLM(Graph(path, cache=cache), f"sha256:{MINILM_SHA256}")
+
+
+def tuned(adapter: Path, *, cache: Path | None = None) -> Embedder:
+    """Return all-MiniLM-L6-v2 with a PEFT adapter, as :func:`minilm`."""
+    return _MiniLM(Graph(adapter=adapter, cache=cache), f"sha256:{hashlib.sha256((adapter / ADAPTER).read_bytes()).hexdigest()}")
 
 
 class _MiniLM:
     """Thread safe; keeps the vectors of the texts last seen."""
 
     dimension: Final = DIMENSION
-    fingerprint: Final = f"sha256:{MINILM_SHA256}"
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
         self._vectors = Remembered[str](_CACHED, _AT_ONCE, lambda texts: _pooled(*graph.run(texts)), len)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ke_tools.config import user_folder
 from ke_tools.errors import ModelUnavailable
+from ke_tools.memory.scope.network import ADAPTER
 
 __all__ = ["DIMENSION", "MINILM", "MINILM_SHA256", "Graph", "locate"]
 
@@ -56,26 +57,26 @@ def locate(path: Path | None = None) -> Path:
 
 
 class Graph:
-    """The encoder, plain or trained to score, with a classifier on top; thread safe. Nothing is read before the first run."""
+    """The encoder, plain or tuned; thread safe. Nothing is read before the first run."""
 
-    def __init__(self, path: Path | None = None, *, scorer: Path | None = None, cache: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, adapter: Path | None = None, cache: Path | None = None) -> None:
         """Describe it.
 
         Args:
             path: folder of the official files, found by :func:`locate` unless given.
-            scorer: weights file of a trained scorer (:mod:`ke_tools.memory.scope.network`). Such a graph computes with 8-bit weights.
+            adapter: folder of a PEFT adapter that is merged in. Such a graph computes with 8-bit weights.
             cache: where graphs are kept; the user's cache folder unless given.
         """
         self._path = path
-        self._scorer = scorer
+        self._adapter = adapter
         self._cache = cache
         self._lock = threading.Lock()
 
-    def run(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Encode texts, or pairs of texts, in one batch.
+    def run(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Encode texts in one batch.
 
         Returns:
-            The graph's output, (n, tokens, dimension) hidden states or (n, classes) logits, and the attention mask (n, tokens).
+            The last hidden states, (n, tokens, dimension), and the attention mask, (n, tokens).
         """
         with self._lock:
             tokenizer, session = self._loaded
@@ -109,17 +110,17 @@ class Graph:
             try:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-                    made = _export(folder, self._scorer, Path(scratch))
+                    made = _export(folder, self._adapter, Path(scratch))
                     made.replace(kept)
             except OSError as error:
                 log.warning("the graph cannot be kept in %s: %s", kept.parent, error)
-                return str(_export(folder, self._scorer, Path(tempfile.mkdtemp())))
+                return str(_export(folder, self._adapter, Path(tempfile.mkdtemp())))
         return str(kept)
 
     def _key(self) -> str:
         parts = [_FORMAT, MINILM_SHA256]
-        if self._scorer is not None:
-            parts.append(hashlib.sha256(self._scorer.read_bytes()).hexdigest())
+        if self._adapter is not None:
+            parts.append(hashlib.sha256((self._adapter / ADAPTER).read_bytes()).hexdigest())
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
@@ -137,13 +138,13 @@ def _fetched() -> Path:
         raise ModelUnavailable(f"the embedding model {MINILM} is not on this machine and the hub gave none: {error}", _REMEDY) from error
 
 
-def _export(folder: Path, weights: Path | None, scratch: Path) -> Path:
-    """Write the graph of the encoder in ``folder``, or of a scorer."""
+def _export(folder: Path, adapter: Path | None, scratch: Path) -> Path:
+    """Write the graph of the encoder in ``folder``."""
     import torch
 
-    from ke_tools.memory.scope.network import encoder, scorer
+    from ke_tools.memory.scope.network import encoder
 
-    network = scorer(folder, weights) if weights is not None else encoder(folder)
+    network = encoder(folder, adapter)
     shape = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     example = tuple(torch.ones((2, 8), dtype=torch.int64) for _ in _INPUTS)
     plain = scratch / "plain.onnx"
@@ -155,7 +156,7 @@ def _export(folder: Path, weights: Path | None, scratch: Path) -> Path:
         )
     assert program is not None
     program.save(str(plain))
-    if weights is None:
+    if adapter is None:
         return plain
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

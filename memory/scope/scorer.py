@@ -1,10 +1,21 @@
-"""What a question asks of a subject, against what an edit says of it: the trained scorer, and the plain cosine where there is none."""
+r"""What a question asks of a subject, against what an edit says of it: the trained scorer, and the plain cosine where there is none.
+
+The trained scorer embeds the masked question $q$ and the masked edit $e$ (with its target, and without) by a MiniLM that was tuned so that
+wordings of one relation are near each other and those of another are not. With $\cos_r(x)$ the cosine of $x$ and the nearest wording of the
+relation $r$ of the inventory, a logistic regression weighs
+
+1. $\cos(q, e)$ with and without the target,
+2. $\max_r \min(\cos_r(q), \cos_r(e))$: a relation that both are near to,
+3. $\max \{\cos_r(q) : \cos_r(e) < .6\}$: another relation that the question is near to,
+4. $\max_r \cos_r(q)$, $\max_r \cos_r(e)$, $\max_r (\cos_r(q) - \cos_r(e))$: whether the inventory knows them at all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -13,17 +24,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools.errors import ModelUnavailable
-from ke_tools.memory.scope.embedding import Embedder
-from ke_tools.memory.scope.graph import Graph
-from ke_tools.memory.scope.network import WEIGHTS
+from ke_tools.memory.scope.embedding import Embedder, tuned
+from ke_tools.memory.scope.inventory import OPEN, Inventory
+from ke_tools.memory.scope.network import ADAPTER
 from ke_tools.memory.scope.remembering import Remembered
 
-__all__ = ["CARD", "LONGEST_TARGET", "CosineScorer", "Pair", "Scorer", "TrainedScorer", "shipped_folder"]
+__all__ = ["CARD", "FEATURES", "CosineScorer", "Pair", "Scorer", "TrainedScorer", "features", "shipped_folder"]
 
 CARD: Final = "card.json"
-LONGEST_TARGET: Final = 60  # characters of it that are read
-_CACHED: Final = 100_000  # pairs
+FEATURES: Final = 7
+_LONGEST_TARGET: Final = 50  # characters of it that are read
+_CACHED: Final = 10_000  # texts
 _AT_ONCE: Final = 32
+_NEAR: Final = 0.6  # cosine from which an edit may be of a relation
+_STEEP: Final = 20.0  # of *open*: a lead of .1 over everything else makes it sure
 _REMEDY: Final = "Install ke-tools again, or train one: ke-tools scope train."
 
 
@@ -36,8 +50,8 @@ class Pair(NamedTuple):
 
     @property
     def told(self) -> str:
-        """The edit as the trained scorer reads it."""
-        return f"{self.edit} {self.target[:LONGEST_TARGET]}".strip()
+        """The edit with its target."""
+        return f"{self.edit} {self.target[:_LONGEST_TARGET]}".strip()
 
 
 class Scorer(Protocol):
@@ -56,13 +70,16 @@ class Scorer(Protocol):
         """What scores depend on."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Return for each pair the probabilities of *same* and of *open* (the answer needs the fact, or may speak of it); (n, 2)."""
+        """Return for each pair the probabilities that the same is asked, and that nothing single is (*open*); shape (n, 2)."""
+
+    def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
+        """Up to ``most`` wordings of the inventory that are nearest to an edit's, none of the relations ``besides``; and of how many."""
 
 
 class TrainedScorer:
-    """MiniLM, trained, with a classifier (:mod:`ke_tools.memory.scope.network`); thread safe, keeps what it judged last."""
+    """Thread safe; keeps what it read of the texts last seen."""
 
-    def __init__(self, folder: Path, *, minilm: Path | None = None, cache: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, cache: Path | None = None) -> None:
         """Read the card of a trained scorer; the model is loaded with the first pair.
 
         Raises:
@@ -72,21 +89,40 @@ class TrainedScorer:
             self.card: Mapping[str, Any] = json.loads((folder / CARD).read_text("utf-8"))
             self.within = float(self.card["thresholds"]["in"])
             self.grey = float(self.card["thresholds"]["grey"])
-            self.fingerprint = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]
+            self._weights = np.array(self.card["weights"], np.float32)
+            self.fingerprint = hashlib.sha256((folder / ADAPTER).read_bytes() + self._weights.tobytes()).hexdigest()[:16]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelUnavailable(
-                f"the scope scorer in {folder} cannot be read: {error}", "Install ke-tools again or train it."
-            ) from error
-        self._graph = Graph(minilm, scorer=folder / WEIGHTS, cache=cache)
-        self._judged = Remembered[Pair](_CACHED, _AT_ONCE, self._judge, lambda pair: len(pair.asked) + len(pair.told))
+            raise ModelUnavailable(f"the scope scorer in {folder} cannot be read: {error}", _REMEDY) from error
+        if self._weights.shape != (FEATURES + 1,):
+            raise ModelUnavailable(f"the scope scorer in {folder} has {self._weights.size} weights, not {FEATURES + 1}.", _REMEDY)
+        self._folder = folder
+        self._embedder = tuned(folder, cache=cache)
+        self._read = Remembered[str](_CACHED, _AT_ONCE, self._located, len)
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Judge."""
-        return np.stack(self._judged.of(pairs)) if pairs else np.zeros((0, 2), np.float32)
+        if not pairs:
+            return np.zeros((0, 2), np.float32)
+        asked, told, edits = (np.stack(self._read.of(texts)) for texts in zip(*((p.asked, p.told, p.edit) for p in pairs), strict=True))
+        found = features(asked, told, edits, self._embedder.dimension)
+        same = found @ self._weights[:-1] + self._weights[-1]
+        likeness = asked[:, self._embedder.dimension :]
+        place = self._inventory.relations.index(OPEN)
+        others = np.maximum(np.delete(likeness, place, axis=1).max(1), found[:, :2].max(1))
+        return np.stack([_sigmoid(same), _sigmoid(_STEEP * (likeness[:, place] - others))], axis=1)
 
-    def _judge(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        logits, _ = self._graph.run([(pair.asked, pair.told) for pair in pairs])
-        return _softmax(logits)[:, :2]
+    def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
+        """Find them by the tuned vectors."""
+        return self._inventory.nearest(self._embedder.encode(edits), most, besides=besides)
+
+    def _located(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors, and behind them their likeness to each relation."""
+        vectors = self._embedder.encode(texts)
+        return np.concatenate([vectors, self._inventory.likeness(vectors)], axis=1)
+
+    @cached_property
+    def _inventory(self) -> Inventory:
+        return Inventory.of(self._embedder, self._folder)
 
 
 class CosineScorer:
@@ -106,12 +142,34 @@ class CosineScorer:
         edits = self._embedder.encode([pair.edit for pair in pairs])
         return np.stack([(asked * edits).sum(1), np.zeros(len(pairs), np.float32)], axis=1)
 
+    def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
+        """Find them by the cosine."""
+        return self._inventory.nearest(self._embedder.encode(edits), most, besides=besides)
+
+    @cached_property
+    def _inventory(self) -> Inventory:
+        return Inventory.of(self._embedder)
+
+
+def features(asked: NDArray[np.float32], told: NDArray[np.float32], edits: NDArray[np.float32], d: int) -> NDArray[np.float32]:
+    """Compare rows of (vector of ``d``, likeness to each relation) of questions, edits with and without target → (n, FEATURES)."""
+    of_asked, of_edit = asked[:, d:], np.maximum(told[:, d:], edits[:, d:])
+    columns = (
+        (asked[:, :d] * told[:, :d]).sum(1),
+        (asked[:, :d] * edits[:, :d]).sum(1),
+        np.minimum(of_asked, of_edit).max(1),
+        np.where(of_edit >= _NEAR, -1, of_asked).max(1),
+        of_asked.max(1),
+        of_edit.max(1),
+        (of_asked - of_edit).max(1),
+    )
+    return np.stack(columns, axis=1).astype(np.float32)
+
 
 def shipped_folder() -> Path:
     """Where the scorer lies that comes with the package."""
     return Path(str(resources.files(__package__))) / "scorer"
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    raised = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(raised / raised.sum(-1, keepdims=True), dtype=np.float32)
+def _sigmoid(odds: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(1 / (1 + np.exp(-np.clip(odds, -30, 30))), dtype=np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ke_tools.memory.scope.calibration import Calibrator, Wanted
+from ke_tools.memory.scope.inventory import Inventory
 from ke_tools.memory.scope.scorer import Pair
 from ke_tools.testing import HashingEmbedder
 
@@ -27,6 +28,10 @@ class Marked:
         self.given = score
         self.asked = threading.Event()
 
+    def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
+        """By words in common."""
+        return Inventory.of(HashingEmbedder()).nearest(HashingEmbedder().encode(edits), most, besides=besides)
+
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """1 for the edit's own words, ``score`` for questions with the marked word, else nothing."""
         self.asked.set()
@@ -35,7 +40,7 @@ class Marked:
 
 def calibrator(scorer: Marked, path: Path | None = None, alpha: float = 0.005) -> Calibrator:
     """A calibrator without a model."""
-    return Calibrator(scorer, HashingEmbedder(), alpha=alpha, path=path)
+    return Calibrator(scorer, alpha=alpha, path=path)
 
 
 def test_an_edit_without_rivals_may_be_triggered_more_easily() -> None:

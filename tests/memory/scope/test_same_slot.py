@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -35,6 +35,10 @@ class Knowing:
         if self.error:
             raise self.error
         return np.array([(float(self._same(pair)), 0.0) for pair in pairs], np.float32)
+
+    def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
+        """Not asked for."""
+        raise NotImplementedError(edits, most, besides)
 
     def _same(self, pair: Pair) -> bool:
         alike = any(self._says(pair.asked, words) and self._says(pair.edit, words) for words in self.meanings)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ke_tools import atlas
 from ke_tools.errors import ModelUnavailable
-from ke_tools.memory.scope.network import WEIGHTS
-from ke_tools.memory.scope.scorer import CARD, CosineScorer, Pair, TrainedScorer, shipped_folder
+from ke_tools.memory.scope.inventory import Inventory
+from ke_tools.memory.scope.network import ADAPTER
+from ke_tools.memory.scope.scorer import CARD, FEATURES, CosineScorer, Pair, TrainedScorer, features, shipped_folder
 from ke_tools.testing import HashingEmbedder
 
 
@@ -36,7 +38,7 @@ def test_a_damaged_scorer_is_told_with_a_remedy(tmp_path: Path, damage: str) -> 
     """Failure paths are real."""
     card = json.loads((shipped_folder() / CARD).read_text("utf-8"))
     if damage != "weights":
-        (tmp_path / WEIGHTS).write_bytes(b"")
+        (tmp_path / ADAPTER).write_bytes(b"")
     (tmp_path / CARD).write_text("{" if damage == "card" else json.dumps({**card, "thresholds": {}} if damage == "thresholds" else card))
 
     with pytest.raises(ModelUnavailable, match="scope scorer"):
@@ -47,10 +49,57 @@ def test_the_shipped_scorer_is_small_and_says_where_it_comes_from() -> None:
     """Issue §2: a few MB at most, with a card."""
     scorer = TrainedScorer(shipped_folder())
 
-    assert (shipped_folder() / WEIGHTS).stat().st_size < 6_000_000
+    assert sum(file.stat().st_size for file in shipped_folder().iterdir()) < 8_000_000
     assert 0 < scorer.grey < scorer.within < 1
     assert all(len(data["sha256"]) == 64 for data in scorer.card["data"])
     assert scorer.card["without"] == []
+
+
+def test_a_pair_is_told_with_its_target() -> None:
+    """What the edit says tells what is asked: "X was born in" a year, or a town."""
+    assert Pair("When was X born?", "X was born in", "1912").told == "X was born in 1912"
+    assert len(Pair("a", "b", "c" * 500).told) < 100
+
+
+def test_a_question_near_to_another_relation_is_told_from_one_near_to_the_edits() -> None:
+    """The inventory's other relations are rivals, but those that the edit is near to itself."""
+    d = 2
+    edit = np.array([[1, 0, 0.9, 0.1]], np.float32)  # a vector, and the likeness to two relations
+    asks_it, asks_another = np.array([[1, 0, 0.9, 0.2]], np.float32), np.array([[0, 1, 0.1, 0.9]], np.float32)
+
+    for_it, for_another = (features(asked, edit, edit, d)[0] for asked in (asks_it, asks_another))
+
+    assert for_it.shape == (FEATURES,)
+    assert for_it == pytest.approx([1, 1, 0.9, 0.2, 0.9, 0.9, 0.1])
+    assert for_another == pytest.approx([0, 0, 0.1, 0.9, 0.9, 0.9, 0.8])
+
+
+def test_an_inventory_is_read_back_and_one_of_other_wordings_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vectors belong to one list of wordings; the atlas may have changed since."""
+    made = Inventory.of(HashingEmbedder(64))
+    made.save(tmp_path)
+    other = HashingEmbedder(32)
+
+    again = Inventory.of(other, tmp_path)
+    monkeypatch.setattr("ke_tools.memory.scope.inventory._key", lambda: "00" * 32)
+    anew = Inventory.of(other, tmp_path)
+
+    assert (again.vectors * made.vectors).sum(1).min() > 0.999
+    assert anew.vectors.shape[1] == 32
+    assert made.likeness(made.vectors[:3]).max(1) == pytest.approx(1)
+    assert made.likeness(made.vectors[:1]).shape == (1, len(made.relations))
+
+
+def test_rivals_are_the_nearest_wordings_of_other_relations() -> None:
+    """What an edit is calibrated against."""
+    scorer = CosineScorer(HashingEmbedder())
+    near, count = scorer.rivals(["The capital of X is"], 5, besides={"capital"})
+    with_own, _ = scorer.rivals(["The capital of X is"], 5)
+
+    assert len(near) == 5
+    assert "The capital of X is" in with_own
+    assert "The capital of X is" not in near
+    assert count > 5000
 
 
 def test_slots_are_many_and_none_is_a_relation_kept_for_probes() -> None:
@@ -61,5 +110,5 @@ def test_slots_are_many_and_none_is_a_relation_kept_for_probes() -> None:
     assert {name for slot in slots for name in slot.near} <= {slot.id for slot in slots}
     assert all(wording.count("{}") == 1 for slot in slots for wording in (*slot.statements, *slot.questions, slot.masked))
     assert {slot.subject for slot in slots} == atlas.slot_subjects().keys()
-    held = [r.masked for r in atlas.relations().values() if r.probe]
-    assert not [slot.id for slot in slots if slot.masked in held]
+    kept = {r.masked for r in atlas.relations().values() if r.probe}
+    assert not [slot.id for slot in slots if slot.masked in kept]

