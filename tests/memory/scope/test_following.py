@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Decision, Head, Reading, Scope, following, tenant
 from ke_tools.memory.scope.tenant import Derived, Recent, Tenant
 from ke_tools.memory.slots import slot_of
+from ke_tools.memory.subjects import Key, keys_of
 from ke_tools.testing import HashingEmbedder, memory_ledger
 
 
@@ -87,8 +88,12 @@ def file_in(cache: Path) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Every edit's names whose keys are derived."""
     asked: list[tuple[str, ...]] = []
-    keys_of = tenant.keys_of
-    monkeypatch.setattr(tenant, "keys_of", lambda names: (asked.append(tuple(names)), keys_of(names))[1])
+
+    def counting(names: Iterable[str]) -> tuple[Key, ...]:
+        asked.append(tuple(names))
+        return keys_of(asked[-1])
+
+    monkeypatch.setattr(tenant, "keys_of", counting)
     return asked
 
 
