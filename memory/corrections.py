@@ -26,6 +26,7 @@ from ke_tools.memory.events import LIVE, Change, Standing, record_of
 from ke_tools.memory.log import Author, append, edits_where
 from ke_tools.memory.names import name_key, names_of, subject_key, subject_keys
 from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, relation_key
+from ke_tools.memory.subjects import keys_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -46,6 +47,8 @@ _UNKNOWN_RELATION: Final = (
 )
 _NOT_MENTIONED: Final = "AND e.id NOT IN (SELECT value FROM json_each(?))"
 _MOST_NAMED: Final = 3  # edits in one warning
+_NEWEST: Final = "ORDER BY +e.seq DESC LIMIT ?"
+_MOST_COMPARED: Final = 64  # edits that have one name
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ def record(db: apsw.Connection, author: Author, correction: Correction, *, sibli
     is_risky = is_alias_risky(fact)
     if is_risky:
         warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
+    warnings += [f"{name!r} is found only where it is written so" for name in (fact.subject, *fact.aliases) if _is_common(name)]
     payload = {
         "id": edit_id,
         "fact": record_of(fact),
@@ -134,6 +138,11 @@ def record(db: apsw.Connection, author: Author, correction: Correction, *, sibli
     if not is_proposed:
         changes += [Change(other.id, Standing.SUPERSEDED, edit_id) for other in yielding]
     return append(db, author, "propose" if is_proposed else "edit", payload, changes)
+
+
+def _is_common(name: str) -> bool:
+    """Whether a name is also an everyday word or a letter, which other texts are full of."""
+    return any(key.written == name.strip() for key in keys_of([name]))
 
 
 def _same(a: str, b: str) -> bool:
@@ -230,7 +239,8 @@ def _renamed(given: Fact, kept: Fact, yielding: Sequence[Edit]) -> list[str]:
 def _beside(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[str]:
     """Name the live edits of other slots that this one may contradict; none of them gives way on a guess."""
     overlapping = {other.id: warning for other, warning in _overlapping(db, tenant, correction) if other.id not in mentioned}
-    return [*overlapping.values(), *_unplaced(_unclear(db, tenant, correction, {*mentioned, *overlapping}))]
+    known = {*mentioned, *overlapping}
+    return [*overlapping.values(), *_ambiguous(db, tenant, correction, known), *_unplaced(_unclear(db, tenant, correction, known))]
 
 
 def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> Iterator[tuple[Edit, str]]:
@@ -241,6 +251,19 @@ def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> It
         theirs = {name_key(name) for name in (other.fact.subject, *other.fact.aliases)}
         shared = next(name for name in names if name in theirs)
         yield other, f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {shared!r} and stays live beside it"
+
+
+def _ambiguous(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[str]:
+    """Name each given alias that other subjects have too: a question with it may be about either, and both are looked at."""
+    fact, warnings = correction.fact, []
+    own = subject_keys(fact.subject)
+    for alias in dict.fromkeys(name_key(alias) for alias in fact.aliases):
+        others = [other for other in _sharing(db, tenant, correction, [alias], _NEWEST, (_MOST_COMPARED,)) if other.id not in mentioned]
+        subjects = dict.fromkeys(other.fact.subject for other in others if subject_key(other.fact.subject) not in own)
+        if alias not in own and subjects:
+            named = ", ".join(map(repr, list(subjects)[-_MOST_NAMED:])) + (" and others" if len(subjects) > _MOST_NAMED else "")
+            warnings.append(f"{alias!r} is also a name of {named}; a question with it may be about either")
+    return warnings
 
 
 def _unclear(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[Edit]:

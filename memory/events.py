@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FIELDS: Final = tuple((field.name, field.default) for field in fields(Fact))
+
 GENESIS: Final = bytes(32)  # what the first event follows
 
 
@@ -125,7 +127,7 @@ def record_of(fact: Fact) -> dict[str, Any]:
 def recalled(record: Mapping[str, Any]) -> Fact:
     """A stored fact, unchecked: what was accepted once stays readable when the rules for new facts change."""
     fact = object.__new__(Fact)
-    for field in fields(Fact):
-        value = record.get(field.name, field.default)
-        object.__setattr__(fact, field.name, tuple(value) if isinstance(value, list) else value)
+    for name, default in _FIELDS:
+        value = record.get(name, default)
+        object.__setattr__(fact, name, tuple(value) if isinstance(value, list) else value)
     return fact

@@ -236,7 +236,9 @@ class Ledger:
         check(tenant=tenant)
         wanted = [standing.value for standing in (*LIVE, *([Standing.PROPOSED] if with_proposed else []))]
         with self._storage.reading() as db:
-            return edits_where(db, tenant, f"AND e.standing IN ({', '.join('?' * len(wanted))}) ORDER BY e.seq", wanted)
+            # One standing at a time: asked for several at once, SQLite reads every edit that ever was.
+            found = [edit for standing in wanted for edit in edits_where(db, tenant, "AND e.standing = ? ORDER BY e.seq", (standing,))]
+        return sorted(found, key=lambda edit: edit.revision)
 
     def since(self, tenant: str, seq: int) -> list[Edit]:
         """Return the edits that an event after ``seq`` made or changed, as they stand now, oldest first."""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,7 @@ class Follower:
         self._embedder = embedder
         self._folder = cache / "scope" if cache is not None and ledger.path != ":memory:" else None
         self._unsaved: dict[str, int] = {}  # tenant → how many edits its file lacks
+        self._filing: dict[str, threading.Thread] = {}  # tenant → what last changed its file
         self._notes: dict[str, str] = {}
 
     def note(self, tenant: str) -> str:
@@ -175,14 +177,20 @@ class Follower:
             self._embedder.dimension,
         )
         self._unsaved[state.name] = 0
-        threading.Thread(target=_save, args=(path, origin, state.derived()), name="ke-scope-save").start()
+        self._in_turn(state.name, partial(stored.write, path, origin, state.derived()))
 
     def _erase(self, state: Tenant) -> None:
         """Remove the file: an edit was purged, and no text of it may stay."""
         path = self._path(state.name)
         if path is not None:
-            path.unlink(missing_ok=True)
+            self._in_turn(state.name, partial(path.unlink, missing_ok=True))
             self._unsaved[state.name] = len(state.edits)
+
+    def _in_turn(self, tenant: str, work: Callable[[], None]) -> None:
+        """Change a tenant's file in a thread, after all that was begun before."""
+        before = self._filing.get(tenant)
+        self._filing[tenant] = thread = threading.Thread(target=_file, args=(work, before), name="ke-scope-save")
+        thread.start()
 
     def _path(self, tenant: str) -> Path | None:
         if self._folder is None:
@@ -201,8 +209,10 @@ def _behind(state: Tenant) -> dict[str, str]:
     return {"behind": f"the changes since revision {state.seen} are still being read"}
 
 
-def _save(path: Path, origin: Origin, derived: Derived) -> None:
+def _file(work: Callable[[], None], before: threading.Thread | None) -> None:
+    if before is not None:
+        before.join()
     try:
-        stored.write(path, origin, derived)
+        work()
     except OSError as error:
-        log.warning("the index file %s could not be written, the next start derives it again: %s", path, error)
+        log.warning("the index file could not be changed, the next start derives it again: %s", error)

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,8 +125,8 @@ def _parsed(whole: bytes, *, tenant: str, embedder: str, dimension: int) -> tupl
         raise Unusable("it is damaged")
     origin = Origin(tenant, int(header["seq"]), str(header["chain"]), header["naming"], embedder, dimension)
     start = len(body) - 4 * dimension * int(header["vectors"])
-    rows = [json.loads(line.decode("utf-8", "surrogatepass")) for line in bytes(body[:start]).splitlines()]
-    keys = {edit_id: tuple(Key(name, written) for name, written in found) for edit_id, _, *found in rows}
+    rows = list(_rows_in(bytes(body[:start]).splitlines()))
+    keys = {edit_id: tuple(starmap(Key, found)) for edit_id, _, *found in rows}
     counts = {edit_id: count for edit_id, count, *_ in rows if count}
     if len(keys) != header["edits"] or sum(counts.values()) != header["vectors"]:
         raise Unusable("it is damaged")
@@ -138,6 +138,11 @@ def _lines(derived: Derived) -> Iterator[bytes]:
     while some := list(islice(rows, _IN_ONE_GO)):
         lines = (json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in some)
         yield "".join(lines).encode("utf-8", "surrogatepass")
+
+
+def _rows_in(lines: list[bytes]) -> Iterator[list[Any]]:
+    for start in range(0, len(lines), _IN_ONE_GO):  # many at once are read in half the time
+        yield from json.loads(f"[{b','.join(lines[start : start + _IN_ONE_GO]).decode('utf-8', 'surrogatepass')}]")
 
 
 def _vectors_in(data: memoryview, counts: Mapping[str, int], dimension: int) -> Iterator[tuple[str, NDArray[np.float32]]]:

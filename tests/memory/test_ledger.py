@@ -64,6 +64,28 @@ def test_an_edit_is_read_back_as_it_was_written(ledger: Ledger) -> None:
     assert made.created_at.endswith("Z")
 
 
+def test_an_alias_that_another_subject_has_too_is_pointed_out(ledger: Ledger) -> None:
+    """The issue on scope: a question with it may be about either, and whoever writes the second must know."""
+    annex, hall = ("Acme West", ("the Annex",)), ("Bolt Hall", ("the Annex", "the Shed"))
+
+    def about(named: tuple[str, tuple[str, ...]], what: str) -> list[str]:
+        subject, aliases = named
+        (edit,) = write(ledger, Fact(subject=subject, prompt=f"The {what} of {subject} is", target="grey", aliases=aliases))
+        return [warning for warning in edit.warnings if "also a name" in warning]
+
+    assert about(annex, "colour") == []
+    assert about(annex, "smell") == []
+    assert about(hall, "height") == ["'the annex' is also a name of 'Acme West'; a question with it may be about either"]
+    assert len(ledger.live("acme")) == 3
+
+
+@pytest.mark.parametrize(("name", "is_common"), [("It", True), ("US", True), ("C", True), ("Australia", False), ("The Who", False)])
+def test_a_name_that_is_also_an_everyday_word_or_a_letter_is_pointed_out(ledger: Ledger, name: str, *, is_common: bool) -> None:
+    """The issue on scope: such a name counts only as it is written, which whoever writes it must know."""
+    (edit,) = write(ledger, Fact(subject=name, prompt=f"The author of {name} is", target="Ida"))
+    assert (f"{name!r} is found only where it is written so" in edit.warnings) is is_common
+
+
 def test_edits_of_one_call_have_revisions_of_their_own(ledger: Ledger) -> None:
     """Contract: the revision is the sequence number of the event that made the edit."""
     first, second = write(ledger, capital("Sydney"), child("Ida"))
