@@ -112,8 +112,7 @@ class Calibrator:
 
     def calibrate(self, wanted: Wanted) -> Calibrated:
         """Try an edit against its negatives, now."""
-        own_relations = {wanted.relation, atlas.relations()[wanted.relation].inverse} if wanted.relation else set()
-        near, n = self._scorer.rivals(wanted.texts, _SCORED, besides=own_relations)
+        near, n = self._scorer.rivals(wanted.texts, _SCORED, besides=_own_relations(wanted.relation))
         scored = np.sort(self._best(wanted, near))[::-1]
         passing = n - math.ceil((n + 1) * (1 - self._alpha))  # so many may lie above the threshold
         conformal = float(scored[passing]) if 0 <= passing < len(scored) else 0.0
@@ -185,6 +184,13 @@ class _Kept:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT, by TEXT, threshold REAL, wrong REAL, recall REAL, PRIMARY KEY (key, by))")
         return db
+
+
+def _own_relations(relation: str) -> set[str]:
+    """A relation, its inverse, and those that share a wording with it."""
+    own = set(_own_wordings(relation))
+    shared = {name for name, text in wordings() if text in own}
+    return shared | {relation, atlas.relations()[relation].inverse} if relation else set()
 
 
 def _own_wordings(relation: str) -> list[str]:

@@ -56,7 +56,7 @@ OPEN_QUESTIONS: Final = (
 def wordings() -> tuple[tuple[str, str], ...]:
     """All of them as (relation, neutral text), those of one relation together, in a fixed order."""
     of_atlas = [(r.id, text) for r in atlas.relations().values() for text in r.fitted_statements + r.fitted_questions]
-    of_slots = [(slot.id, text) for slot in atlas.slots() for text in slot.statements + slot.questions]
+    of_slots = [(f"slot:{slot.id}", text) for slot in atlas.slots() for text in slot.statements + slot.questions]
     return tuple((name, neutral(text)) for name, text in (*of_atlas, *of_slots, *((OPEN, text) for text in OPEN_QUESTIONS)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,9 @@ def encoder(folder: Path, adapter: Path | None = None) -> nn.Module:
     if adapter is not None:
         from peft import PeftModel
 
-        bert = PeftModel.from_pretrained(bert, str(adapter)).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            bert = PeftModel.from_pretrained(bert, str(adapter)).merge_and_unload()
     return _network(bert)
 
 
@@ -28,7 +31,9 @@ def trainable(folder: Path, rank: int) -> Any:
     """MiniLM with a LoRA (Hu et al. 2021) on all its projections, which alone has gradients; a PEFT model."""
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(_bert(folder), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_PROJECTIONS)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under an old name
+        return get_peft_model(_bert(folder), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_PROJECTIONS)).train()
 
 
 def _bert(folder: Path) -> Any:

@@ -283,7 +283,12 @@ def _judged(kept: Sequence[Corpus], sources: Sequence[Corpus], rng: random.Rando
                 negatives = [rng.choice(rng.choice(kin or [group]).texts), rng.choice(group.contrasts or NO_QUESTIONS)]
                 rows = [(asked, True), *((text, False) for text in negatives if text not in group.texts)]
                 for text, same in rows:
-                    yield _Judged(Pair(neutral(text), neutral(edit), target), same, corpus.name, group.relation or group.name)
+                    yield _Judged(Pair(neutral(text), neutral(edit), target), same, corpus.name, _inventoried(corpus.name, group))
+
+
+def _inventoried(source: str, group: Group) -> str:
+    """The name that the inventory has for a group's relation, if it has it."""
+    return group.relation or (f"slot:{group.name}" if source == "slots" else group.name)
 
 
 def _may_contrast(group: Group, other: Group) -> bool:
@@ -319,12 +324,12 @@ def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory) 
 
 def _even(sources: NDArray[np.str_], same: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weights by which each source, and in it each class, counts alike; their mean is 1."""
-    weights = np.zeros(len(sources))
+    weights = np.zeros(len(sources), np.float64)
     for source in set(sources.tolist()):
         for label in (True, False):
             rows = (sources == source) & (same == label)
             weights[rows] = 1 / max(rows.sum(), 1)
-    return weights / weights.mean()
+    return np.asarray(weights / weights.mean(), np.float64)
 
 
 def _logistic(x: NDArray[np.float32], y: NDArray[np.bool_], weights: NDArray[np.float64], ridge: float = 1e-3) -> NDArray[np.float64]:

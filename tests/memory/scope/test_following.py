@@ -19,6 +19,7 @@ from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Decision, Reading, Scope, following, stored, tenant
+from ke_tools.memory.scope.scorer import CosineScorer
 from ke_tools.memory.scope.stored import Origin
 from ke_tools.memory.scope.tenant import Derived, Recent, Tenant
 from ke_tools.memory.slots import slot_of
