@@ -19,7 +19,7 @@ from ke_tools import atlas
 from ke_tools.memory.names import known_entities, without_determiner
 from ke_tools.screen import EVERYDAY
 
-__all__ = ["Mention", "SubjectIndex", "fold", "names_another"]
+__all__ = ["Mention", "SubjectIndex", "fold", "names_another", "names_in"]
 
 _APOSTROPHES: Final = frozenset("'\u2018\u2019\u02bc\u2032\uff07`\u00b4")
 _DASHES: Final = frozenset("-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d")
@@ -203,6 +203,12 @@ def names_another(text: str, own: Iterable[str] = ()) -> bool:
     folded = fold(text)
     keys = {fold(name).text.strip().removeprefix("the ") for name in own}
     return any(span.key not in keys and _is_name(span, folded, text) for span in _entity_spans(folded))
+
+
+def names_in(text: str) -> list[tuple[int, int]]:
+    """Where the text names entities of the atlas: the longest, never overlapping."""
+    folded = fold(text)
+    return [_borders(span, folded) for span in _without_overlaps([span for span in _entity_spans(folded) if _is_name(span, folded, text)])]
 
 
 def _is_name(span: _Span, folded: Folded, text: str) -> bool:
