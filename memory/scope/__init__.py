@@ -21,7 +21,7 @@ from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
 from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
-from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, views
+from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, spoken, views
 from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.scorer import CosineScorer, Pair, Scorer, TrainedScorer, shipped_folder
@@ -306,13 +306,13 @@ class Scope:
             return _Named("")
         by_edit = _spans(state.subjects, text)
         if by_edit:
-            return _Named("named", {edit_id: views(text, spans) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
+            return _Named("named", {edit_id: views(text, spans, carried) for edit_id, spans in by_edit.items()}, _shown(text, by_edit))
         asked = resolve(text)
         if asked is not None and not names_another(text) and not speaks_of_another(text):
-            for turn in _still_meant(carried):
-                by_edit = _spans(state.subjects, turn[-_LONGEST:])
+            for turn in _still_meant([spoken(turn) for turn in carried]):
+                by_edit = _spans(state.subjects, turn)
                 if by_edit:
-                    return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn[-_LONGEST:], by_edit))
+                    return _Named("carried", dict.fromkeys(by_edit, (asked,)), _shown(turn, by_edit))
         return _Named("alike" if state.risky else "")
 
     def _scores(self, state: _Tenant, named: _Named, text: str) -> dict[str, _Score]:
@@ -424,7 +424,7 @@ def _still_meant(carried: Sequence[str]) -> Iterator[str]:
     """The earlier turns, the latest first, up to one that speaks of somebody else; a bare answer belongs to the turn before it."""
     for position, turn in enumerate(carried):
         yield turn
-        if speaks_of_another(turn[-_LONGEST:]):
+        if speaks_of_another(turn):
             yield from carried[position + 1 : position + 2] if is_bare(turn) else ()
             return
 

@@ -15,6 +15,7 @@ __all__ = ["Own", "own_words"]
 Role = Literal["own", "asked", "answer", "supplied"]
 
 _SMALL_TALK: Final = 400  # characters of a paragraph that people write before what they ask; a longer one is something to read
+_FEW_HEADERS: Final = 2  # "Title: …" and "Author:" may be a text to complete
 _SHORT_TURN: Final = 300  # characters of a question that stands where otherwise material does
 
 _ASKED: Final = (
@@ -23,7 +24,8 @@ _ASKED: Final = (
 )
 _ANSWER: Final = (
     r"(?:(?:the|my|your|helpful|final|short|correct|model|concise|brief|best|ai|standalone|json) ){0,2}"
-    r"(?:answers?|a|response|reply|output|assistant|ai|bot|chatbot|agent|gpt|chatgpt|model|solution|completion|result)(?: ?\d+)?(?: \([^)\n]{0,40}\))?"
+    r"(?:answers?|a|response|reply|output|assistant|ai|bot|chatbot|agent|gpt|chatgpt|model|solution|completion"
+    r"|result)(?: ?\d+)?(?: \([^)\n]{0,40}\))?"
 )
 _MODIFIED: Final = rf"(?:[\w'\u2019{{}}-]+ ){{0,6}}{MATERIAL}s?(?: [\w'\u2019{{}}#-]+){{0,4}}(?: ?\([^)\n]{{0,40}}\))?"
 _LABEL: Final = re.compile(
@@ -40,11 +42,14 @@ _HEADING: Final = re.compile(
 _LONE: Final = re.compile(rf"(?:(?P<asked>question|query)|(?P<answer>answer|response)|(?P<supplied>{MATERIAL}s?))\s*", re.IGNORECASE)
 _UNKNOWN_HEADING: Final = re.compile(r"#{1,6}\s+\S.*|={2,}\s*[^=\n]+={2,}\s*")
 _HEADER: Final = re.compile(  # of a mail, a search result
-    r"[\s*_#-]{0,4}(?:title|url|link|source|snippet|author|date|from|to|sent|cc|subject|published|website|site|doc(?:ument)? ?id|id|score|rank"
+    r"[\s*_#-]{0,4}(?:title|url|link|source|snippet|author|date|from|to|sent|cc|subject|published|website|site|doc(?:ument)? ?id|id"
+    r"|score|rank"
     r"|name|page|category|tags|metadata|summary|heading)[*_ ]{0,3}:",
     re.IGNORECASE,
 )
-_LISTED: Final = re.compile(r"\s*(?:\[\d+\]|\(\d+\)|\|.*\||<?https?://|www\.|On .{5,80} wrote:|-{2,} ?(?:Original|Forwarded) .*)", re.IGNORECASE)
+_LISTED: Final = re.compile(
+    r"\s*(?:\[\d+\]|\(\d+\)|\|.*\||<?https?://|www\.|On .{5,80} wrote:|-{2,} ?(?:Original|Forwarded) .*)", re.IGNORECASE
+)
 _CODE: Final = re.compile(r"\s*(?:[{}\[\]]+[,;]?\s*$|[\"'][\w -]{1,40}[\"']\s*:)")
 _QUOTED: Final = re.compile(r"\s*(?:>|&gt;)")
 _SEPARATOR: Final = re.compile(r"\s*([-=*_~#+])\1{2,}\s*")
@@ -53,9 +58,11 @@ _TAG: Final = re.compile(r"<(?P<shut>/?)(?P<name>[A-Za-z][\w:-]{0,40})(?:\s[^<>\
 _INLINE: Final = frozenset("b i em strong a span u s code br sub sup mark small tt p hr".split())
 _INLINE_LABEL: Final = re.compile(
     r"(?<=[.!?:)\]\"'\u201d,;}])[ \t]+(?=[\"'*]{0,3}(?:Question|Query|Context|Answer|Passage|Documents?|Text|Q|A|Helpful Answer|Article"
-    r"|User|Assistant|Human|Source|Sources)[\"'*]{0,3}\s?:)"
+    r"|User|Assistant|Human|Source|Sources)[\"'*]{0,3}\s?:|\"(?:question|query|context|documents?|passage)\"\s?:)"
 )
-_CHAT_TOKEN: Final = re.compile(r"<\|(?:im_start\|>|start_header_id\|>)?\s*(?P<role>user|assistant|system)\b(?:\|>|<\|end_header_id\|>)?|\[/?INST\]")
+_CHAT_TOKEN: Final = re.compile(
+    r"<\|(?:im_start\|>|start_header_id\|>)?\s*(?P<role>user|assistant|system)\b(?:\|>|<\|end_header_id\|>)?|\[/?INST\]"
+)
 _END_TOKEN: Final = re.compile(r"<\|(?:im_end|eot_id|end|endoftext|begin_of_text)\|>|</?s>")
 _OF_TAGS: Final = re.compile(r"(?:user[_-]?)?(?:question|query|instructions?|task|request|prompt|input|user|problem)", re.IGNORECASE)
 _ANSWER_TAGS: Final = re.compile(r"(?:final[_-]?)?(?:answer|response|output|assistant|thinking)", re.IGNORECASE)
@@ -98,7 +105,11 @@ def own_words(text: str) -> Own:
         said = [*said, *_released(now)]
     said = said or [part.text for part in own]
     is_read = has_material or len(said) < len(own)
-    return Own(tuple(part.text for part in earlier if part.role != "supplied"), tuple(said), is_read)
+    return Own(
+        tuple(part.text for part in earlier if part.role in {"own", "asked"} or (part.role == "answer" and "{}" in part.text)),
+        tuple(said),
+        is_read,
+    )
 
 
 def _turns(parts: Sequence[_Part]) -> tuple[list[_Part], list[_Part]]:
@@ -162,7 +173,8 @@ def _requests(paragraph: str) -> bool:
 
 def _is_task(paragraph: str) -> bool:
     """Whether a paragraph ends with what introduces another ("Translate into German:")."""
-    return paragraph.endswith(":") and asks(sentences_of(paragraph)[-1])
+    last = sentences_of(paragraph)[-1]
+    return last.endswith(":") and asks(last) and not is_manner(last)
 
 
 def _is_manner(paragraph: str) -> bool:
@@ -187,7 +199,9 @@ def _parts(text: str) -> list[_Part]:
 def _lined(text: str) -> list[str]:
     """Put marks, tags and labels on lines of their own."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _END_TOKEN.sub("\n", _CHAT_TOKEN.sub(lambda found: f"\n{found['role'] or ('user' if '/' not in found[0] else 'assistant')}:\n", text))
+    text = _END_TOKEN.sub(
+        "\n", _CHAT_TOKEN.sub(lambda found: f"\n{found['role'] or ('user' if '/' not in found[0] else 'assistant')}:\n", text)
+    )
     names = Counter((found["name"].lower(), bool(found["shut"])) for found in _TAG.finditer(text))
     paired = {name for name, shut in names if shut and (name, False) in names and name not in _INLINE}
     text = _TAG.sub(lambda found: f"\n{found[0]}\n" if found["name"].lower() in paired else found[0], text)
@@ -205,7 +219,7 @@ class _Reader:
         marks = Counter(mark for line in lines if (mark := _mark_of(line)))
         self.left = {mark: count - count % 2 for mark, count in marks.items()}  # those that come in pairs
         self.shut = {tag["name"].lower() for line in lines if (tag := _TAG.fullmatch(line.strip())) and tag["shut"]}
-        self.is_listing = sum(bool(_HEADER.match(line)) for line in lines) > 1
+        self.is_listing = sum(bool(_HEADER.match(line)) for line in lines) > _FEW_HEADERS
 
     def read(self) -> list[_Part]:
         for line in self.lines:
@@ -287,11 +301,11 @@ class _Reader:
         if groups.get("supplied") and asks(head.rstrip(":")) and len(head.split()) > 1:
             self.parts.append(_Part("own", [head]))  # "Translate this sentence:" asks by itself
         if groups.get("input"):
-            self._begin("asked" if not rest or asks(rest) or stops_short(rest) else "supplied")
+            self._begin("asked" if rest and (asks(rest) or stops_short(rest)) else "supplied")
         else:
             self._begin("asked" if groups.get("asked") else "answer" if groups.get("answer") else "supplied")
         if rest:
-            self.parts[-1].lines.append(rest)
+            self.parts[-1].lines.append(rest.rstrip('"}], ') if '"' in head else rest)
         return True
 
 

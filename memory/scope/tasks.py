@@ -6,7 +6,17 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from ke_tools.memory.scope.wording import LEAD, MATERIAL, WORKING, asks, is_manner, is_unfinished, sentences_of, stops_short, without_lead_in
+from ke_tools.memory.scope.wording import (
+    LEAD,
+    MATERIAL,
+    WORKING,
+    asks,
+    is_manner,
+    is_unfinished,
+    sentences_of,
+    stops_short,
+    without_lead_in,
+)
 
 __all__ = ["sentences_to_answer"]
 
@@ -16,52 +26,74 @@ _FEW: Final = 9  # words of a task that says nothing of what it is to be done wi
 
 _QUOTE: Final = re.compile(
     r"\"[^\"\n]{1,2000}\"|\u201c[^\u201c\u201d\n]{1,2000}\u201d|\u201e[^\u201e\u201c\u201d\n]{1,2000}[\u201c\u201d]"
-    r"|\u00ab[^\u00ab\u00bb\n]{1,2000}\u00bb|`[^`\n]{1,2000}`|(?<!\w)['\u2018](?:[^'\u2018\u2019\n]|(?<=\w)['\u2019](?=\w)){1,1000}['\u2019](?!\w)"
+    r"|\u00ab[^\u00ab\u00bb\n]{1,2000}\u00bb|`[^`\n]{1,2000}`|(?<!\w)['\u2018](?:[^'\u2018\u2019\n]"
+    r"|(?<=\w)['\u2019](?=\w)){1,1000}['\u2019](?!\w)"
 )
 _HELD: Final = re.compile(r"\ue000(\d+)\ue001")
 
 _LANGUAGE: Final = (
     r"(?:english|german|french|spanish|italian|portuguese|dutch|russian|polish|swedish|danish|norwegian|finnish|greek|turkish|arabic|hebrew"
-    r"|hindi|chinese|mandarin|japanese|korean|latin|czech|hungarian|romanian|ukrainian|catalan|esperanto|swahili|vietnamese|thai|irish|welsh)"
+    r"|hindi|chinese|mandarin|japanese|korean|latin|czech|hungarian|romanian|ukrainian|catalan|esperanto|swahili|vietnamese|thai"
+    r"|irish|welsh)"
 )
-_TEXT: Final = rf"(?:{MATERIAL}s?|statement|claim|phrase|line|headline|title|caption|tweet|bullet|quotation|words|wording|writing|passage|clause)"
+_TEXT: Final = (
+    rf"(?:{MATERIAL}s?|statement|claim|phrase|line|headline|title|caption|tweet|bullet|quotation|words|wording|writing|passage|clause)"
+)
 _WORKS: Final = re.compile(
-    rf"\W{{0,4}}{LEAD}(?!correct me\b|correct if\b|check (?:if|whether|that)\b|put simply|turn to\b|read about\b)(?P<verb>{WORKING})\b", re.IGNORECASE
+    rf"\W{{0,4}}{LEAD}(?!correct me\b|correct if\b|check (?:if|whether|that)\b|put simply|turn to\b|read about\b)(?P<verb>{WORKING})\b",
+    re.IGNORECASE,
 )
 _STRONG: Final = re.compile(  # these need no object: it stands before or after them
-    r"translat|summari|sum up|proof|correct|fix|re-?writ|rephras|re-?word|paraphras|shorten|condens|continu|simplif|polish|improv|spell|count"
+    r"translat|summari|sum up|proof|correct|fix|re-?writ|rephras|re-?word|paraphras|shorten|condens|continu|simplif|polish|improv"
+    r"|spell|count"
     r"|tl;?dr|expand|edit|repeat|capitali|punctuat|tidy|clean|check",
     re.IGNORECASE,
 )
 _OF_LANGUAGE: Final = re.compile(  # what only texts have
-    r"\b(?:translat(?:e|ed|ion|ions|ing)|summar(?:y|ies)|paraphrase[ds]?|rephrased|reworded|rewritten|rewrite|grammar|grammatical(?:ly)?|ungrammatical"
-    r"|spelling|spelled|spelt|misspell\w*|typos?|punctuat\w+|commas?|proof-?read(?:ing)?|word ?count|how many (?:words|letters|characters|syllables|vowels"
-    r"|consonants|sentences|commas|tokens|nouns|verbs|adjectives|times)|number of (?:words|letters|characters|syllables|vowels|sentences|tokens)|synonyms?"
-    r"|past tense|present tense|future tense|which tense|what tense|tense|passive voice|active voice|indirect speech|reported speech|parts? of speech|nouns?"
-    r"|verbs?|adjectives?|adverbs?|pronouns?|prepositions?|clauses?|sentiment|register|headline|bullet(?:ed)?(?: points?| list)?|readability|reading level"
-    r"|plain english|well[ -]written|read well|reads well|sounds? (?:right|natural|ok|okay|good|better|fine|formal|strange|odd|awkward)|formal(?:ly)?|informal"
-    r"|more (?:concise|polite|natural|fluent|professional|casual|elegant|lively|vivid|engaging)|shorter|longer|simpler|clearer|snappier|catchier|idiomatic"
-    r"|mistakes?|errors?|tl;?dr|who (?:said|wrote)|tone|rhetorical|wording|phrasing|written in|hashtags?|emojis?|haiku|limerick|anagram|backwards"
+    r"\b(?:translat(?:e|ed|ion|ions|ing)|summar(?:y|ies)|paraphrase[ds]?|rephrased|reworded|rewritten|rewrite|grammar"
+    r"|grammatical(?:ly)?|ungrammatical"
+    r"|spelling|spelled|spelt|misspell\w*|typos?|punctuat\w+|commas?|proof-?read(?:ing)?|word ?count|how many (?:words|letters"
+    r"|characters|syllables|vowels"
+    r"|consonants|sentences|commas|tokens|nouns|verbs|adjectives|times)|number of (?:words|letters|characters|syllables|vowels"
+    r"|sentences|tokens)|synonyms?"
+    r"|past tense|present tense|future tense|which tense|what tense|tense|passive voice|active voice|indirect speech|reported speech"
+    r"|parts? of speech|nouns?"
+    r"|verbs?|adjectives?|adverbs?|pronouns?|prepositions?|clauses?|sentiment|register|headline|bullet(?:ed)?(?: points?| list)?"
+    r"|readability|reading level"
+    r"|plain english|well[ -]written|read well|reads well|sounds? (?:right|natural|ok|okay|good|better|fine|formal|strange|odd"
+    r"|awkward)|formal(?:ly)?|informal"
+    r"|more (?:concise|polite|natural|fluent|professional|casual|elegant|lively|vivid|engaging)|shorter|longer|simpler|clearer"
+    r"|snappier|catchier|idiomatic"
+    r"|mistakes?|errors?|tl;?dr|who (?:said|wrote)|tone|rhetorical|wording|phrasing|written in|hashtags?|emojis?|haiku|limerick"
+    r"|anagram|backwards"
     r"|upper ?case|lower ?case|all caps|title case|repeat after me|verbatim|word for word|exactly|quote)\b",
     re.IGNORECASE,
 )
 _SAYS: Final = re.compile(  # with a quotation behind it, a text to bring somewhere
-    rf"\W{{0,4}}{LEAD}(?:say|print|type|write|output|echo|append|insert|begin|start|end|use|include|add|put|read|recite|draft|compose|post|send|make|create"
+    rf"\W{{0,4}}{LEAD}(?:say|print|type|write|output|echo|append|insert|begin|start|end|use|include|add|put|read|recite|draft|compose"
+    rf"|post|send|make|create"
     r"|how (?:do|would|can|should) (?:you|i|we|one) (?:say|write|put|phrase|express|translate|word)"
     r"|what does|what is meant by|what would)\b",
     re.IGNORECASE,
 )
 _POINTS: Final = re.compile(
     rf"\b(?:this|these|that|those|following|above|below|my|our|said|previous|next|given|provided|attached|pasted|quoted|original)"
-    rf"(?: (?!of\b)[\w-]+){{0,2}} {_TEXT}\b(?! of \{{\}})|\b(?:the|a|an|each|every) (?:\w+ ){{0,1}}{_TEXT}\b(?! (?:of|about|on|for|behind)\b)"
+    rf"(?: (?!of\b)[\w-]+){{0,2}} {_TEXT}\b(?! of \{{\}})|\b(?:the|a|an|each|every) (?:\w+ ){{0,1}}{_TEXT}\b(?! (?:of|about|on|for"
+    rf"|behind)\b)"
     r"|\b(?:the following|the above|the below|what follows|what i (?:wrote|write|have written)|what comes next|as follows)\b"
-    r"|\b(?:this|that|it|these|them|here|below|above)\b(?=\s*(?:[?.!,:;]|$|in(?:to)?\b|to\b|as\b|for\b|from\b|with\b|up\b|down\b|out\b|a bit\b"
-    r"|more\b|please\b|all\b|correct|grammatical|well|sound|read|right|written|shorter|longer|simpler|clearer|less|be\b|need|and\b|by\b|using\b|formal))",
+    r"|\b(?:this|that|it|these|them|here|below|above)\b(?=\s*(?:[?.!,:;]|$|in(?:to)?\b|to\b|as\b|for\b|from\b|with\b|up\b|down\b"
+    r"|out\b|a bit\b"
+    r"|more\b|please\b|all\b|correct|grammatical|well|sound|read|right|written|shorter|longer|simpler|clearer|less|be\b|need|and\b"
+    r"|by\b|using\b|formal))",
     re.IGNORECASE,
 )
-_ONLY_IT: Final = re.compile(r"\b(?:your|the) (?:final )?(?:answer|answers|reply|response|result|name|output|explanation)\b|\bit\b", re.IGNORECASE)
+_ONLY_IT: Final = re.compile(
+    r"\b(?:your|the) (?:final )?(?:answer|answers|reply|response|result|name|output|explanation)\b|\bit\b", re.IGNORECASE
+)
 _ITS_ANSWER: Final = re.compile(r"\b(?:your|the|its) (?:final )?(?:answers?|reply|response|result|output|explanation)\b", re.IGNORECASE)
-_SET_OFF: Final = re.compile(r"^([^:]{1,160}):(?:\s+(?P<colon>\S.*)|\s*$)|^([^:]{1,160}?)\s[-\u2013\u2014]{1,2}\s+(?P<dash>\S.*)", re.DOTALL)
+_SET_OFF: Final = re.compile(
+    r"^([^:]{1,160}):(?:\s+(?P<colon>\S.*)|\s*$)|^([^:]{1,160}?)\s[-\u2013\u2014]{1,2}\s+(?P<dash>\S.*)", re.DOTALL
+)
 _INTO: Final = re.compile(
     rf"\W*(?:(?:now|please|and|say it|this|the following|same)\b,? *)*(?:(?:in|into|to|for)\b )?(?:\w+ )?{_LANGUAGE}"
     r"(?: (?:please|version|translation|text|for))*\W*",
@@ -72,7 +104,12 @@ _STATES: Final = re.compile(
     r"|\b(?:is|was|are|were|belongs|plays|lies|speaks)\b[^?]{0,120}\{\}",
     re.IGNORECASE,
 )
-_WH: Final = re.compile(r"\b(?:what|who|which|where|when|why|how|whose)\b|\bthe (?:\w+ )?(?:names?|words?|terms?) (?:of|for)\b", re.IGNORECASE)
+_WH: Final = re.compile(
+    r"\b(?:what|who|which|where|when|why|how|whose)\b|\bthe (?:\w+ )?(?:names?|words?|terms?) (?:of|for)\b", re.IGNORECASE
+)
+_CHANGES_IT: Final = re.compile(rf"\W{{0,4}}{LEAD}(?:make|keep|put|turn|express|get|bring) (?:it|this|that|these)\b", re.IGNORECASE)
+_OF_A_TEXT: Final = re.compile(r"\W*(?:how|is|are|does|what)\b", re.IGNORECASE)
+_NAMES_TEXT: Final = re.compile(rf"\b{_TEXT}\b", re.IGNORECASE)
 _COMPLETES: Final = re.compile(rf"\W{{0,4}}{LEAD}(?:complete|finish|fill in|continue|predict)\b", re.IGNORECASE)
 
 
@@ -84,15 +121,17 @@ def sentences_to_answer(paragraphs: Sequence[str]) -> list[str]:
     """
     held: list[str] = []
     sentences = [sentence for paragraph in paragraphs for sentence in sentences_of(_hold(paragraph, held))]
+    last = max((n for n, sentence in enumerate(sentences) if asks(sentence)), default=-1)
     kept: list[str] = []
+    asked_before = False
     for position, sentence in enumerate(sentences):
         own = sentence[:_LONGEST]
-        asked_before = any(earlier.endswith("?") for earlier in kept)
-        if _is_quoting(own, held):
+        if _is_quoting(own):
             continue
-        if _is_task(own, is_last=position == len(sentences) - 1, asked_before=asked_before):
-            last = _held_back(sentences[-1], held)
-            return [last] if _COMPLETES.match(own) and stops_short(last) and is_unfinished(last) and sentence != sentences[-1] else []
+        if not is_manner(own) or _is_about_it(own, asked=asked_before or position < last):
+            if _is_task(own, is_last=position == len(sentences) - 1, asked_before=asked_before):
+                return _to_complete(own, _held_back(sentences[-1], held))
+            asked_before = asked_before or sentence.endswith("?")
         kept.append(sentence)
     if len(kept) < len(sentences) and not any(asks(sentence) and not is_manner(sentence) for sentence in kept):
         return []
@@ -115,7 +154,7 @@ def _held_back(sentence: str, held: Sequence[str]) -> str:
     return _HELD.sub(lambda found: held[int(found[1])], sentence)
 
 
-def _is_quoting(sentence: str, held: Sequence[str]) -> bool:
+def _is_quoting(sentence: str) -> bool:
     """Whether a sentence sets a task about what it quotes."""
     if not _HELD.search(sentence):
         return False
@@ -123,28 +162,49 @@ def _is_quoting(sentence: str, held: Sequence[str]) -> bool:
     return bool(_WORKS.match(outside) or _OF_LANGUAGE.search(outside) or _SAYS.match(outside) or _INTO.fullmatch(outside))
 
 
+def _to_complete(task: str, last: str) -> list[str]:
+    """The line that a task wants completed, which ends the request."""
+    if not _COMPLETES.match(task) or not stops_short(last) or not is_unfinished(last):
+        return []
+    off = _SET_OFF.match(last)
+    return [off["colon"] if off and off["colon"] and _COMPLETES.match(last) else last]
+
+
+def _is_about_it(manner: str, *, asked: bool) -> bool:
+    """Whether a sentence says of a text, not of an answer, how it shall be ("Make it shorter.")."""
+    return not asked and bool(_CHANGES_IT.match(manner))
+
+
 def _is_task(sentence: str, *, is_last: bool, asked_before: bool) -> bool:
-    if is_manner(sentence) and asked_before:
-        return False
     bare = without_lead_in(sentence)
+    if bare != sentence and not asks(bare) and _CHANGES_IT.match(sentence):
+        return True
     works = _WORKS.match(bare)
     off = _SET_OFF.match(bare)
     head = (off[1] or off[3]) if off else bare
     is_set_off = bool(off and (off["colon"] or off["dash"] or not is_last))
     of_language = bool(works) or bool(_OF_LANGUAGE.search(head))
     if is_set_off and "{}" not in head and (of_language or _INTO.fullmatch(head)) and not _ITS_ANSWER.search(head):
-        return bool(works or _OF_LANGUAGE.search(head)) or not asks(off["colon"] or off["dash"] or "" if off else "")
+        return of_language or not asks(off["colon"] or off["dash"] or "" if off else "")
     if "{}" in head:
-        return bool(works and _STRONG.match(works["verb"]) and _STATES.search(head) and not _WH.search(head[works.end() :])) or _tells_how_to_say(head)
+        return _works_on_statement(head, works) or _tells_how_to_say(head)
     return _points_elsewhere(head, works, of_language=of_language, asked_before=asked_before)
+
+
+def _works_on_statement(sentence: str, works: re.Match[str] | None) -> bool:
+    """Whether a task names what it is about in the same words ("Translate … is … into German")."""
+    if not works or not _STRONG.match(works["verb"]):
+        return False
+    return bool(_STATES.search(sentence)) and not _WH.search(sentence[works.end() :])
 
 
 def _tells_how_to_say(sentence: str) -> bool:
     """Whether a sentence asks for the words of a statement ("How do you say … in German?", "How many words are in …?")."""
     about = _SAYS.match(sentence) or _OF_LANGUAGE.search(sentence)
-    return bool(about and re.match(r"\W*(?:how|is|are|does|what)\b", sentence, re.IGNORECASE)) and bool(
-        about and _STATES.search(sentence[about.end() :]) and not _WH.search(sentence[about.end() :])
-    )
+    if not about or not _OF_A_TEXT.match(sentence):
+        return False
+    said = sentence[about.end() :]
+    return bool(_STATES.search(said)) and not _WH.search(said)
 
 
 def _points_elsewhere(sentence: str, works: re.Match[str] | None, *, of_language: bool, asked_before: bool) -> bool:
@@ -153,6 +213,8 @@ def _points_elsewhere(sentence: str, works: re.Match[str] | None, *, of_language
         return False
     if _POINTS.search(sentence):
         names_text = re.search(rf"\b{_TEXT}\b", sentence, re.IGNORECASE)
-        return (of_language and (asks(sentence) or sentence.endswith(":"))) or bool(names_text and asks(sentence) and not is_manner(sentence))
+        return (of_language and (asks(sentence) or sentence.endswith(":"))) or bool(
+            names_text and asks(sentence) and not is_manner(sentence)
+        )
     is_short = len(sentence.split()) <= _FEW and not asked_before
     return is_short and (bool(works and _STRONG.match(works["verb"])) or (of_language and asks(sentence)))

@@ -27,7 +27,8 @@ _FEWEST: Final = 3  # words of a sentence that is no signature
 _MOST_LEAD_INS: Final = 4
 
 _SENTENCE_END: Final = re.compile(  # people who type in lower case end sentences too
-    r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\u201c]*[A-Z0-9{]|(?:what|who|whose|when|where|which|why|how|please|tell me|can you)\b)"
+    r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\[\u201c]*[A-Z0-9{\ue000]|(?:what|whats|who|whos|whose|when|where|wheres|which|why|how"
+    r"|please|tell me|can you)\b)"
     r"|(?<=\?)\s+(?=[a-z])|\n+"
 )
 _ABBREVIATION: Final = re.compile(r"(?:^|[\s.(])(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|No|vs|cf|e\.g|i\.e|[A-Z])$")
@@ -56,7 +57,8 @@ LEAD: Final = (  # what people put before what they ask
     r"|there|everyone|all|dear \w+|thanks|sure|great|quickly|briefly|again)\b[ ,.!:\u2013-]{0,3}"
     r"|(?:can|could|would|will) (?:you|u) |(?:i|we)(?: want| need|['\u2019]d like| would like)(?: you)? to "
     r"|would you mind |i(?:['\u2019]d| would) be (?:glad|grateful|happy) if you (?:could |would )?"
-    r"|help me (?:to |with )?|(?:your|the) task(?: is|:) (?:to )?|you (?:should|must|need to|are to) |try to |let['\u2019]?s |go ahead and )"
+    r"|help me (?:to |with )?|(?:your|the) task(?: is|:) (?:to )?|you (?:should|must|need to|are to) |try to |let['\u2019]?s "
+    r"|go ahead and )"
     r"{0,6}"
 )
 _WH: Final = r"what|who|whose|whom|when|where|which|why|how|what['\u2019]?s|who['\u2019]?s|where['\u2019]?s|when['\u2019]?s"
@@ -67,19 +69,25 @@ _ASKS_UNPUNCTUATED: Final = re.compile(
     re.IGNORECASE,
 )
 _ASKS_INDIRECTLY: Final = re.compile(
-    r"\b(?:i|we)\b.{0,40}?\b(?:wonder(?:ing)?|curious|(?:like|love|want|need|wish|have|try|trying|hoping) to (?:know|learn|hear|find|ask|remember"
-    r"|recall|understand)|need(?: the| an? answer)|looking for|forgot|forget|remember|recall|do(?: not|n['\u2019]?t) know|unsure|not sure)\b"
+    r"\b(?:i|we)\b.{0,40}?\b(?:wonder(?:ing)?|curious|(?:like|love|want|need|wish|have|try|trying|hoping) to (?:know|learn|hear|find"
+    r"|ask|remember"
+    r"|recall|understand)|need(?: the| an? answer)|looking for|forgot|forget|remember|recall|do(?: not|n['\u2019]?t) know|unsure"
+    r"|not sure)\b"
     r"|\bmy question (?:is|concerns)\b|\btell me\b|\bthe question (?:is|of)\b",
     re.IGNORECASE,
 )
 
 _FORMATS: Final = (
-    r"json|yaml|xml|csv|html|latex|markdown|tables?|bullets?|bullet(?:ed)?[ -](?:points?|lists?)|numbered list|a list|format|keys?|fields?|schema"
+    r"json|yaml|xml|csv|html|latex|markdown|tables?|bullets?|bullet(?:ed)?[ -](?:points?|lists?)|numbered list|a list|format|keys?"
+    r"|fields?|schema"
     r"|bold|plain text|(?:upper|lower)[ -]?case|capital letters|haiku|rhymes?|style of|tone|voice of|manner of|like a|pirate|emojis?|words?"
     r"|sentences?|characters|lines?|paragraphs?|formatting|preamble|explanations?|citations?"
 )
 _PHRASES: Final = (  # how to answer, or courtesy
-    r"(?:answer|reply|respond)(?: (?:in|with|as|like|using|by|from|based|according|strictly|briefly|shortly|concisely|only|just|me|please)\b[^?:]*|)",
+    (
+        r"(?:answer|reply|respond)(?: (?:in|with|as|like|using|by|from|based|according|strictly|briefly|shortly|concisely|only|just|me"
+        r"|please)\b[^?:]*|)"
+    ),
     r"(?:keep|limit|make|restrict) (?:it|this|that|(?:the|your) (?:answer|reply|response))\b[^?:]*",
     r"(?:do not|don['\u2019]t|no|without|never)(?: [\w-]+){1,12}",
     r"(?:think|explain) (?:step by step|carefully|first|briefly|why|yourself|(?:your|the) (?:answer|reasoning))",
@@ -102,16 +110,21 @@ _PHRASES: Final = (  # how to answer, or courtesy
     # How to go about what is supplied, and what to do where it says nothing.
     r"(?:if|when|where|should|unless|in case) (?:you|the|there|it|no|none|nothing|unsure|unknown|in doubt|not)\b[^?]*",
     (
-        rf"(?:use|using|consult|read|refer|rely|base|based|consider|take|study|see|look|go through|review|given|with|from|cite|quote|stick)\b"
+        rf"(?:use|using|consult|read|refer|rely|base|based|consider|take|study|see|look|go through|review|given|with|from|cite|quote"
+        rf"|stick)\b"
         rf"[^?:]*\b{MATERIAL}s?\b[^?]*"
     ),
     r"you(?: are|['\u2019]re| will| have| must| should| may| can| were| shall| answer| only)\b[^?]*",
     r"your (?:task|job|role|goal|answer|reply|response)\b[^?]*",
     r"(?:here|below|above|attached)(?: is| are|['\u2019]s| you)\b[^?]*",
-    rf"[^?]{{0,80}}\b{MATERIAL}s?(?: \w+)? (?:is|are|was|were|can be) (?:given |provided |listed |shown |found |quoted |printed )?(?:below|above|attached"
-    r"|as follows|at the end)\b[^?]*",
     (
-        r"(?:answer|respond to|reply to|address|solve|consider) (?:all |each |every |only )?(?:of )?(?:the|this|these|my|that|a|users?|an|following)\b"
+        rf"[^?]{{0,80}}\b{MATERIAL}s?(?: \w+)? (?:is|are|was|were|can be) (?:given |provided |listed |shown |found |quoted "
+        rf"|printed )?(?:below|above|attached"
+        r"|as follows|at the end)\b[^?]*"
+    ),
+    (
+        r"(?:answer|respond to|reply to|address|solve|consider) (?:all |each |every |only )?(?:of )?(?:the|this|these|my|that|a"
+        r"|users?|an|following)\b"
         r"[^?]*\b(?:questions?|query|queries|request|prompt|following|user)\b[^?]*"
     ),
     r"(?:question|query|answer|answers|reply)s?",
@@ -122,9 +135,11 @@ _MANNER: Final = re.compile(
 )
 _NUDGE: Final = re.compile(
     r"(?:please |and )?(?:any (?:ideas?|clue|thoughts)|do you know|right|correct|okay|ok|yes or no|true or false|please|true|agreed?|no"
-    r"|(?:is|was)(?:n['\u2019]t)? (?:that|this|it|he|she)(?: really)? (?:true|right|correct|so|accurate|wrong|false)|isn['\u2019]t (?:it|that so)"
+    r"|(?:is|was)(?:n['\u2019]t)? (?:that|this|it|he|she)(?: really)? (?:true|right|correct|so|accurate|wrong|false)"
+    r"|isn['\u2019]t (?:it|that so)"
     r"|am i (?:right|wrong|correct|mistaken)|do you agree|does that sound right|what do you think"
-    r"|(?:can|could|would|will) you(?: please| just)? (?:tell me|confirm(?: that| this)?|help|help me|(?:answer|reply|respond)(?: (?:in|with|briefly)\b.*)?"
+    r"|(?:can|could|would|will) you(?: please| just)? (?:tell me|confirm(?: that| this)?|help|help me|(?:answer|reply"
+    r"|respond)(?: (?:in|with|briefly)\b.*)?"
     r"|be (?:brief|short|concise|quick)|keep (?:it|the answer) (?:short|brief)))(?:,? please)?[?.!]*",
     re.IGNORECASE,
 )
@@ -137,7 +152,10 @@ _CLOSING: Final = re.compile(
 _MOST_CLOSING: Final = 4  # lines of a letter's end
 
 _OPENED: Final = (  # courtesy and framing before a question, which a bare question does without
-    r"(?:quick|simple|short|one|small|random|trivia|quiz|another|next|last|my|the|user|final) ?(?:\w+ )?(?:question|query|q)(?: is)?\s*[:,\u2013-]+",
+    (
+        r"(?:quick|simple|short|one|small|random|trivia|quiz|another|next|last|my|the|user|final) ?(?:\w+ )?(?:question|query"
+        r"|q)(?: is)?\s*[:,\u2013-]+"
+    ),
     r"(?:question|query|q|prompt|user|task|instructions?|request|human|problem)(?: ?\d+)?\s*[:.)]+",
     r"correct me if i(?:['\u2019]m| am) wrong[,:;\u2013-]*(?: but)?,?",
     rf"(?:based|relying|going) (?:only |solely |purely )?on [^,?]{{0,60}}\b{MATERIAL}s?\b[^,?]{{0,30}},",
@@ -149,7 +167,8 @@ _OPENED: Final = (  # courtesy and framing before a question, which a bare quest
 _LEAD_IN: Final = re.compile(rf"\W{{0,3}}(?:{'|'.join(_OPENED)})\W{{0,3}}\s*(?=[\w{{\"'\u201c])", re.IGNORECASE)
 _HEAD: Final = re.compile(r"([^:?{]{1,200}):\s+(?=\S)")
 _STOPS_SHORT: Final = re.compile(
-    r"(?:\b(?:is|was|are|were|of|in|at|by|as|on|from|the|an?|to|for|with|be|called|named|into|that|including|include|than|plays|speaks|writes)"
+    r"(?:\b(?:is|was|are|were|of|in|at|by|as|on|from|the|an?|to|for|with|be|called|named|into|that|including|include|than|plays"
+    r"|speaks|writes)"
     r"|_{2,}|\.{3}|\u2026)\W*$",
     re.IGNORECASE,
 )
