@@ -132,8 +132,7 @@ def _view(whole: Sequence[str], position: int, carried: Sequence[str], *, is_las
             moved = _moved([*reversed(whole[:position]), *carried[:_MOST_CARRIED]])
             if moved:
                 return moved
-        is_whole = len(sentence.split()) >= _FEWEST or not is_last
-        return without_lead_in(sentence) if is_whole else "\n".join(whole[first : position + 1])
+        return without_lead_in(sentence) if not is_last or _stands_alone(sentence) else "\n".join(whole[first : position + 1])
     naming = max((n for n, other in enumerate(whole[:position]) if "{}" in other), default=-1)
     since = " ".join(whole[naming + 1 : position + 1])
     if naming >= 0 and _is_fragment(sentence) and len(whole[naming].split()) <= _HEADING and naming == position - 1:
@@ -171,6 +170,12 @@ def _moved(turns: Sequence[str]) -> str | None:
             (start, end), *_ = places
             return without_lead_in(f"{asked[:start]}{{}}{asked[end:]}")
     return None
+
+
+def _stands_alone(sentence: str) -> bool:
+    """Whether it needs nothing before it; "Freedonia." does, "Freedonia plays" does not."""
+    words = len(sentence.split())
+    return words >= _FEWEST or (words == _FEWEST - 1 and sentence[-1].isalpha())
 
 
 def _is_fragment(sentence: str) -> bool:

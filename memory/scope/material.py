@@ -152,6 +152,8 @@ def _unlabelled(own: Sequence[_Part]) -> list[str]:
 
 def _released(parts: Sequence[_Part]) -> list[str]:
     """What is asked at the end of what is supplied."""
+    if parts and parts[-1].role == "answer" and all(part.role != "asked" for part in parts):
+        return [parts[-1].text]  # begun for the model to go on with
     for part in reversed(parts):
         if part.role != "supplied" or not part.text:
             continue

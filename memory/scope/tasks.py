@@ -29,7 +29,8 @@ _QUOTE: Final = re.compile(
     r"|\u00ab[^\u00ab\u00bb\n]{1,2000}\u00bb|`[^`\n]{1,2000}`|(?<!\w)['\u2018](?:[^'\u2018\u2019\n]"
     r"|(?<=\w)['\u2019](?=\w)){1,1000}['\u2019](?!\w)"
 )
-_HELD: Final = re.compile(r"\ue000(\d+)\ue001")
+_PRIVATE: Final = re.compile(r"[\ue000-\ue002]")
+_HELD: Final = re.compile(r"\ue000(\d+)[\ue001\ue002]")
 
 _LANGUAGE: Final = (
     r"(?:english|german|french|spanish|italian|portuguese|dutch|russian|polish|swedish|danish|norwegian|finnish|greek|turkish|arabic|hebrew"
@@ -50,7 +51,8 @@ _STRONG: Final = re.compile(  # these need no object: it stands before or after 
     re.IGNORECASE,
 )
 _OF_LANGUAGE: Final = re.compile(  # what only texts have
-    r"\b(?:translat(?:e|ed|ion|ions|ing)|summar(?:y|ies)|paraphrase[ds]?|rephrased|reworded|rewritten|rewrite|grammar"
+    rf"\b{_LANGUAGE} (?:version|words|equivalent)\b|\bversions? of (?:this|the following)\b"
+    r"|\b(?:translat(?:e|ed|ion|ions|ing)|summar(?:y|ies)|paraphrase[ds]?|rephrased|reworded|rewritten|rewrite|grammar"
     r"|grammatical(?:ly)?|ungrammatical"
     r"|spelling|spelled|spelt|misspell\w*|typos?|punctuat\w+|commas?|proof-?read(?:ing)?|word ?count|how many (?:words|letters"
     r"|characters|syllables|vowels"
@@ -73,7 +75,7 @@ _SAYS: Final = re.compile(  # with a quotation behind it, a text to bring somewh
     rf"\W{{0,4}}{LEAD}(?:say|print|type|write|output|echo|append|insert|begin|start|end|use|include|add|put|read|recite|draft|compose"
     rf"|post|send|make|create"
     r"|how (?:do|would|can|should) (?:you|i|we|one) (?:say|write|put|phrase|express|translate|word)"
-    r"|what does|what is meant by|what would)\b",
+    r"|what does|what is meant by|what would|what(?:['\u2019]s| is) (?:an?|the|another) (?:\w+ )?way (?:to|of))\b",
     re.IGNORECASE,
 )
 _POINTS: Final = re.compile(
@@ -98,6 +100,9 @@ _INTO: Final = re.compile(
     rf"\W*(?:(?:now|please|and|say it|this|the following|same)\b,? *)*(?:(?:in|into|to|for)\b )?(?:\w+ )?{_LANGUAGE}"
     r"(?: (?:please|version|translation|text|for))*\W*",
     re.IGNORECASE,
+)
+_INTO_LANGUAGE: Final = re.compile(
+    rf"\b(?:in|into|to) (?:\w+ )?(?:{_LANGUAGE}|other words|(?:past|present|future) tense)\W*$", re.IGNORECASE
 )
 _STATES: Final = re.compile(
     r"\{\}(?:['\u2019]s(?: [\w-]+){1,4})?,? (?:is|was|are|were|has|had)\b|\{\},? (?!and\b|news\b)[a-z]{2,}(?:s|ed)\b"
@@ -139,15 +144,15 @@ def sentences_to_answer(paragraphs: Sequence[str]) -> list[str]:
 
 
 def _hold(text: str, held: list[str]) -> str:
-    """Put a mark for each longer quotation, which ends no sentence."""
+    """Put a mark for each longer quotation, so that no sentence ends within; one that is a sentence ends with it."""
 
     def put(found: re.Match[str]) -> str:
         if len(found[0].split()) < _FEWEST_QUOTED:
             return found[0]
         held.append(found[0])
-        return f"\ue000{len(held) - 1}\ue001"
+        return f"\ue000{len(held) - 1}" + ("\ue002" if found[0][-2] in ".!?" else "\ue001")
 
-    return _QUOTE.sub(put, text.replace("\ue000", " ").replace("\ue001", " "))
+    return _QUOTE.sub(put, _PRIVATE.sub(" ", text))
 
 
 def _held_back(sentence: str, held: Sequence[str]) -> str:
@@ -176,14 +181,13 @@ def _is_about_it(manner: str, *, asked: bool) -> bool:
 
 
 def _is_task(sentence: str, *, is_last: bool, asked_before: bool) -> bool:
-    bare = without_lead_in(sentence)
-    if bare != sentence and not asks(bare) and _CHANGES_IT.match(sentence):
-        return True
+    off = _SET_OFF.match(sentence)
+    bare = sentence if off and not asks(off["colon"] or off["dash"] or "?") else without_lead_in(sentence)
     works = _WORKS.match(bare)
     off = _SET_OFF.match(bare)
     head = (off[1] or off[3]) if off else bare
     is_set_off = bool(off and (off["colon"] or off["dash"] or not is_last))
-    of_language = bool(works) or bool(_OF_LANGUAGE.search(head))
+    of_language = bool(works or _OF_LANGUAGE.search(head) or _CHANGES_IT.match(head))
     if is_set_off and "{}" not in head and (of_language or _INTO.fullmatch(head)) and not _ITS_ANSWER.search(head):
         return of_language or not asks(off["colon"] or off["dash"] or "" if off else "")
     if "{}" in head:
@@ -193,7 +197,7 @@ def _is_task(sentence: str, *, is_last: bool, asked_before: bool) -> bool:
 
 def _works_on_statement(sentence: str, works: re.Match[str] | None) -> bool:
     """Whether a task names what it is about in the same words ("Translate … is … into German")."""
-    if not works or not _STRONG.match(works["verb"]):
+    if not works or not (_STRONG.match(works["verb"]) or _INTO_LANGUAGE.search(sentence)):
         return False
     return bool(_STATES.search(sentence)) and not _WH.search(sentence[works.end() :])
 

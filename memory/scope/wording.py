@@ -27,9 +27,9 @@ _FEWEST: Final = 3  # words of a sentence that is no signature
 _MOST_LEAD_INS: Final = 4
 
 _SENTENCE_END: Final = re.compile(  # people who type in lower case end sentences too
-    r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\[\u201c]*[A-Z0-9{\ue000]|(?:what|whats|who|whos|whose|when|where|wheres|which|why|how"
+    r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\[\u201c\u201d]*[A-Z0-9{\ue000]|(?:what|whats|who|whos|whose|when|where|wheres|which|why|how"
     r"|please|tell me|can you)\b)"
-    r"|(?<=\?)\s+(?=[a-z])|\n+"
+    r"|(?<=\?)\s+(?=[a-z])|(?<=\ue002)\s+(?=[A-Z{])|\n+"
 )
 _ABBREVIATION: Final = re.compile(r"(?:^|[\s.(])(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|No|vs|cf|e\.g|i\.e|[A-Z])$")
 _BULLET: Final = re.compile(r"(?:[-*\u2022\u2013]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
@@ -50,7 +50,8 @@ WORKING: Final = (  # verbs that set something to be done with a text
     r"|continue|extend|count|check|spell-?check|improve|polish|simplify|quote|repeat|copy|echo|recite|transcribe|classify|analy[sz]e|parse"
     r"|tag|annotate|label|highlight|underline|extract|capitali[sz]e|reformat|format|convert|transform|turn|put|change|rearrange|reverse"
     r"|tokeni[sz]e|punctuate|tidy up|tidy|clean up|clean|render|restate|critique|rate|grade|evaluate|assess|detect|diagram|encode|type out"
-    r"|reorder|split|merge|abbreviate|reduce|cut|trim|boil down|tl;?dr|mark|review|read|adapt|formali[sz]e|set|cast|express"
+    r"|replace|remove|delete|swap|substitute|reorder|split|merge|abbreviate|reduce|cut|trim|boil down|tl;?dr|mark|review|read"
+    r"|adapt|formali[sz]e|set|cast|express"
 )
 LEAD: Final = (  # what people put before what they ask
     r"(?:(?:hi|hello|hey|hiya|good (?:morning|day|evening)|ok|okay|so|well|and|but|also|now|then|first|next|finally|please|pls|kindly|just"
@@ -188,10 +189,15 @@ def sentences_of(text: str) -> list[str]:
 
 def asks(sentence: str) -> bool:
     """Whether a sentence asks or requests something, rather than tells it."""
-    bare = _BULLET.sub("", sentence.strip(), count=1).rstrip("\"')\u201d*_ ")
+    bare = _without_bullet(sentence.strip()).rstrip("\"')\u201d*_ ")
     if bare.endswith("?") or _ASKS.match(bare):
         return True
     return bool(_ASKS_INDIRECTLY.search(bare[:200]) or (not bare.endswith((".", "!", ":")) and _ASKS_UNPUNCTUATED.match(bare)))
+
+
+def _without_bullet(sentence: str) -> str:
+    found = _BULLET.match(sentence)
+    return sentence[found.end() :] if found else sentence
 
 
 def is_manner(sentence: str) -> bool:
@@ -217,7 +223,7 @@ def stops_short(sentence: str) -> bool:
 
 def without_lead_in(sentence: str) -> str:
     """Cut off courtesy and framing before what is asked, where enough is left behind it."""
-    bare = _BULLET.sub("", sentence, count=1)
+    bare = _without_bullet(sentence)
     for _ in range(_MOST_LEAD_INS):
         head = _HEAD.match(bare)
         found = head if head and (is_manner(head[1]) or is_manner(f"{head[1]}:")) else _LEAD_IN.match(bare)
