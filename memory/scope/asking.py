@@ -43,8 +43,8 @@ _NO_PART: Final = (  # behind "the", what no subject has, or what is no end of a
 )
 _PART: Final = re.compile(  # "What's the capital?"
     rf"\W{{0,3}}{LEAD}(?:(?:what|who|which|where|when)(?:['\u2019]?s| is| are| was| were)"
-    r"|how (?:big|large|old|tall|high|long|many|far|much|wide|deep|populous) (?:is|are|was)"
-    r"|(?:tell|give|remind|name|show)(?: me)?(?: of)?|do you know|i need|i(?:['\u2019]d like| want) to know|what about)"
+    r"|how (?:big|large|old|tall|high|long|many|far|much|wide|deep|populous) (?:is|are|was)|what about"
+    r"|[^?:{}]{0,40}?\b(?:tell me|remind me of|give me|show me|let me know|let us know|know|remember|recall|need|name|find out|look up))"
     rf" the (?!{_NO_PART}\b)[\w-]+(?: (?!{_NO_PART}\b)[\w-]+){{0,2}}\s*(?P<end>[?.!]*)",
     re.IGNORECASE,
 )

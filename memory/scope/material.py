@@ -21,6 +21,8 @@ _SHORT_TURN: Final = 300  # characters of a question that stands where otherwise
 _ASKED: Final = (
     r"(?:(?:the|my|your|user(?:['\u2019]s)?|new|current|original|final|actual|next|customer(?:['\u2019]s)?|student) )?"
     r"(?:question|query|q|instructions?|task|request|prompt|user|human|customer|client|me|student|problem|ask)(?: ?\d+)?"
+    r"|(?:the|a|an|my|our|one|some)(?: \w+)? (?:user|customer|visitor|student|client|guest|reader|friend|colleague|boss|person|caller)"
+    r" (?:asks|asked|writes|wrote|wants to know|would like to know)(?: \w+){0,3}"
 )
 _ANSWER: Final = (
     r"(?:(?:the|my|your|helpful|final|short|correct|model|concise|brief|best|ai|standalone|json) ){0,2}"
@@ -100,7 +102,7 @@ def own_words(text: str) -> Own:
     has_material = any(part.role == "supplied" for part in parts)
     earlier, now = _turns(parts)
     own = [part for part in now if part.role in {"own", "asked"}]
-    said = _labelled(own) if any(part.role == "asked" for part in own) else _unlabelled(own)
+    said = _labelled(own, has_material=has_material) if any(part.role == "asked" for part in own) else _unlabelled(own)
     if not any(_requests(paragraph) for paragraph in said) and not _completes(now, said):
         said = [*said, *_released(now)]
     said = said or [part.text for part in own]
@@ -126,10 +128,12 @@ def _turns(parts: Sequence[_Part]) -> tuple[list[_Part], list[_Part]]:
     return [], [*before, _Part("supplied", is_shut=True)]
 
 
-def _labelled(own: Sequence[_Part]) -> list[str]:
+def _labelled(own: Sequence[_Part], *, has_material: bool) -> list[str]:
     """The labelled questions, short words before them, and what is asked after them."""
     first = next(n for n, part in enumerate(own) if part.role == "asked")
+    is_plain = has_material and own[first].text.endswith("?")  # then what stands before it only says how to use the material
     before = [part.text for part in own[:first] if len(part.text) <= _SMALL_TALK or _is_task(part.text)]
+    before = [text for text in before if not (is_plain and _requests(text))]
     after = [part.text for part in own[first:] if part.role == "asked" or _requests(part.text) or _is_manner(part.text)]
     return [*before, *after]
 
@@ -270,7 +274,10 @@ class _Reader:
             self._end_paragraph()
         elif self.within:
             self.parts[-1].lines.append(line)
-        elif _QUOTED.match(line) or _CODE.match(line):
+        elif _QUOTED.match(line):
+            self.parts.append(_Part("supplied", [line], is_shut=True))
+            self._begin("own")
+        elif _CODE.match(line):
             self.parts += [_Part("supplied", [line], is_shut=True), _Part(self.role)]
         elif _LISTED.match(line) or (self.is_listing and _HEADER.match(line)):
             self._begin("supplied")

@@ -51,7 +51,7 @@ _STRONG: Final = re.compile(  # these need no object: it stands before or after 
     re.IGNORECASE,
 )
 _OF_LANGUAGE: Final = re.compile(  # what only texts have
-    rf"\b{_LANGUAGE} (?:version|words|equivalent)\b|\bversions? of (?:this|the following)\b"
+    rf"\b{_LANGUAGE} (?:version|words|equivalent|for|of)\b|\bversions? of (?:this|the following)\b"
     r"|\b(?:translat(?:e|ed|ion|ions|ing)|summar(?:y|ies)|paraphrase[ds]?|rephrased|reworded|rewritten|rewrite|grammar"
     r"|grammatical(?:ly)?|ungrammatical"
     r"|spelling|spelled|spelt|misspell\w*|typos?|punctuat\w+|commas?|proof-?read(?:ing)?|word ?count|how many (?:words|letters"
@@ -66,7 +66,7 @@ _OF_LANGUAGE: Final = re.compile(  # what only texts have
     r"|awkward)|formal(?:ly)?|informal"
     r"|more (?:concise|polite|natural|fluent|professional|casual|elegant|lively|vivid|engaging)|shorter|longer|simpler|clearer"
     r"|snappier|catchier|idiomatic"
-    r"|mistakes?|errors?|tl;?dr|who (?:said|wrote)|tone|rhetorical|wording|phrasing|written in|hashtags?|emojis?|haiku|limerick"
+    r"|mistakes?|errors?|tl;?dr|who (?:said|wrote)|tone|rhetorical|(?:re)?wordings?|phrasings?|written in|hashtags?|emojis?|haiku|limerick"
     r"|anagram|backwards"
     r"|upper ?case|lower ?case|all caps|title case|repeat after me|verbatim|word for word|exactly|quote)\b",
     re.IGNORECASE,
@@ -112,7 +112,11 @@ _STATES: Final = re.compile(
 _WH: Final = re.compile(
     r"\b(?:what|who|which|where|when|why|how|whose)\b|\bthe (?:\w+ )?(?:names?|words?|terms?) (?:of|for)\b", re.IGNORECASE
 )
-_CHANGES_IT: Final = re.compile(rf"\W{{0,4}}{LEAD}(?:make|keep|put|turn|express|get|bring) (?:it|this|that|these)\b", re.IGNORECASE)
+_CHANGES_IT: Final = re.compile(
+    rf"\W{{0,4}}{LEAD}(?:make|keep|put|turn|express|get|bring) (?:it|this|that|these|(?:the|my) (?:\w+ )?{_TEXT})\b", re.IGNORECASE
+)
+_POINTS_OUT: Final = re.compile(r"\b(?:this|these|those|following|above|below|my)\b|\bthat\W*$", re.IGNORECASE)  # behind a question
+_LOOKS: Final = re.compile(r"read|review|check|mark|set|cut|split|reduce", re.IGNORECASE)  # may be done before a question is answered
 _OF_A_TEXT: Final = re.compile(r"\W*(?:how|is|are|does|what)\b", re.IGNORECASE)
 _NAMES_TEXT: Final = re.compile(rf"\b{_TEXT}\b", re.IGNORECASE)
 _COMPLETES: Final = re.compile(rf"\W{{0,4}}{LEAD}(?:complete|finish|fill in|continue|predict)\b", re.IGNORECASE)
@@ -134,7 +138,7 @@ def sentences_to_answer(paragraphs: Sequence[str]) -> list[str]:
         if _is_quoting(own):
             continue
         if not is_manner(own) or _is_about_it(own, asked=asked_before or position < last):
-            if _is_task(own, is_last=position == len(sentences) - 1, asked_before=asked_before):
+            if _is_task(own, is_last=position == len(sentences) - 1, asked_before=asked_before, asked_later=position < last):
                 return _to_complete(own, _held_back(sentences[-1], held))
             asked_before = asked_before or sentence.endswith("?")
         kept.append(sentence)
@@ -180,7 +184,7 @@ def _is_about_it(manner: str, *, asked: bool) -> bool:
     return not asked and bool(_CHANGES_IT.match(manner))
 
 
-def _is_task(sentence: str, *, is_last: bool, asked_before: bool) -> bool:
+def _is_task(sentence: str, *, is_last: bool, asked_before: bool, asked_later: bool) -> bool:
     off = _SET_OFF.match(sentence)
     bare = sentence if off and not asks(off["colon"] or off["dash"] or "?") else without_lead_in(sentence)
     works = _WORKS.match(bare)
@@ -192,7 +196,8 @@ def _is_task(sentence: str, *, is_last: bool, asked_before: bool) -> bool:
         return of_language or not asks(off["colon"] or off["dash"] or "" if off else "")
     if "{}" in head:
         return _works_on_statement(head, works) or _tells_how_to_say(head)
-    return _points_elsewhere(head, works, of_language=of_language, asked_before=asked_before)
+    of_language = bool(_OF_LANGUAGE.search(head) or _CHANGES_IT.match(head) or (works and not _LOOKS.match(works["verb"])))
+    return _points_elsewhere(head, works, of_language=of_language, asked_before=asked_before, asked_later=asked_later)
 
 
 def _works_on_statement(sentence: str, works: re.Match[str] | None) -> bool:
@@ -211,14 +216,12 @@ def _tells_how_to_say(sentence: str) -> bool:
     return bool(_STATES.search(said)) and not _WH.search(said)
 
 
-def _points_elsewhere(sentence: str, works: re.Match[str] | None, *, of_language: bool, asked_before: bool) -> bool:
+def _points_elsewhere(sentence: str, works: re.Match[str] | None, *, of_language: bool, asked_before: bool, asked_later: bool) -> bool:
     """Whether a sentence that names nobody is a task about what stands around it."""
     if _ITS_ANSWER.search(sentence) or (asked_before and _ONLY_IT.search(sentence)):
         return False
-    if _POINTS.search(sentence):
-        names_text = re.search(rf"\b{_TEXT}\b", sentence, re.IGNORECASE)
-        return (of_language and (asks(sentence) or sentence.endswith(":"))) or bool(
-            names_text and asks(sentence) and not is_manner(sentence)
-        )
+    if (_POINTS_OUT if asked_before else _POINTS).search(sentence):
+        is_about_text = of_language or (not asked_later and bool(_NAMES_TEXT.search(sentence)))
+        return (of_language and sentence.endswith(":")) or (is_about_text and asks(sentence))
     is_short = len(sentence.split()) <= _FEW and not asked_before
     return is_short and (bool(works and _STRONG.match(works["verb"])) or (of_language and asks(sentence)))

@@ -29,7 +29,7 @@ _MOST_LEAD_INS: Final = 4
 _SENTENCE_END: Final = re.compile(  # people who type in lower case end sentences too
     r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\[\u201c\u201d]*[A-Z0-9{\ue000]|(?:what|whats|who|whos|whose|when|where|wheres|which|why|how"
     r"|please|tell me|can you)\b)"
-    r"|(?<=\?)\s+(?=[a-z])|(?<=\ue002)\s+(?=[A-Z{])|\n+"
+    r"|(?<=\?)\s+(?=[a-z])|[^\S\n](?:\u2190|<-+)\s+|(?<=\ue002)\s+(?=[A-Z{])|\n+"
 )
 _ABBREVIATION: Final = re.compile(r"(?:^|[\s.(])(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|No|vs|cf|e\.g|i\.e|[A-Z])$")
 _BULLET: Final = re.compile(r"(?:[-*\u2022\u2013]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
@@ -128,6 +128,10 @@ _PHRASES: Final = (  # how to answer, or courtesy
         r"|users?|an|following)\b"
         r"[^?]*\b(?:questions?|query|queries|request|prompt|following|user)\b[^?]*"
     ),
+    r"(?:say|write|state|return|output|print|give|tell)\b[^?]{0,120}\b(?:if|when|unless|otherwise)\b[^?{]*",
+    r"(?:write|draft|compose|formulate|give|produce) (?:the|a|an|your|me a|me the)(?: \w+)? (?:reply|response|answer)\b[^?:]*",
+    r"(?:(?:output|answer|response|reply|desired|required) )?(?:format|length|style|tone|limit|constraints?|rules?)\b ?:[^?]*",
+    rf"(?:have a look|take a look|look|see|read)\b[^:]*\b{MATERIAL}s?\b[^?:]*",
     r"(?:question|query|answer|answers|reply)s?",
 )
 _MANNER: Final = re.compile(
@@ -164,8 +168,11 @@ _OPENED: Final = (  # courtesy and framing before a question, which a bare quest
     r"(?:hi|hello|hey|good (?:morning|day|evening)|dear [\w ]{1,20}|greetings)(?: there| all| everyone)?\s*[,!.:\u2013-]+",
     r"(?:for (?:a|my|the) (?:quiz|test|school|crossword|homework|bet|trivia night)|just checking|out of curiosity)\s*[,:\u2013-]+",
     r"please (?:answer|tell me)\s*:",
+    rf"(?:having|given|using|with|from|after|in|for|so|now|then|well|ok|okay|again|finally)\b[^,:?{{]{{0,60}},\W{{0,2}}(?=(?:{_WH})\b)",
 )
 _LEAD_IN: Final = re.compile(rf"\W{{0,3}}(?:{'|'.join(_OPENED)})\W{{0,3}}\s*(?=[\w{{\"'\u201c])", re.IGNORECASE)
+_QUESTION: Final = re.compile(rf"(?:{_WH}|is|are|was|were|does|do|did|has|have)\b[^?]*\?\W*$", re.IGNORECASE)
+_IN_QUOTES: Final = re.compile(r"[\"\u201c][^\"\u201c\u201d]*[\"\u201d]")
 _HEAD: Final = re.compile(r"([^:?{]{1,200}):\s+(?=\S)")
 _STOPS_SHORT: Final = re.compile(
     r"(?:\b(?:is|was|are|were|of|in|at|by|as|on|from|the|an?|to|for|with|be|called|named|into|that|including|include|than|plays"
@@ -224,9 +231,12 @@ def stops_short(sentence: str) -> bool:
 def without_lead_in(sentence: str) -> str:
     """Cut off courtesy and framing before what is asked, where enough is left behind it."""
     bare = _without_bullet(sentence)
+    if _IN_QUOTES.fullmatch(bare):
+        bare = bare[1:-1]
     for _ in range(_MOST_LEAD_INS):
         head = _HEAD.match(bare)
-        found = head if head and (is_manner(head[1]) or is_manner(f"{head[1]}:")) else _LEAD_IN.match(bare)
+        is_framing = head and (_QUESTION.match(bare, head.end()) or is_manner(head[1]) or is_manner(f"{head[1]}:"))
+        found = head if is_framing else _LEAD_IN.match(bare)
         if not found or "{}" in found[0] or len(bare[found.end() :].split()) < _FEWEST:
             break
         bare = bare[found.end() :]
