@@ -38,14 +38,17 @@ _SOMEBODY: Final = re.compile(r"(?<=[\w,;:'\u2019]\s)(?!I\b)[A-Z]\w+")
 _NAME: Final = re.compile(r"(?<=[\w,;:'\u2019\"]\s)(?!I\b)[A-Z][\w'.-]+(?: (?:(?:of|the|de|la|von|van|and) )?[A-Z][\w.-]+){0,5}")
 _NO_PART: Final = (  # behind "the", what no subject has, or what is no end of a question
     r"(?:weather|time|date|day|news|text|passage|document|article|sentence|context|answer|main|author|point|topic|idea|meaning|difference"
-    r"|problem|matter|best|worst|first|last|most|today|tomorrow|now|like|this|that|following|above|joke|story|poem|summary|sky|sun|moon|world"
-    r"|internet|rest|other|others|same|theme|title|message|conclusion|word|words|of|in|for|to|from|with|on|at|and|or|by|than|between|was|is)"
+    r"|problem|matter|best|worst|first|last|most|today|tomorrow|now|like|this|that|following|above|joke|story|poem|summary"
+    r"|sky|sun|moon|world"
+    r"|internet|rest|other|others|same|theme|title|message|conclusion|word|words|of|in|for|to|from|with|on|at|and|or|by|than"
+    r"|between|was|is)"
 )
 _PART: Final = re.compile(  # "What's the capital?"
-    rf"\W{{0,3}}{LEAD}(?:(?:what|who|which|where|when)(?:['\u2019]?s| is| are| was| were)"
+    rf"(?P<asked>\W{{0,3}}{LEAD}(?:(?:what|who|which|where|when)(?:['\u2019]?s| is| are| was| were)"
     r"|how (?:big|large|old|tall|high|long|many|far|much|wide|deep|populous) (?:is|are|was)|what about"
     r"|[^?:{}]{0,40}?\b(?:tell me|remind me of|give me|show me|let me know|let us know|know|remember|recall|need|name|find out|look up))"
-    rf" the (?!{_NO_PART}\b)[\w-]+(?: (?!{_NO_PART}\b)[\w-]+){{0,2}}\s*(?P<end>[?.!]*)",
+    rf" the (?!{_NO_PART}\b)[\w-]+(?: (?!{_NO_PART}\b)[\w-]+){{0,2}})(?:,? (?:again|please|then|exactly|by the way|pls|thanks"
+    rf"|there))*\s*(?P<end>[?.!]*)",
     re.IGNORECASE,
 )
 
@@ -145,7 +148,7 @@ def _view(whole: Sequence[str], position: int, carried: Sequence[str], *, is_las
     named = whole[naming].replace("{}", "")
     part = _PART.fullmatch(without_lead_in(sentence))
     if part and not names_another(named) and not _SOMEBODY.search(named):
-        return f"{part[0][: part.start('end') - part.start()].strip()} of {{}}{part['end'] or '?'}"
+        return f"{part['asked'].strip()} of {{}}{part['end'] or '?'}"
     return None
 
 

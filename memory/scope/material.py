@@ -50,9 +50,9 @@ _HEADER: Final = re.compile(  # of a mail, a search result
     re.IGNORECASE,
 )
 _LISTED: Final = re.compile(
-    r"\s*(?:\[\d+\]|\(\d+\)|\|.*\||<?https?://|www\.|On .{5,80} wrote:|-{2,} ?(?:Original|Forwarded) .*)", re.IGNORECASE
+    r"\s*(?:\[\d+\]|\(\w{1,3}\)|\|.*\||<?https?://|www\.|On .{5,80} wrote:|-{2,} ?(?:Original|Forwarded) .*)", re.IGNORECASE
 )
-_CODE: Final = re.compile(r"\s*(?:[{}\[\]]+[,;]?\s*$|[\"'][\w -]{1,40}[\"']\s*:)")
+_CODE: Final = re.compile(r"\s*(?:[{}\[\]]+[,;]?\s*$|[\"'](?!question|query)[\w -]{1,40}[\"']\s*:)")
 _QUOTED: Final = re.compile(r"\s*(?:>|&gt;)")
 _SEPARATOR: Final = re.compile(r"\s*([-=*_~#+])\1{2,}\s*")
 _MARKS: Final = re.compile(r"(```+|~~~+|\"\"\"|''')[ \t]*(?:[\w+-]{1,15}(?=\n))?")
@@ -132,9 +132,13 @@ def _labelled(own: Sequence[_Part], *, has_material: bool) -> list[str]:
     """The labelled questions, short words before them, and what is asked after them."""
     first = next(n for n, part in enumerate(own) if part.role == "asked")
     is_plain = has_material and own[first].text.endswith("?")  # then what stands before it only says how to use the material
-    before = [part.text for part in own[:first] if len(part.text) <= _SMALL_TALK or _is_task(part.text)]
+    before = [part.text for part in own[:first] if len(part.text) <= _SMALL_TALK or _introduces(part.text)]
     before = [text for text in before if not (is_plain and _requests(text))]
-    after = [part.text for part in own[first:] if part.role == "asked" or _requests(part.text) or _is_manner(part.text)]
+    after = [
+        _ending(part.text) if part.role == "own" else part.text
+        for part in own[first:]
+        if part.role == "asked" or _requests(part.text) or _is_manner(part.text)
+    ]
     return [*before, *after]
 
 
@@ -146,12 +150,27 @@ def _unlabelled(own: Sequence[_Part]) -> list[str]:
     if not asking:
         return []
     end = asking[-1] + 1
-    kept = [part.text for n, part in enumerate(own[:end]) if n in asking or len(part.text) <= _SMALL_TALK]
+    kept = [
+        _ending(part.text) if n and n in asking else part.text
+        for n, part in enumerate(own[:end])
+        if n in asking or len(part.text) <= _SMALL_TALK
+    ]
     for part in own[end:]:
         if not _is_manner(part.text):
             break
         kept.append(part.text)
     return kept
+
+
+def _ending(text: str) -> str:
+    """A short paragraph; of a long one the last sentences, as what is read may stand before a question without a line between."""
+    if len(text) <= _SMALL_TALK:
+        return text
+    sentences = sentences_of(text)
+    start = len(sentences) - 1
+    while start and sum(map(len, sentences[start - 1 :])) <= _SMALL_TALK:
+        start -= 1
+    return "\n".join(sentences[start:])
 
 
 def _released(parts: Sequence[_Part]) -> list[str]:
@@ -173,11 +192,13 @@ def _released(parts: Sequence[_Part]) -> list[str]:
 
 
 def _requests(paragraph: str) -> bool:
+    """Whether a paragraph ends in what asks; a short one may ask anywhere."""
     kept = [sentence for sentence in without_tail(sentences_of(paragraph)) if not is_manner(sentence)]
-    return any(asks(sentence) for sentence in kept[-1:]) or _is_task(paragraph)
+    asked = any(sentence.endswith("?") for sentence in kept) if len(paragraph) <= _SMALL_TALK else False
+    return asked or any(asks(sentence) for sentence in kept[-1:])
 
 
-def _is_task(paragraph: str) -> bool:
+def _introduces(paragraph: str) -> bool:
     """Whether a paragraph ends with what introduces another ("Translate into German:")."""
     last = sentences_of(paragraph)[-1]
     return last.endswith(":") and asks(last) and not is_manner(last)
@@ -314,7 +335,7 @@ class _Reader:
         else:
             self._begin("asked" if groups.get("asked") else "answer" if groups.get("answer") else "supplied")
         if rest:
-            self.parts[-1].lines.append(rest.rstrip('"}], ') if '"' in head else rest)
+            self.parts[-1].lines.append(rest.strip('"}], ') if '"' in head else rest)
         return True
 
 

@@ -117,6 +117,13 @@ _CHANGES_IT: Final = re.compile(
 )
 _POINTS_OUT: Final = re.compile(r"\b(?:this|these|those|following|above|below|my)\b|\bthat\W*$", re.IGNORECASE)  # behind a question
 _LOOKS: Final = re.compile(r"read|review|check|mark|set|cut|split|reduce", re.IGNORECASE)  # may be done before a question is answered
+_NARRATES: Final = re.compile(  # who tells something sets no task, unless it is wanted
+    r"\W*(?!.*\b(?:need|want|please|should|must)\b)(?:i|we|he|she|it|they|you|the|this|these|that|those|my|our|there|here|a|an|in|on|at)\b",
+    re.IGNORECASE,
+)
+_OF_TRUTH: Final = re.compile(
+    r"\b(?:confirm|verify|(?:fact|double)?-?check|consider|true|believe|assume|suppose|know|fact|answer|tell|explain)\b", re.IGNORECASE
+)
 _OF_A_TEXT: Final = re.compile(r"\W*(?:how|is|are|does|what)\b", re.IGNORECASE)
 _NAMES_TEXT: Final = re.compile(rf"\b{_TEXT}\b", re.IGNORECASE)
 _COMPLETES: Final = re.compile(rf"\W{{0,4}}{LEAD}(?:complete|finish|fill in|continue|predict)\b", re.IGNORECASE)
@@ -186,18 +193,31 @@ def _is_about_it(manner: str, *, asked: bool) -> bool:
 
 def _is_task(sentence: str, *, is_last: bool, asked_before: bool, asked_later: bool) -> bool:
     off = _SET_OFF.match(sentence)
-    bare = sentence if off and not asks(off["colon"] or off["dash"] or "?") else without_lead_in(sentence)
-    works = _WORKS.match(bare)
-    off = _SET_OFF.match(bare)
-    head = (off[1] or off[3]) if off else bare
-    is_set_off = bool(off and (off["colon"] or off["dash"] or not is_last))
-    of_language = bool(works or _OF_LANGUAGE.search(head) or _CHANGES_IT.match(head))
-    if is_set_off and "{}" not in head and (of_language or _INTO.fullmatch(head)) and not _ITS_ANSWER.search(head):
-        return of_language or not asks(off["colon"] or off["dash"] or "" if off else "")
+    if not off or asks(off["colon"] or off["dash"] or "?"):
+        bare = without_lead_in(sentence)
+        if bare != sentence:
+            sentence, off = bare, _SET_OFF.match(bare)
+    head = (off[1] or off[3]) if off else sentence
+    told = (off["colon"] or off["dash"] or "") if off else ""
+    if off and (told or not is_last) and "{}" not in head and _introduces(head, told):
+        return True
+    works = _WORKS.match(head)
     if "{}" in head:
         return _works_on_statement(head, works) or _tells_how_to_say(head)
-    of_language = bool(_OF_LANGUAGE.search(head) or _CHANGES_IT.match(head) or (works and not _LOOKS.match(works["verb"])))
-    return _points_elsewhere(head, works, of_language=of_language, asked_before=asked_before, asked_later=asked_later)
+    return _points_elsewhere(head, works, asked_before=asked_before, asked_later=asked_later)
+
+
+def _introduces(head: str, told: str) -> bool:
+    """Whether what stands before a colon sets a task about what stands behind it."""
+    if _ITS_ANSWER.search(head):
+        return False
+    if _OF_LANGUAGE.search(head) or _CHANGES_IT.match(head):
+        return True
+    works = _WORKS.match(head)
+    if works:
+        return not (_LOOKS.match(works["verb"]) and told.endswith("?"))
+    is_order = bool(_POINTS.search(head)) and not _NARRATES.match(head) and not _OF_TRUTH.search(head)
+    return bool(_INTO.fullmatch(head) or (is_order and "{}" in told)) and not asks(told)
 
 
 def _works_on_statement(sentence: str, works: re.Match[str] | None) -> bool:
@@ -216,12 +236,14 @@ def _tells_how_to_say(sentence: str) -> bool:
     return bool(_STATES.search(said)) and not _WH.search(said)
 
 
-def _points_elsewhere(sentence: str, works: re.Match[str] | None, *, of_language: bool, asked_before: bool, asked_later: bool) -> bool:
+def _points_elsewhere(sentence: str, works: re.Match[str] | None, *, asked_before: bool, asked_later: bool) -> bool:
     """Whether a sentence that names nobody is a task about what stands around it."""
     if _ITS_ANSWER.search(sentence) or (asked_before and _ONLY_IT.search(sentence)):
         return False
+    of_language = bool(_OF_LANGUAGE.search(sentence) or _CHANGES_IT.match(sentence) or (works and not _LOOKS.match(works["verb"])))
     if (_POINTS_OUT if asked_before else _POINTS).search(sentence):
-        is_about_text = of_language or (not asked_later and bool(_NAMES_TEXT.search(sentence)))
-        return (of_language and sentence.endswith(":")) or (is_about_text and asks(sentence))
+        if of_language:
+            return asks(sentence) or sentence.endswith(":") or not _NARRATES.match(sentence)
+        return not asked_later and asks(sentence) and bool(_NAMES_TEXT.search(sentence))
     is_short = len(sentence.split()) <= _FEW and not asked_before
     return is_short and (bool(works and _STRONG.match(works["verb"])) or (of_language and asks(sentence)))

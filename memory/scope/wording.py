@@ -46,7 +46,8 @@ _TELLING: Final = (  # verbs that ask for something
     "|imagine|act as|create|make|draw|plan|calculate|compute|solve|generate|compose|return|output|print|spell|pronounce|brief"
 )
 WORKING: Final = (  # verbs that set something to be done with a text
-    r"translat\w+|summari[sz]e|sum up|proof-?read|correct|fix|edit|re-?write|rephrase|re-?word|paraphrase|shorten|condense|compress|expand"
+    r"translat\w+|summari[sz]e|sum up|(?:sum|boil|tidy|clean|type|break|write) (?:it|this|that|these) (?:up|down|out)"
+    r"|proof-?read|correct|fix|edit|re-?write|rephrase|re-?word|paraphrase|shorten|condense|compress|expand"
     r"|continue|extend|count|check|spell-?check|improve|polish|simplify|quote|repeat|copy|echo|recite|transcribe|classify|analy[sz]e|parse"
     r"|tag|annotate|label|highlight|underline|extract|capitali[sz]e|reformat|format|convert|transform|turn|put|change|rearrange|reverse"
     r"|tokeni[sz]e|punctuate|tidy up|tidy|clean up|clean|render|restate|critique|rate|grade|evaluate|assess|detect|diagram|encode|type out"
@@ -72,7 +73,8 @@ _ASKS_UNPUNCTUATED: Final = re.compile(
 _ASKS_INDIRECTLY: Final = re.compile(
     r"\b(?:i|we)\b.{0,40}?\b(?:wonder(?:ing)?|curious|(?:like|love|want|need|wish|have|try|trying|hoping) to (?:know|learn|hear|find"
     r"|ask|remember"
-    r"|recall|understand)|need(?: the| an? answer)|looking for|forgot|forget|remember|recall|do(?: not|n['\u2019]?t) know|unsure"
+    r"|recall|understand)|need(?: the| an? answer)|(?:to ask|asking|writing) for|looking for|forgot|forget|remember|recall"
+    r"|do(?: not|n['\u2019]?t) know|unsure"
     r"|not sure)\b"
     r"|\bmy question (?:is|concerns)\b|\btell me\b|\bthe question (?:is|of)\b",
     re.IGNORECASE,
@@ -252,7 +254,7 @@ def without_tail(sentences: Sequence[str]) -> list[str]:
     question = end
     while question and (is_manner(kept[question - 1]) or is_aside(kept[question - 1])):
         question -= 1
-    return list(kept[: question if question and kept[question - 1].endswith("?") else end])
+    return list(kept[: question if question and asks(kept[question - 1]) else end])
 
 
 def _without_closing(sentences: Sequence[str]) -> Sequence[str]:
