@@ -134,11 +134,7 @@ def _labelled(own: Sequence[_Part], *, has_material: bool) -> list[str]:
     is_plain = has_material and own[first].text.endswith("?")  # then what stands before it only says how to use the material
     before = [part.text for part in own[:first] if len(part.text) <= _SMALL_TALK or _introduces(part.text)]
     before = [text for text in before if not (is_plain and _requests(text))]
-    after = [
-        _ending(part.text) if part.role == "own" else part.text
-        for part in own[first:]
-        if part.role == "asked" or _requests(part.text) or _is_manner(part.text)
-    ]
+    after = [_ending(part.text) for part in own[first:] if part.role == "asked" or _requests(part.text) or _is_manner(part.text)]
     return [*before, *after]
 
 
@@ -163,14 +159,15 @@ def _unlabelled(own: Sequence[_Part]) -> list[str]:
 
 
 def _ending(text: str) -> str:
-    """A short paragraph; of a long one the last sentences, as what is read may stand before a question without a line between."""
+    """A short paragraph; of a long one what may ask, as what is read may stand before a question without a line between."""
     if len(text) <= _SMALL_TALK:
         return text
     sentences = sentences_of(text)
     start = len(sentences) - 1
     while start and sum(map(len, sentences[start - 1 :])) <= _SMALL_TALK:
         start -= 1
-    return "\n".join(sentences[start:])
+    opening = [sentences[0]] if start and asks(sentences[0]) else []
+    return "\n".join([*opening, *sentences[start:]])
 
 
 def _released(parts: Sequence[_Part]) -> list[str]:
@@ -330,7 +327,10 @@ class _Reader:
             return False
         if groups.get("supplied") and asks(head.rstrip(":")) and len(head.split()) > 1:
             self.parts.append(_Part("own", [head]))  # "Translate this sentence:" asks by itself
-        if groups.get("input"):
+        is_asked = rest.endswith("?") and len(rest) <= _SHORT_TURN and len(head.split()) > 1
+        if groups.get("supplied") and is_asked:  # "Based on these two pages: …?"
+            self._begin("asked")
+        elif groups.get("input"):
             self._begin("asked" if rest and (asks(rest) or stops_short(rest)) else "supplied")
         else:
             self._begin("asked" if groups.get("asked") else "answer" if groups.get("answer") else "supplied")

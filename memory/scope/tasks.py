@@ -98,7 +98,7 @@ _SET_OFF: Final = re.compile(
 )
 _INTO: Final = re.compile(
     rf"\W*(?:(?:now|please|and|say it|this|the following|same)\b,? *)*(?:(?:in|into|to|for)\b )?(?:\w+ )?{_LANGUAGE}"
-    r"(?: (?:please|version|translation|text|for))*\W*",
+    r"(?:,? (?:please|version|translation|text|for))*\W*",
     re.IGNORECASE,
 )
 _INTO_LANGUAGE: Final = re.compile(
@@ -132,8 +132,8 @@ _COMPLETES: Final = re.compile(rf"\W{{0,4}}{LEAD}(?:complete|finish|fill in|cont
 def sentences_to_answer(paragraphs: Sequence[str]) -> list[str]:
     """Cut paragraphs into sentences, without tasks and the texts they are set about; empty where there is nothing else.
 
-    A text in quotation marks goes with its sentence. Any other goes with all that is said, as nothing tells where it ends. A line that
-    is to be completed stays.
+    A text in quotation marks goes with its sentence, one behind a colon with all that follows. Any other goes with all that is said, as
+    nothing tells where it ends. A line that is to be completed stays.
     """
     held: list[str] = []
     sentences = [sentence for paragraph in paragraphs for sentence in sentences_of(_hold(paragraph, held))]
@@ -146,6 +146,9 @@ def sentences_to_answer(paragraphs: Sequence[str]) -> list[str]:
             continue
         if not is_manner(own) or _is_about_it(own, asked=asked_before or position < last):
             if _is_task(own, is_last=position == len(sentences) - 1, asked_before=asked_before, asked_later=position < last):
+                off = _SET_OFF.match(own)
+                if asked_before and off and off["colon"]:
+                    break
                 return _to_complete(own, _held_back(sentences[-1], held))
             asked_before = asked_before or sentence.endswith("?")
         kept.append(sentence)

@@ -144,7 +144,7 @@ _NUDGE: Final = re.compile(
     r"(?:please |and )?(?:any (?:ideas?|clue|thoughts)|do you know|right|correct|okay|ok|yes or no|true or false|please|true|agreed?|no"
     r"|(?:is|was)(?:n['\u2019]t)? (?:that|this|it|he|she)(?: really)? (?:true|right|correct|so|accurate|wrong|false)"
     r"|isn['\u2019]t (?:it|that so)"
-    r"|am i (?:right|wrong|correct|mistaken)|do you agree|does that sound right|what do you think"
+    r"|am i (?:right|wrong|correct|mistaken)|do you agree|does that sound right|what do you (?:think|say)|agree or disagree"
     r"|(?:can|could|would|will) you(?: please| just)? (?:tell me|confirm(?: that| this)?|help|help me|(?:answer|reply"
     r"|respond)(?: (?:in|with|briefly)\b.*)?"
     r"|be (?:brief|short|concise|quick)|keep (?:it|the answer) (?:short|brief)))(?:,? please)?[?.!]*",

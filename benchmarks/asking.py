@@ -1,6 +1,6 @@
 """What does the scope read in requests as people and programs write them: retrieval prompts, tasks about texts, chats?
 
-    python benchmarks/requests.py --data counterfact/val.json --sentences me_ppl_1k.json [--each N] [--decide] [--show]
+    python benchmarks/asking.py --data counterfact/val.json --sentences me_ppl_1k.json [--each N] [--decide] [--show]
 
 The templates of ``house/requests.toml`` are filled with facts of the data file (those worded "The … of SUBJECT is"). Printed is for
 each kind and half the share of requests with a view of the subject, and of those of retrieval the share whose view is the bare question;
