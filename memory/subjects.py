@@ -16,7 +16,7 @@ from ke_tools.memory.names import known_entities, without_determiner
 from ke_tools.memory.spellings import spellings
 from ke_tools.screen import EVERYDAY
 
-__all__ = ["Key", "Mention", "SubjectIndex", "fold", "keys_of", "names_another"]
+__all__ = ["Key", "Mention", "SubjectIndex", "fold", "keys_of", "names_another", "names_in"]
 
 _SHORTEST_PLURAL: Final = 3
 
@@ -127,6 +127,12 @@ def names_another(text: str, own: Iterable[str] = ()) -> bool:
     keys = {key.name.removeprefix("the ") for key in keys_of(own)}
     spans = (span for folded in foldings(text) for span in _entities().spans(folded))
     return any(span.name not in keys and _is_name(span, text) for span in spans)
+
+
+def names_in(text: str) -> list[tuple[int, int]]:
+    """Where the text names entities of the atlas: the longest, never overlapping."""
+    spans = {span for folded in foldings(text) for span in _entities().spans(folded) if _is_name(span, text)}
+    return [(span.start, span.end) for span in _without_overlaps(spans)]
 
 
 def _keys(written: str) -> Iterator[Key]:

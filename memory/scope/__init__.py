@@ -22,7 +22,7 @@ from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
 from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
-from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, views
+from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, spoken, views
 from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
 from ke_tools.memory.scope.candidates import likeliest
 from ke_tools.memory.scope.embedding import Embedder, minilm
@@ -295,12 +295,12 @@ class Scope:
         found = _by_whole_names(text, state.find(text))
         if found.edits:
             chosen = likeliest(found.edits, asked_in(text), MOST_JUDGED)
-            viewed = remembered(lambda spans: views(text, spans))  # most edits of a text share their places
+            viewed = remembered(lambda spans: views(text, spans, carried))  # most edits of a text share their places
             return _Named("named", {edit_id: viewed(found.spans[edit_id]) for edit_id in chosen}, _shown(found), chosen)
         asked = resolve(text)
         if asked is not None and not names_another(text) and not speaks_of_another(text):
-            for turn in _still_meant(carried):
-                found = _by_whole_names(turn[-_LONGEST:], state.find(turn[-_LONGEST:]))
+            for turn in _still_meant([spoken(turn) for turn in carried]):
+                found = _by_whole_names(turn, state.find(turn))
                 if found.edits:
                     chosen = likeliest(found.edits, asked, MOST_JUDGED)
                     return _Named("carried", dict.fromkeys(chosen, (asked,)), _shown(found), chosen)
@@ -421,7 +421,7 @@ def _still_meant(carried: Sequence[str]) -> Iterator[str]:
     """The earlier turns, the latest first, up to one that speaks of somebody else; a bare answer belongs to the turn before it."""
     for position, turn in enumerate(carried):
         yield turn
-        if speaks_of_another(turn[-_LONGEST:]):
+        if speaks_of_another(turn):
             yield from carried[position + 1 : position + 2] if is_bare(turn) else ()
             return
 

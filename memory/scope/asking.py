@@ -3,59 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ke_tools.memory.subjects import names_another
+from ke_tools.memory.scope.material import own_words
+from ke_tools.memory.scope.tasks import sentences_to_answer
+from ke_tools.memory.scope.wording import LEAD, asks, is_aside, is_manner, sentences_of, without_lead_in, without_tail
+from ke_tools.memory.subjects import names_another, names_in
 
-__all__ = ["NEUTRAL", "asked_in", "is_bare", "neutral", "resolve", "sentences_of", "speaks_of_another", "views"]
+__all__ = ["NEUTRAL", "asked_in", "is_bare", "neutral", "resolve", "sentences_of", "speaks_of_another", "spoken", "views"]
 
 NEUTRAL: Final = "X"  # stands for the subject; measured against "it", "this", "someone", the type's name
-_LONGEST: Final = 1000  # characters of a text that are read, from its end
-_LONGEST_MANNER: Final = 160  # characters of a sentence that says how to answer; patterns with this freedom are slow on long ones
+_LONGEST: Final = 20_000  # characters of a text that are read, from its end
+_MOST: Final = 3  # views
 _FEWEST: Final = 3  # words of a sentence that asks something by itself
 _SHORT: Final = 8  # words: "and the capital?" goes on with what was named before
 _HEADING: Final = 4  # words: "Country: Freedonia", "In the south."
+_NEAR: Final = 400  # characters back to what a pronoun speaks of
+_LONGEST_TAIL: Final = 160
+_MOST_CARRIED: Final = 4  # earlier turns in which the question may stand that is asked of another
 
-_SENTENCE_END: Final = re.compile(  # people who type in lower case end sentences too
-    r"(?P<mark>[.!?])[\"')\u201d]*\s+(?=[\"'(\u201c]*[A-Z0-9{]|(?:what|who|whose|when|where|which|why|how|please|tell me|can you)\b)"
-    r"|(?<=\?)\s+(?=[a-z])|\n+"
-)
-_ABBREVIATION: Final = re.compile(r"(?:^|[\s.(])(?:Mr|Mrs|Ms|Dr|St|Sr|Jr|Prof|Mt|No|vs|cf|e\.g|i\.e|[A-Z])$")
 _PRONOUN: Final = re.compile(
     r"\b(?P<owner>its|his|their|that (?:country|city|person|company|place|film|book|team)(?:'s|\u2019s))\b|\bher\b(?P<her>\s+\w)?"
     r"|\b(?P<self>it|he|she|they|him|them|that (?:country|city|person|company|place|film|book|team)|there)\b",
     re.IGNORECASE,
 )
 _GOES_ON: Final = re.compile(r"^\s*(?:and|but|or|what about|how about|and what about)\b\s*", re.IGNORECASE)
+_ONLY_NAMED: Final = re.compile(
+    r"\W*(?:(?:ok|okay|and|but|or|so|now|then|what about|how about|what of|same (?:question )?for|for|of|in|with|the same for)\b[\s,:]*)*"
+    r"(?:the )?\{\}(?:['\u2019]s)?(?:,? (?:then|please|too|as well|instead))?[?.! ]*",
+    re.IGNORECASE,
+)
 _SOMEBODY: Final = re.compile(r"(?<=[\w,;:'\u2019]\s)(?!I\b)[A-Z]\w+")
-_PHRASES: Final = (  # how to answer, or courtesy
-    r"(?:answer|reply|respond)(?: (?:in|with|using|by|briefly|shortly|concisely|only|just|me|please)\b[^?:]*|)",
-    r"(?:keep|limit|make) (?:it|this|that|(?:the|your) (?:answer|reply|response))\b[^?:]*",
-    r"(?:do not|don['\u2019]t|no|without|never)(?: [\w-]+){1,6}",
-    r"(?:think|explain) (?:step by step|carefully|first|briefly|why|yourself|(?:your|the) (?:answer|reasoning))",
-    r"be(?: \w+){1,5}",
-    r"(?:give|tell|write|say|state|output|return|use|name)(?: me)? (?:just|only|at most|no more than|(?:the|your)(?: \w+)? answer)\b[^?:]*",
-    r"(?:just|only) (?:(?:give|tell|say|write|state)(?: me)? )?(?:the|a|an|one)(?: \w+){1,3}",
-    (
-        r"(?:(?:give|tell|write|say|use|in|with|as|me|at most|not more than|no more than|a|an|the) )*"
-        r"(?:one|two|three|few|single|short|brief|full)(?:[ -]\w+)?"
-        r"[ -](?:words?|sentences?|lines?|names?|answer|reply|response)(?: (?!about|on|of|that)\w+){0,3}"
-    ),
-    r"(?:the |your |my )?(?:final |short )?(?:answer|response|reply|assistant|a)(?: is| (?:should|must) [^?:]*|) *:?",
-    r"briefly|quickly|shortly|concisely|thank(?:s| you)\b(?:[ ,]+\w+){0,4}|thx|cheers|please|ok|okay|hello|hi|bye",
+_NAME: Final = re.compile(r"(?<=[\w,;:'\u2019\"]\s)(?!I\b)[A-Z][\w'.-]+(?: (?:(?:of|the|de|la|von|van|and) )?[A-Z][\w.-]+){0,5}")
+_NO_PART: Final = (  # behind "the", what no subject has, or what is no end of a question
+    r"(?:weather|time|date|day|news|text|passage|document|article|sentence|context|answer|main|author|point|topic|idea|meaning|difference"
+    r"|problem|matter|best|worst|first|last|most|today|tomorrow|now|like|this|that|following|above|joke|story|poem|summary"
+    r"|sky|sun|moon|world"
+    r"|internet|rest|other|others|same|theme|title|message|conclusion|word|words|of|in|for|to|from|with|on|at|and|or|by|than"
+    r"|between|was|is)"
 )
-_MANNER: Final = re.compile(
-    rf"\W*(?:(?:and|but|so|then|please|kindly)\b,? *)*(?:(?:just|only|simply) )?(?:{'|'.join(_PHRASES)})(?:,? please)?[^\w?]*",
+_PART: Final = re.compile(  # "What's the capital?"
+    rf"(?P<asked>\W{{0,3}}{LEAD}(?:(?:what|who|which|where|when)(?:['\u2019]?s| is| are| was| were)"
+    r"|how (?:big|large|old|tall|high|long|many|far|much|wide|deep|populous) (?:is|are|was)|what about"
+    r"|[^?:{}]{0,40}?\b(?:tell me|remind me of|give me|show me|let me know|let us know|know|remember|recall|need|name|find out|look up))"
+    rf" the (?!{_NO_PART}\b)[\w-]+(?: (?!{_NO_PART}\b)[\w-]+){{0,2}})(?:,? (?:again|please|then|exactly|by the way|pls|thanks"
+    rf"|there))*\s*(?P<end>[?.!]*)",
     re.IGNORECASE,
 )
-_NUDGE: Final = re.compile(
-    r"(?:please |and )?(?:any (?:ideas?|clue|thoughts)|do you know|right|correct|okay|ok|yes or no|true or false|please"
-    r"|(?:can|could|would|will) you(?: please| just)? (?:tell me|help|help me|(?:answer|reply|respond)(?: (?:in|with|briefly)\b.*)?"
-    r"|be (?:brief|short|concise|quick)|keep (?:it|the answer) (?:short|brief)))(?:,? please)?\?*",
-    re.IGNORECASE,
-)
-_ASIDE: Final = re.compile(r"(?:I|I['\u2019]\w+|my|we|we['\u2019]\w+|asking|it['\u2019]s|it is|this is|that is)\b[^?]*[.!]", re.IGNORECASE)
 
 
 def neutral(masked: str) -> str:
@@ -63,44 +58,46 @@ def neutral(masked: str) -> str:
     return masked.replace("{}", NEUTRAL)
 
 
-def views(text: str, spans: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+def views(text: str, spans: Sequence[tuple[int, int]], carried: Sequence[str] = ()) -> tuple[str, ...]:
     """Mask the subject's spans, and cut what is asked of the subject out of what stands around it.
 
-    The last sentence is what is asked, apart from a tail that says how to answer ("…? Answer in one word."). If it names the
-    subject, it is the view, once without and once with its tail; if it goes on about the subject by a pronoun, that is put back.
-    Else it asks something by itself, and nothing is asked of the subject: what stands before is a document or small talk.
+    What is supplied to be read (:mod:`~ke_tools.memory.scope.material`) and texts to work on (:mod:`~ke_tools.memory.scope.tasks`) ask
+    nothing. Of the asker's own words the last sentence counts, whatever it is, and questions directly before it, apart from a tail that
+    says how to answer ("…? Answer in one word."). One that names the subject is a view, for a single one once more with its tail; into
+    one that goes on about the subject it is put back. Any other asks something by itself.
+
+    Args:
+        text: the request, its last turn.
+        spans: where it names the subject.
+        carried: the turns before it, the latest first; "And Freedonia?" takes its question from there.
     """
     masked = _masked(text, spans)
-    sentences = sentences_of(masked)
-    asking = _without_tail(sentences)
-    naming = max((n for n, sentence in enumerate(asking) if "{}" in sentence), default=-1)
-    if naming < 0:
+    own = own_words(masked)
+    sentences = sentences_to_answer(own.said)
+    asking = without_tail(sentences)
+    if not asking or "{}" not in " ".join((*own.before, *asking)):
         return ()
-    last, since = asking[-1], asking[naming + 1 :]
-    if not since:
-        whole = " ".join(sentences[naming:])
-        return tuple(dict.fromkeys((last, whole))) if len(last.split()) >= _FEWEST else (masked,)
-    resolved = resolve(last)
-    if resolved is not None:
-        return () if speaks_of_another(" ".join(since)) else (resolved,)
-    return (masked,) if _is_fragment(last) and len(asking[naming].split()) <= _HEADING and len(since) == 1 else ()
+    earlier = [sentence for paragraph in own.before for sentence in sentences_of(paragraph)]
+    found = tuple(dict.fromkeys(_views(earlier, asking, carried)))[-_MOST:]
+    tail = " ".join(sentences[len(asking) :])
+    is_alone = len(found) == 1 and "{}" in asking[-1] and not own.has_material and tail and len(tail) <= _LONGEST_TAIL
+    return (*found, f"{found[0]} {tail}") if is_alone else found
 
 
 def asked_in(text: str) -> str:
-    """Return the sentence that asks: the last one that does not only say how to answer."""
-    return (_without_tail(sentences_of(text[-_LONGEST:])) or [""])[-1]
+    """Return the sentence that asks: the last of the asker's own words that does not only say how to answer."""
+    return (without_tail(sentences_to_answer(own_words(text[-_LONGEST:]).said)) or [""])[-1]
+
+
+def spoken(text: str) -> str:
+    """Return the asker's own words, without what is supplied and texts to work on."""
+    own = own_words(text[-_LONGEST:])
+    return "\n".join((*own.before, *sentences_to_answer(own.said)))
 
 
 def resolve(text: str) -> str | None:
     """Put ``{}`` where what a text asks speaks of something named before; ``None`` where it does not."""
-    last = asked_in(text)
-    replaced = _PRONOUN.sub(_subject, last)
-    if replaced != last:
-        return replaced
-    rest = _GOES_ON.sub("", last)
-    if rest != last and rest.rstrip().endswith("?") and len(rest.split()) <= _SHORT:
-        return rest.rstrip("? ") + " of {}?"
-    return None
+    return _resolved(asked_in(text))
 
 
 def speaks_of_another(text: str) -> bool:
@@ -118,42 +115,75 @@ def is_bare(text: str) -> bool:
     return len(text.split()) <= _HEADING and not text.rstrip().endswith("?")
 
 
-def _without_tail(sentences: Sequence[str]) -> list[str]:
-    """Drop sentences from the end that ask nothing: how to answer, courtesy, and after a question what the speaker adds."""
-    end = len(sentences)
-    while end and _is_manner(sentences[end - 1]):
-        end -= 1
-    question = end
-    while question and (_is_manner(sentences[question - 1]) or _is_aside(sentences[question - 1])):
-        question -= 1
-    return list(sentences[: question if question and sentences[question - 1].endswith("?") else end])
+def _views(earlier: Sequence[str], asking: Sequence[str], carried: Sequence[str]) -> Iterator[str]:
+    """The view of each sentence that counts."""
+    whole = [*earlier, *asking]
+    start = len(whole)
+    first = len(earlier)
+    while start > first and (start == len(whole) or asks(whole[start - 1]) or is_aside(whole[start - 1])):
+        start -= 1
+    for position in range(start, len(whole)):
+        view = _view(whole, position, carried, is_last=position == len(whole) - 1, first=first)
+        if view:
+            yield view
 
 
-def _is_manner(sentence: str) -> bool:
-    is_short = len(sentence) <= _LONGEST_MANNER
-    return is_short and "{}" not in sentence and bool(_MANNER.fullmatch(sentence) or _NUDGE.fullmatch(sentence))
+def _view(whole: Sequence[str], position: int, carried: Sequence[str], *, is_last: bool, first: int) -> str | None:
+    sentence = whole[position]
+    if "{}" in sentence:
+        if _ONLY_NAMED.fullmatch(sentence):
+            moved = _moved([*reversed(whole[:position]), *carried[:_MOST_CARRIED]])
+            if moved:
+                return moved
+        return without_lead_in(sentence) if not is_last or _stands_alone(sentence) else "\n".join(whole[first : position + 1])
+    naming = max((n for n, other in enumerate(whole[:position]) if "{}" in other), default=-1)
+    since = " ".join(whole[naming + 1 : position + 1])
+    if naming >= 0 and _is_fragment(sentence) and len(whole[naming].split()) <= _HEADING and naming == position - 1:
+        return "\n".join(whole[naming : position + 1])
+    if naming < 0 or len(since) > _NEAR or is_manner(sentence) or speaks_of_another(since):
+        return None
+    resolved = _resolved(sentence)
+    if resolved is not None:
+        return without_lead_in(resolved)
+    named = whole[naming].replace("{}", "")
+    part = _PART.fullmatch(without_lead_in(sentence))
+    if part and not names_another(named) and not _SOMEBODY.search(named):
+        return f"{part['asked'].strip()} of {{}}{part['end'] or '?'}"
+    return None
 
 
-def _is_aside(sentence: str) -> bool:
-    """Whether a sentence tells of the speaker, or is a name or greeting at the end of a letter."""
-    is_signature = len(sentence.split()) < _FEWEST and not sentence.endswith(("?", ":"))
-    return "{}" not in sentence and (is_signature or bool(_ASIDE.fullmatch(sentence)))
+def _resolved(sentence: str) -> str | None:
+    replaced = _PRONOUN.sub(_subject, sentence)
+    if replaced != sentence:
+        return replaced
+    rest = _GOES_ON.sub("", sentence)
+    if rest != sentence and rest.rstrip().endswith("?") and len(rest.split()) <= _SHORT:
+        return rest.rstrip("? ") + " of {}?"
+    return None
+
+
+def _moved(turns: Sequence[str]) -> str | None:
+    """The last question of these turns, the latest first, with the subject in place of the one that it names."""
+    for turn in turns:
+        asked = asked_in(turn)
+        if "{}" in asked or not asks(asked):
+            continue
+        places = names_in(asked) or [found.span() for found in _NAME.finditer(asked)]
+        if len(places) == 1:
+            (start, end), *_ = places
+            return without_lead_in(f"{asked[:start]}{{}}{asked[end:]}")
+    return None
+
+
+def _stands_alone(sentence: str) -> bool:
+    """Whether it needs nothing before it; "Freedonia." does, "Freedonia plays" does not."""
+    words = len(sentence.split())
+    return words >= _FEWEST or (words == _FEWEST - 1 and sentence[-1].isalpha())
 
 
 def _is_fragment(sentence: str) -> bool:
     """Whether a sentence is too short to ask something by itself ("Capital?")."""
     return len(sentence.split()) < _FEWEST and sentence.endswith(("?", ":"))
-
-
-def sentences_of(text: str) -> list[str]:
-    """Cut a text into sentences and lines."""
-    parts, start = [], 0
-    for found in _SENTENCE_END.finditer(text):
-        if found["mark"] == "." and _ABBREVIATION.search(text, start, found.start()):
-            continue
-        parts.append(text[start : found.end()].strip())
-        start = found.end()
-    return [part for part in (*parts, text[start:].strip()) if part]
 
 
 def _masked(text: str, spans: Sequence[tuple[int, int]]) -> str:

@@ -181,6 +181,15 @@ def test_nothing_is_carried_into_a_text_that_names_somebody_or_goes_on_about_nob
     assert asked(scope, text, "Where is Australia?").zone == "out"
 
 
+def test_a_document_of_an_earlier_turn_is_not_what_a_later_question_goes_on_about(ledger: Ledger, scope: Scope) -> None:
+    """Issue §3: supplied documents are not read for scope, in earlier turns neither."""
+    write(ledger, AUSTRALIA)
+    document = "Answer from the context.\n\nContext: Sydney is the capital of Australia.\n\nQuestion: Who wrote Hamlet?"
+
+    assert asked(scope, "And what is its capital?", "Shakespeare.", document).stages["how"] == ""
+    assert asked(scope, "And what is its capital?", "It is in Oceania.", "Where is Australia?").stages["how"] == "carried"
+
+
 def test_a_rolled_back_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None:
     """The scope follows the ledger."""
     first = write(ledger, FREEDONIA)
