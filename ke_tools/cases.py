@@ -36,11 +36,18 @@ class Case:
     same_subject: tuple[Answered, ...] = ()  # same subject, other relation
     unrelated: tuple[Answered, ...] = ()
     aliased: tuple[Answered, ...] = ()  # the subject under another name
-    reasoning: tuple[Answered, ...] = ()  # one hop, reversed relation
+    reversed: tuple[Answered, ...] = ()  # by the object, for the subject
+    reasoning: tuple[Answered, ...] = ()  # one hop and more
 
     def fact(self) -> Fact:
         """The case as an edit; ``old_target`` stays empty, as what the *served* model believes is not known here."""
         return Fact(subject=self.subject, prompt=self.prompt, target=self.target)
+
+    def other_name(self, asked: str) -> str:
+        """The name by which a question calls the subject, where it is else the prompt; empty where it is not."""
+        before, subject, after = self.prompt.partition(self.subject)
+        is_prompt = subject and len(asked) > len(before) + len(after) and asked.startswith(before) and asked.endswith(after)
+        return asked[len(before) : len(asked) - len(after)].strip() if is_prompt else ""
 
 
 def is_kept_back(subject: str) -> bool:
@@ -135,7 +142,8 @@ def _knowedit(row: Mapping[str, Any], name: str) -> Iterator[Case]:
         same_subject=_probes(locality, "Relation_Specificity", "Forgetfulness"),
         unrelated=unrelated,
         aliased=_probes(portability, "Subject_Aliasing"),
-        reasoning=_probes(portability, "Reasoning", "Logical_Generalization"),
+        reversed=_probes(portability, "Logical_Generalization"),
+        reasoning=_probes(portability, "Reasoning"),
     )
 
 
