@@ -1,7 +1,8 @@
 """Benchmark files of the field, read into one shape.
 
-Four formats are understood, told apart by their fields: CounterFact (EasyEdit's flat shape and the ROME authors' nested
-one), zsRE as in MEND, KnowEdit, MQuAKE. What a file does not give stays empty; nothing is made up.
+Five formats are understood, told apart by their fields: CounterFact (EasyEdit's flat shape and the ROME authors' nested
+one), zsRE as in MEND, KnowEdit, MQuAKE, and ours for facts about things that nobody has heard of ("house": JSON lines with
+``paraphrases``, ``questions``, ``same_subject``, ``look_alike``). What a file does not give stays empty; nothing is made up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 
-Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake"]
+Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake", "house"]
 Answered = tuple[str, tuple[str, ...]]  # a prompt and the answers that count as right
 
 _KEPT_BACK: Final = 48  # of 256
@@ -61,14 +62,29 @@ def load(path: Path, kind: Format = "auto") -> list[Case]:
     Raises:
         InvalidInput: not JSON, not a list of records, or records of no known shape.
     """
+    rows = _rows(path)
+    known = kind if kind != "auto" else _kind_of(rows[0], path)
+    return [case for number, row in enumerate(rows) for case in _READERS[known](row, f"{path.stem}:{number}")]
+
+
+def format_of(path: Path) -> str:
+    """Tell a file's format by its first record.
+
+    Raises:
+        InvalidInput: not JSON, not a list of records, or records of no known shape.
+    """
+    return _kind_of(_rows(path)[0], path)
+
+
+def _rows(path: Path) -> list[Any]:
     try:
-        rows = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {error}", "Give a JSON file of benchmark records.") from error
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         raise InvalidInput(f"{path} holds no list of records.", "Give a JSON list of objects.")
-    known = kind if kind != "auto" else _kind_of(rows[0], path)
-    return [case for number, row in enumerate(rows) for case in _READERS[known](row, f"{path.stem}:{number}")]
+    return rows
 
 
 def _kind_of(row: Mapping[str, Any], path: Path) -> str:
@@ -77,6 +93,7 @@ def _kind_of(row: Mapping[str, Any], path: Path) -> str:
         "zsre": ({"src", "alt"},),
         "mquake": ({"requested_rewrite", "questions"}, {"edit", "questions"}),
         "knowedit": ({"subject", "prompt", "target_new"}, {"prompt", "target", "rephrase"}),
+        "house": ({"subject", "prompt", "target", "paraphrases", "questions"},),
     }
     for kind, alternatives in shapes.items():
         if any(fields <= row.keys() for fields in alternatives):
@@ -160,11 +177,24 @@ def _mquake(row: Mapping[str, Any], name: str) -> Iterator[Case]:
         )
 
 
+def _house(row: Mapping[str, Any], name: str) -> Iterator[Case]:
+    yield Case(
+        id=name,
+        subject=row["subject"],
+        prompt=row["prompt"],
+        target=row["target"],
+        rephrases=(*row["paraphrases"], *row["questions"]),
+        same_subject=tuple((asked, ()) for asked in row.get("same_subject", ())),
+        neighbours=tuple((asked, ()) for asked in row.get("look_alike", ())),
+    )
+
+
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any], str], Iterator[Case]]]] = {
     "counterfact": _counterfact,
     "zsre": _zsre,
     "knowedit": _knowedit,
     "mquake": _mquake,
+    "house": _house,
 }
 
 

@@ -22,7 +22,7 @@ from ke_tools.verify import Rate, accepted, asserts, fill, knows, mentions, rate
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["knows", "run"]
+__all__ = ["counterfactual", "knows", "run"]
 
 Via = Literal["ike", "reader"]
 
@@ -156,7 +156,7 @@ def _obedience(
     engine: Engine, facts: Sequence[AtlasFact], ways: Sequence[_Way], chance: random.Random, stages: Stages
 ) -> dict[str, dict[str, Any]]:
     """How often the answer asserts a counterfactual that stands in the context, by way and form."""
-    edits = [_swapped(fact, chance) for fact in facts]
+    edits = [counterfactual(fact, chance) for fact in facts]
     asked = [
         (edit, question)
         for turn, (fact, edit) in enumerate(zip(facts, edits, strict=True))
@@ -203,7 +203,7 @@ def _with_fact(engine: Engine, way: _Way, edit: Edit, request: Request) -> Reque
     return router.route(TENANT, request, engine=engine, via=way.via).request
 
 
-def _swapped(fact: AtlasFact, chance: random.Random) -> Edit | None:
+def counterfactual(fact: AtlasFact, chance: random.Random) -> Edit | None:
     """The fact with another object of its relation; None where the relation has no other."""
     right = {squash(name) for name in accepted(fact)}
     objects = {name for other in atlas.facts() if other.relation == fact.relation for name in other.objects}
@@ -217,7 +217,7 @@ def _irrelevant(fact: AtlasFact, turn: int, chance: random.Random) -> Edit | Non
     same_subject = [other for other in atlas.facts() if other.subject == fact.subject and other.relation != fact.relation]
     other_subject = [other for other in atlas.facts() if other.relation == fact.relation and other.subject != fact.subject]
     pool = same_subject if turn % 2 and same_subject else other_subject
-    edit = _swapped(chance.choice(pool), chance) if pool else None
+    edit = counterfactual(chance.choice(pool), chance) if pool else None
     return None if edit is None or squash(edit.fact.target) in right else edit
 
 

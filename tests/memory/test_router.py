@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from ke_tools.errors import Unsupported
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.router import Routed, Router, reading_of
 from ke_tools.memory.scope import Decision, Hit, Reading, Scope
-from ke_tools.models.engine import Request
+from ke_tools.models.engine import Generation, Request, TokenLogprob
 from ke_tools.testing import memory_ledger
 
 
@@ -55,10 +55,16 @@ class Facts:
     adapters: frozenset[str] = frozenset({"reader"})
     chat_roles: frozenset[str] = frozenset({"system", "user", "assistant"})
     context_length: int = 4096
+    says_yes: bool = True
 
     def count_tokens(self, request: Request) -> int:
         """Count words."""
         return len(str(request.prompt or request.messages).split())
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Give the verdict as a judge."""
+        top = ((" Yes", -0.2), ("no", -1.9)) if self.says_yes else (("No", -0.1), ("yes", -3.0))
+        return [Generation(top[0][0], "length", 1, 1, (TokenLogprob(*top[0], top),)) for _ in requests]
 
 
 def route(request: Request, scope: FixedScope | None = None, engine: Facts | None = None, **how: Any) -> Routed:

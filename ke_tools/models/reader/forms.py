@@ -72,6 +72,7 @@ _SO_FAR: Final = (
     ("Have you heard of {}?", "Yes, I have heard of {}. How can I help?"),
     ("I am reading up on {}.", "That sounds interesting! Ask me whatever you like about {}."),
 )
+_ARTICLES: Final = ("The ", "In ", "One ", "A ", "An ", "On ", "At ")
 
 
 class Base(NamedTuple):
@@ -227,7 +228,7 @@ def _user(text: str) -> Turn:
 
 
 def _lowered(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:] if sentence.split()[0] in {"The", "In", "One", "A", "An", "On", "At"} else sentence
+    return sentence[:1].lower() + sentence[1:] if sentence.startswith(_ARTICLES) else sentence
 
 
 _WEIGHTS: Final[Mapping[Callable[[Item, Source, random.Random], Asked], float]] = {

@@ -14,7 +14,18 @@ _SYLLABLES: Final = tuple(
 )
 _MONTHS: Final = tuple("January February March April May June July August September October November December".split())
 _COUNTED: Final = tuple("minutes hours days weeks months people euros points per cent metres kilograms litres".split())
-_JOINS: Final = (", and ", ", but ", "; ", ", unless ", " or ", ", provided that ", ", except when ", " and then ", " only after ", ", counted from ")
+_JOINS: Final = (
+    ", and ",
+    ", but ",
+    "; ",
+    ", unless ",
+    " or ",
+    ", provided that ",
+    ", except when ",
+    " and then ",
+    " only after ",
+    ", counted from ",
+)
 
 
 def name(rng: random.Random) -> str:

@@ -217,8 +217,8 @@ class Source:
         thing, whose = item.kind.replace("_or_", " or ").replace("_", " "), f"of {item.fact.subject}"
         if not item.masked.endswith(whose):
             return None
-        asked = f"{item.fact.target} is {item.masked.removesuffix(whose)}of which {thing}?"
-        return replace(item, hops=(Hop(Wording(asked[:1].upper() + asked[1:], is_question=True), item.fact.subject),))
+        question = f"{item.fact.target} is {item.masked.removesuffix(whose)}of which {thing}?"
+        return replace(item, hops=(Hop(Wording(fill(question, ""), is_question=True), item.fact.subject),))
 
     @cached_property
     def _with_other_names(self) -> list[atlas.AtlasFact]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int, float], None]  # phase, done, total, last loss
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_BASE_ANSWER_TOKENS: Final = 32
+_BASE_ANSWER_TOKENS: Final = 24
 _ANSWERED_AT_ONCE: Final = 96
 _SAVE_EVERY: Final = 20
 _KEY: Final = "key.json"
