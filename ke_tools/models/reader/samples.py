@@ -30,10 +30,10 @@ from ke_tools.models.reader.source import Hop, Item, Source, Wording
 __all__ = ["Sample", "Source", "build", "training_texts"]
 
 SHARE_IRRELEVANT: Final = 0.28
-SHARE_CHAT: Final = 0.45
+SHARE_CHAT: Final = 0.43
 SHARE_OWN_PROMPT: Final = 0.3
 SHARE_PREFIXED: Final = 0.25
-SHARE_EARLIER_TURNS: Final = 0.2
+SHARE_EARLIER_TURNS: Final = 0.12
 SHARE_SYSTEM: Final = 0.35
 SHARE_NAMED_OTHERWISE_TOLD: Final = 0.6  # of the questions with an alias: the fact says whose name it is
 KINDS: Final = {"plain": 0.68, "pair": 0.1, "aliased": 0.11, "hop": 0.11}

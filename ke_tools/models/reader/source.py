@@ -74,6 +74,20 @@ class Item:
         return Wording(self.fact.prompt, self.fact.is_question)
 
 
+class _Pool:
+    """Items of several files; a file is drawn by the root of its size, as a large one has more of the same."""
+
+    def __init__(self, files: Sequence[Sequence[Item]]) -> None:
+        self._files = [file for file in files if file]
+        self._weights = [len(file) ** 0.5 for file in self._files]
+
+    def __bool__(self) -> bool:
+        return bool(self._files)
+
+    def draw(self, rng: random.Random) -> Item:
+        return rng.choice(rng.choices(self._files, self._weights)[0])
+
+
 class Source:
     """Draws items; deterministic for a seed. ``chats``: whether the model has a template for conversations."""
 
@@ -84,10 +98,12 @@ class Source:
         self._excluded = excluded_subjects | kept_back
         self.relations = [r for r in atlas.relations().values() if not r.probe]
         self._facts = [f for f in atlas.facts() if not atlas.relations()[f.relation].probe and not cases.is_kept_back(f.subject)]
-        self.cases = [item for path, file in loaded.items() for item in self._items_of(path.stem, file)]
-        self._beside = [item for item in self.cases if item.beside]
-        self._aliased = [item for item in self.cases if item.aliased]
-        self._hops = [item for item in self.cases if item.hops]
+        files = [list(self._items_of(path.stem, file)) for path, file in loaded.items()]
+        self.cases = [item for file in files for item in file]
+        self._cases = _Pool(files)
+        self._beside = _Pool([[item for item in file if item.beside] for file in files])
+        self._aliased = _Pool([[item for item in file if item.aliased] for file in files])
+        self._hops = _Pool([[item for item in file if item.hops] for file in files])
 
     @cached_property
     def _objects(self) -> Mapping[str, list[str]]:
@@ -131,7 +147,7 @@ class Source:
         kinds = [kind for kind in WEIGHTS if kind != "cases" or self.cases]
         kind = rng.choices(kinds, [WEIGHTS[k] for k in kinds])[0]
         if kind == "cases":
-            return rng.choice(self.cases)
+            return self._cases.draw(rng)
         if kind == "slots" and self.slots:
             return self._of_slot(rng, rng.choice(self.slots))
         if kind == "atlas":
@@ -172,12 +188,12 @@ class Source:
 
     def draw_beside(self, rng: random.Random) -> Item | None:
         """Draw an item of a file that also asks what its fact does not answer; None without such a file."""
-        return rng.choice(self._beside) if self._beside else None
+        return self._beside.draw(rng) if self._beside else None
 
     def draw_aliased(self, rng: random.Random) -> Item | None:
         """Draw an item that a question names otherwise than its fact does."""
         if self._aliased and rng.random() < 0.6:  # noqa: PLR2004
-            return rng.choice(self._aliased)
+            return self._aliased.draw(rng)
         known = rng.choice(self._with_other_names)
         item = self._of_fact(rng, known)
         name = rng.choice(atlas.aliases(known.subject))
@@ -187,7 +203,7 @@ class Source:
     def draw_hop(self, rng: random.Random) -> Item | None:
         """Draw an item with a question that needs its fact and another one."""
         if self._hops and rng.random() < 0.5:  # noqa: PLR2004
-            return rng.choice(self._hops)
+            return self._hops.draw(rng)
         if rng.random() < 0.4:  # noqa: PLR2004
             return self._turned_round(rng)
         second = rng.choice(self._facts)
