@@ -143,7 +143,10 @@ def facts() -> tuple[AtlasFact, ...]:
 def slots() -> tuple[Slot, ...]:
     """All slots, as the tables order them."""
     rows = (row for table in _tables("slots") for row in table["slot"])
-    return tuple(Slot(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in rows)
+    columns: Iterator[dict[str, Any]] = (
+        {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+    )
+    return tuple(Slot(**each) for each in columns)
 
 
 @cache

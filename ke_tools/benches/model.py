@@ -140,16 +140,21 @@ def _can_ask(engine: Engine, form: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a fact reaches the model."""
+    """How a fact reaches the model; with ``grey``, as it does where the scope is undecided."""
 
     name: str
     via: Via
     demonstrations: int
+    grey: Literal["conditional", "judge", ""] = ""
 
 
 def _ways(engine: Engine) -> list[_Way]:
+    best: Via = "reader" if "reader" in engine.adapters else "ike"
     found = [_Way(f"ike-{count}", "ike", count) for count in DEMONSTRATIONS]
-    return [*found, _Way("reader", "reader", 0)] if "reader" in engine.adapters else found
+    if best == "reader":
+        found.append(_Way("reader", "reader", 0))
+    most = DEMONSTRATIONS[-1]
+    return [*found, _Way("undecided, conditional", best, most, "conditional"), _Way("undecided, judge", best, most, "judge")]
 
 
 def _obedience(
@@ -199,7 +204,10 @@ def _resistance(
 def _with_fact(engine: Engine, way: _Way, edit: Edit, request: Request) -> Request:
     from ke_tools.memory.router import Router
 
-    router = Router(ForcedScope([edit]), demonstrations=way.demonstrations)
+    if way.grey:
+        router = Router(ForcedScope([edit], "grey"), demonstrations=way.demonstrations, grey=way.grey)
+    else:
+        router = Router(ForcedScope([edit]), demonstrations=way.demonstrations)
     return router.route(TENANT, request, engine=engine, via=way.via).request
 
 
