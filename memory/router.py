@@ -144,12 +144,16 @@ class _Told:
 
 
 def told_of(edit: Edit, reading: Reading) -> str:
-    """The fact as a sentence; with the other name, given with the edit, by which a question calls its subject instead."""
-    texts = [f" {squash(text)} " for text in (reading.text, *reading.carried)]
-    if any(f" {squash(edit.fact.subject)} " in text for text in texts[:1]):
+    """The fact as a sentence; with the other name by which a question calls its subject instead."""
+    subject, *others = names_of(edit.fact.subject, edit.fact.aliases)
+    if _stands_in(subject, reading.text):
         return edit.fact.sentence
-    used = (alias for text in texts for alias in edit.fact.aliases if f" {squash(alias)} " in text)
+    used = (name for text in (reading.text, *reading.carried) for name in others if _stands_in(name, text))
     return edit.fact.sentence_naming(next(used, ""))
+
+
+def _stands_in(name: str, text: str) -> bool:
+    return f" {squash(name)} " in f" {squash(text)} "
 
 
 def _judged(engine: EngineFacts, reading: Reading, hits: Sequence[Hit]) -> bool:

@@ -78,22 +78,26 @@ def _is_fact(case: Case) -> bool:
     return True
 
 
-def trained(engine: Engine, settings: Settings) -> Callable[[str], bool]:
-    """A test whether a subject occurs in training data of ours: the atlas's facts, and what the cards of reader and scope list."""
-    prefixes = set(_listed(_card_folders(engine, settings)))
+def trained(engine: Engine, settings: Settings, *, with_scope: bool) -> Callable[[str], bool]:
+    """A test whether a subject occurs in training data of ours: the atlas's facts, and what the cards of reader and scope list.
+
+    The scope's card counts only where the scope decides.
+    """
+    prefixes = set(_listed(_card_folders(engine, settings, with_scope=with_scope)))
     ours = {squash(fact.subject) for fact in atlas.facts()}
     return lambda subject: squash(subject) in ours or hashlib.sha256(squash(subject).encode()).hexdigest()[:8] in prefixes
 
 
-def _card_folders(engine: Engine, settings: Settings) -> Iterator[Path]:
+def _card_folders(engine: Engine, settings: Settings, *, with_scope: bool) -> Iterator[Path]:
     """Where cards lie: the reader's folder, and the scope's."""
     from ke_tools.models.reader import card
 
     folder = card.find(engine.fingerprint, settings.home)
     if folder is not None:
         yield folder
-    with resources.as_file(resources.files("ke_tools.memory.scope")) as folder:
-        yield folder
+    if with_scope:
+        with resources.as_file(resources.files("ke_tools.memory.scope")) as folder:
+            yield folder
 
 
 def _listed(folders: Iterable[Path]) -> Iterator[str]:

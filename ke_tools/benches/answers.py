@@ -143,7 +143,7 @@ def run(
     loaded = cases.load(data, kind)
     others = [] if forced else _unrelated_questions(loaded if unrelated is None else cases.load(unrelated), seed)
     with serving(settings, engine, stages) as served, closing(Ledger(":memory:")) as ledger, closing(Ledger(":memory:")) as renamed:
-        chosen = sample(loaded, edits, seed, trained(served, settings))
+        chosen = sample(loaded, edits, seed, trained(served, settings, with_scope=not forced))
         router = Router(ForcedScope([]), demonstrations=settings.demonstrations, grey=settings.grey)
         empty = _Bench(served, settings, stages, via, max_tokens, forced, router)
         with stages.stage("import"):

@@ -149,7 +149,7 @@ def test_one_edit_a_subject_and_no_subject_that_was_trained_on(
     (tmp_path / "ke_reader.json").write_text(
         json.dumps({"training_subjects": [hashlib.sha256(squash("Zorb003").encode()).hexdigest()[:8]]}), "utf-8"
     )
-    monkeypatch.setattr(_sample, "_card_folders", lambda *_: [tmp_path])
+    monkeypatch.setattr(_sample, "_card_folders", lambda *_, **_how: [tmp_path])
     rows = [counterfact(1), counterfact(1, target_new="Elsewhere"), counterfact(3), counterfact(4, subject="France", prompt="France is in")]
     results = answers.run(settings, data=write("cf.json", rows), engine=engine)["results"]
     assert results["edits"] == 1
