@@ -88,7 +88,7 @@ class _Bench:
     forced: bool
     router: Router
     edits: dict[str, Edit] = field(default_factory=dict)  # by case id
-    misses: list[dict[str, str]] = field(default_factory=list)
+    misses: list[dict[str, str]] = field(default_factory=list)  # of all that come from one another by ``holding``
 
     def router_for(self, case: str) -> Router:
         """The router that decides about a case's questions."""
@@ -150,7 +150,7 @@ def run(
             bench = empty.holding(ledger, imported(ledger.edit, chosen.chosen, Case.fact))
             named = empty.holding(renamed, imported(renamed.edit, chosen.chosen, with_other_names))
         results = {**_measure(bench, chosen, others), **_further(bench, named, chosen.chosen), "cost": _cost(bench, chosen.chosen)}
-        results |= {"via": via, "forced": forced, "misses": [*bench.misses, *named.misses], "seconds": stages.as_dict()}
+        results |= {"via": via, "forced": forced, "misses": bench.misses, "seconds": stages.as_dict()}
         return report("answers", served.model_id, seed, results, _bars(results, cases.format_of(data) if kind == "auto" else kind))
 
 
