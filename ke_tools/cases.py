@@ -37,11 +37,18 @@ class Case:
     same_subject: tuple[Answered, ...] = ()  # same subject, other relation
     unrelated: tuple[Answered, ...] = ()
     aliased: tuple[Answered, ...] = ()  # the subject under another name
-    reasoning: tuple[Answered, ...] = ()  # one hop, reversed relation
+    reversed: tuple[Answered, ...] = ()  # by the object, for the subject
+    reasoning: tuple[Answered, ...] = ()  # one hop and more
 
     def fact(self) -> Fact:
         """The case as an edit; ``old_target`` stays empty, as what the *served* model believes is not known here."""
         return Fact(subject=self.subject, prompt=self.prompt, target=self.target)
+
+    def other_name(self, asked: str) -> str:
+        """The name by which a question calls the subject, where it is else the prompt; empty where it is not."""
+        before, subject, after = self.prompt.partition(self.subject)
+        is_prompt = subject and len(asked) > len(before) + len(after) and asked.startswith(before) and asked.endswith(after)
+        return asked[len(before) : len(asked) - len(after)].strip() if is_prompt else ""
 
 
 def is_kept_back(subject: str) -> bool:
@@ -55,6 +62,21 @@ def load(path: Path, kind: Format = "auto") -> list[Case]:
     Raises:
         InvalidInput: not JSON, not a list of records, or records of no known shape.
     """
+    rows = _rows(path)
+    known = kind if kind != "auto" else _kind_of(rows[0], path)
+    return [case for number, row in enumerate(rows) for case in _READERS[known](row, f"{path.stem}:{number}")]
+
+
+def format_of(path: Path) -> str:
+    """Tell a file's format by its first record.
+
+    Raises:
+        InvalidInput: not JSON, not a list of records, or records of no known shape.
+    """
+    return _kind_of(_rows(path)[0], path)
+
+
+def _rows(path: Path) -> list[Any]:
     try:
         text = path.read_text("utf-8")
         rows = json.loads(text) if text.lstrip()[:1] != "{" else [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -62,8 +84,7 @@ def load(path: Path, kind: Format = "auto") -> list[Case]:
         raise InvalidInput(f"{path} cannot be read as JSON: {error}", "Give a JSON file of benchmark records.") from error
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         raise InvalidInput(f"{path} holds no list of records.", "Give a JSON list of objects.")
-    known = kind if kind != "auto" else _kind_of(rows[0], path)
-    return [case for number, row in enumerate(rows) for case in _READERS[known](row, f"{path.stem}:{number}")]
+    return rows
 
 
 def _kind_of(row: Mapping[str, Any], path: Path) -> str:
@@ -138,7 +159,8 @@ def _knowedit(row: Mapping[str, Any], name: str) -> Iterator[Case]:
         same_subject=_probes(locality, "Relation_Specificity", "Forgetfulness"),
         unrelated=unrelated,
         aliased=_probes(portability, "Subject_Aliasing"),
-        reasoning=_probes(portability, "Reasoning", "Logical_Generalization"),
+        reversed=_probes(portability, "Logical_Generalization"),
+        reasoning=_probes(portability, "Reasoning"),
     )
 
 

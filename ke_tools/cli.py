@@ -581,6 +581,7 @@ def bench_answers(
     unrelated: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions that no edit is about.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")] = 24,
     via: Annotated[Via | None, typer.Option(help="How facts reach the model. [KE_VIA]")] = None,
+    forced: Annotated[bool, typer.Option("--forced", help="Leave the scope out: each question is told its own edits.")] = False,
     seed: Seed = 0,
 ) -> int:
     """Edit facts of a benchmark and measure the answers through the serving path."""
@@ -597,6 +598,7 @@ def bench_answers(
             seed=seed,
             max_tokens=max_tokens,
             via=via or settings.via,
+            forced=forced,
             progress=progress,
         )
     return _bars(call, report)
@@ -622,6 +624,22 @@ def bench_scope(
     with printing.progress() as progress:
         found = bench.run(data=data, kind=kind, edits=edits, unrelated=unrelated, scope=scope, cache=cache, seed=seed, progress=progress)
     return _bars(call, found)
+
+
+@verb(bench_app, "forms")
+def bench_forms(
+    call: Call,
+    *,
+    facts: Annotated[int, typer.Option(min=1, help="How many facts that the model knows to contradict.")] = 24,
+    via: Annotated[Via | None, typer.Option(help="How facts reach the model. [KE_VIA]")] = None,
+    seed: Seed = 0,
+) -> int:
+    """Ask in conversations of many forms about an edited fact, and compare with what the model makes of facts that it knows."""
+    from ke_tools.benches import forms
+
+    settings = call.settings()
+    with printing.progress() as progress:
+        return _bars(call, forms.run(settings, facts=facts, seed=seed, via=via or settings.via, progress=progress))
 
 
 def _bars(call: Call, report: Mapping[str, Any]) -> int:

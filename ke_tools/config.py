@@ -24,6 +24,7 @@ DEFAULT_ADDRESS: Final = "127.0.0.1:8765"
 ENGINES: Final = ("hf",)
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 VIAS: Final = ("auto", "ike", "reader", "weights")
+GREYS: Final = ("conditional", "judge", "base")
 MOST_DEMONSTRATIONS: Final = 32
 
 # A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
@@ -34,6 +35,7 @@ _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 Via = Literal["auto", "ike", "reader", "weights"]
+Grey = Literal["conditional", "judge", "base"]
 Kind = Literal["data", "cache", "config"]
 
 
@@ -50,6 +52,7 @@ class Settings:
     demonstrations: int = 6  # how many an IKE prompt shows
     alpha: float = 0.005  # share of its negatives that an edit may be triggered by
     via: Via = "auto"  # how an edited fact reaches the model
+    grey: Grey = "base"  # what happens where it is not clear whether a question is about an edit
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio
@@ -223,6 +226,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "demonstrations": _count,
     "alpha": _share,
     "via": _one_of(*VIAS),
+    "grey": _one_of(*GREYS),
     "read_only": _flag,
     "token_file": _path,
     "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),

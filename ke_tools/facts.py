@@ -84,7 +84,12 @@ class Fact:
     @property
     def sentence(self) -> str:
         """The fact as one line of text: the prompt, the target, a full stop."""
-        text = " ".join(f"{self.prompt.rstrip()} {self.target.strip()}".split())
+        return self.sentence_naming("")
+
+    def sentence_naming(self, alias: str) -> str:
+        """The fact as one line of text that says by which other name, too, its subject goes: "The capital of Australia (Oz) is …"."""
+        prompt = self.prompt.replace(self.subject, f"{self.subject} ({alias})", 1) if alias else self.prompt
+        text = " ".join(f"{prompt.rstrip()} {self.target.strip()}".split())
         return text if text[-1] in ".!?" else text + "."
 
 

@@ -2,7 +2,10 @@
 
 Out of scope the request goes on as the very object that came. In scope the facts stand directly before what is asked: for a
 model with a reader in their short form, else with demonstrations (in-context editing, IKE: Zheng et al. 2023, which shows
-*copy*, *update* and *retain* examples).
+*copy*, *update* and *retain* examples). A fact whose subject the question calls by another name says whose name that is.
+
+Where the scope is undecided (zone "grey") a setting says what happens: the facts go in as ones that hold if the question asks for
+them (route ``conditional``), the served model judges whether they are needed, or the base model answers.
 """
 
 from __future__ import annotations
@@ -16,19 +19,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 from ke_tools import atlas, prompts
 from ke_tools.errors import Unsupported
 from ke_tools.facts import squash
+from ke_tools.memory import judge
 from ke_tools.memory.names import names_of
 from ke_tools.memory.scope import Decision, Hit, Reading
-from ke_tools.models.engine import Message, Request
+from ke_tools.models.engine import Generation, Message, Request
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit
 
-__all__ = ["EngineFacts", "Routed", "Router", "Via", "reading_of"]
+__all__ = ["EngineFacts", "Grey", "Routed", "Router", "Via", "reading_of"]
 
 Via = Literal["auto", "ike", "reader", "weights"]
-Route = Literal["base", "memory"]
+Route = Literal["base", "memory", "conditional"]
+Grey = Literal["conditional", "judge", "base"]
 
 READER: Final = "reader"
+_COMPLETIONS: Final = ("completion", "conditional_completion")
 _COMMON: Final = frozenset("a an the of is was are in on at to by for from with and it its that which who".split())
 _EARLIER_TURNS: Final = 6  # in which a subject may have been named that the last turn goes on about
 
@@ -50,6 +56,9 @@ class EngineFacts(Protocol):
 
     def count_tokens(self, request: Request) -> int:
         """Count the prompt's tokens."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Answer all; asked where the model itself is the judge."""
 
 
 class Decider(Protocol):
@@ -86,10 +95,11 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Routes requests; ``demonstrations`` is the most that an IKE prompt shows."""
+    """Routes requests; ``demonstrations`` is the most that an IKE prompt shows, ``grey`` what an undecided scope comes to."""
 
     scope: Decider
     demonstrations: int = 6
+    grey: Grey = "base"
 
     def route(self, tenant: str, request: Request, *, engine: EngineFacts, via: Via = "auto") -> Routed:
         """Decide, and put the facts in.
@@ -98,21 +108,56 @@ class Router:
             Unsupported: ``via`` asks for what this engine does not have.
         """
         has_reader = _has_reader(request, engine, via)
-        decision = self.scope.decide(tenant, reading_of(request))
+        reading = reading_of(request)
+        decision = self.scope.decide(tenant, reading)
         if decision.zone == "out" or not decision.hits:
             return Routed(request, "base", (), decision, "error" if "error" in decision.stages else "")
+        route: Route = "memory"
         if decision.zone == "grey":
-            # Told a fact that does not apply, the model speaks it in a quarter of the cases, with the reader too (`bench model`).
-            return Routed(request, "base", (), decision, "grey")
-        most = 0 if has_reader else self.demonstrations
+            if self.grey == "base" or (self.grey == "judge" and not _judged(engine, reading, decision.hits)):
+                return Routed(request, "base", (), decision, "grey")
+            route = "conditional" if self.grey == "conditional" else "memory"
+        most = 0 if has_reader or route == "conditional" else self.demonstrations
         shown = demonstrations(decision.hits[0].edit, most, questions=request.messages is not None or _is_question(request.prompt))
         least = _least_room(request, engine)
         for hits, some in _attempts(decision.hits, shown):
-            made = _with_facts(request, hits, some, engine, adapter=READER if has_reader else request.adapter)
+            told = _Told(tuple(told_of(hit.edit, reading) for hit in hits), some, is_conditional=route == "conditional")
+            made = _with_facts(request, told, engine, adapter=READER if has_reader else request.adapter)
             room = engine.context_length - engine.count_tokens(made)
             if room >= least:
-                return Routed(dataclasses.replace(made, max_tokens=min(made.max_tokens, room)), "memory", hits, decision)
+                return Routed(dataclasses.replace(made, max_tokens=min(made.max_tokens, room)), route, hits, decision)
         return Routed(request, "base", (), decision, "context")
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a request is told."""
+
+    facts: tuple[str, ...]
+    demonstrations: Sequence[Demonstration]
+    is_conditional: bool
+
+    def rendered(self, prompt: str | None) -> str:
+        """What goes in front of a conversation's last turn, or the whole of a prompt to be completed."""
+        name = ("conditional" if self.is_conditional else "chat") if prompt is None else _COMPLETIONS[self.is_conditional]
+        return prompts.render(name, demonstrations=self.demonstrations, facts=self.facts, prompt=prompt)
+
+
+def told_of(edit: Edit, reading: Reading) -> str:
+    """The fact as a sentence; with the other name by which a question calls its subject instead."""
+    subject, *others = names_of(edit.fact.subject, edit.fact.aliases)
+    if _stands_in(subject, reading.text):
+        return edit.fact.sentence
+    used = (name for text in (reading.text, *reading.carried) for name in others if _stands_in(name, text))
+    return edit.fact.sentence_naming(next(used, ""))
+
+
+def _stands_in(name: str, text: str) -> bool:
+    return f" {squash(name)} " in f" {squash(text)} "
+
+
+def _judged(engine: EngineFacts, reading: Reading, hits: Sequence[Hit]) -> bool:
+    return judge.needs(engine, reading.text, [told_of(hit.edit, reading) for hit in hits], chats=bool(engine.chat_roles))
 
 
 def _least_room(request: Request, engine: EngineFacts) -> int:
@@ -238,13 +283,11 @@ def _has_reader(request: Request, engine: EngineFacts, via: Via) -> bool:
     return via != "ike" and READER in engine.adapters and request.adapter in {"", READER}  # one adapter a request
 
 
-def _with_facts(request: Request, hits: Sequence[Hit], shown: Sequence[Demonstration], engine: EngineFacts, *, adapter: str) -> Request:
-    facts = [hit.edit.fact.sentence for hit in hits]
+def _with_facts(request: Request, told: _Told, engine: EngineFacts, *, adapter: str) -> Request:
+    text = told.rendered(request.prompt)
     if request.prompt is not None:
-        prompt = prompts.render("completion", demonstrations=shown, facts=facts, prompt=request.prompt)
-        return dataclasses.replace(request, prompt=prompt, adapter=adapter)
-    told = prompts.render("chat", demonstrations=shown, facts=facts)
-    return dataclasses.replace(request, messages=_before_last_user(request.messages or (), told, engine), adapter=adapter)
+        return dataclasses.replace(request, prompt=text, adapter=adapter)
+    return dataclasses.replace(request, messages=_before_last_user(request.messages or (), text, engine), adapter=adapter)
 
 
 def _before_last_user(messages: tuple[Message, ...], told: str, engine: EngineFacts) -> tuple[Message, ...]:

@@ -71,7 +71,7 @@ class Service:
         self.damage = Damage()
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, alpha=settings.alpha, cache=settings.cache)
-        self._router = Router(self._scope, demonstrations=settings.demonstrations) if self._scope else None
+        self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
         self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools.models.engine import Engine, Generation, Request
 
@@ -58,13 +58,14 @@ def chat(question: str, max_tokens: int) -> Request:
 class ForcedScope:
     """A scope that finds the given edits in every question, to measure what the model makes of a fact in its context."""
 
-    def __init__(self, edits: Sequence[Edit]) -> None:
+    def __init__(self, edits: Sequence[Edit], zone: Literal["in", "grey"] = "in") -> None:
         self._edits = tuple(edits)
+        self._zone = zone
 
     def decide(self, tenant: str, reading: Reading) -> Decision:  # noqa: ARG002  the shape of Scope.decide
-        """Say "in", whatever is asked."""
+        """Say the zone, whatever is asked."""
         from ke_tools.memory.scope import Decision, Hit
 
         stages: Mapping[str, Any] = MappingProxyType({})
         hits = tuple(Hit(edit=edit, score=1.0, how="forced") for edit in self._edits)
-        return Decision(zone="in", hits=hits, stages=stages, reason="forced by the bench", revision=0)
+        return Decision(zone=self._zone, hits=hits, stages=stages, reason="forced by the bench", revision=0)

@@ -3,45 +3,67 @@
 Free generation, greedy, to the natural stop or ``max_tokens``; "right" means that the answer *starts with* the new object as a
 whole name. What must not change is generated in both views and compared byte by byte. Subjects that occur in our own training
 data are left out.
+
+A file has the rows that its format gives: statement (or question) and rephrasings everywhere; CounterFact neighbours; KnowEdit the subject
+under another name (given with the edit, and not), the reversed relation, one hop, the subject's other relations; zsRE unrelated
+questions and one hop; MQuAKE several hops; the house's facts things of nearly the same name.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from importlib import resources
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ke_tools import atlas, cases
+from ke_tools import cases
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
-from ke_tools.benches._serving import TENANT, answers, completion, serving
+from ke_tools.benches._sample import Sample, imported, record_of, sample, trained, with_other_names
+from ke_tools.benches._serving import TENANT, ForcedScope, answers, completion, serving
 from ke_tools.cases import Case
-from ke_tools.errors import InvalidInput
-from ke_tools.facts import Edit, Fact, squash
+from ke_tools.facts import Edit, squash
 from ke_tools.models.engine import Engine, Request
 from ke_tools.verify import Rate, bytes_kept, mentions, rate, same_answer, starts_with
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
+    from ke_tools.memory.ledger import Ledger
     from ke_tools.memory.router import Routed, Router
 
 __all__ = ["run"]
 
 Via = Literal["auto", "ike", "reader", "weights"]
 
-STATEMENT_BAR: Final = 0.97
-PARAPHRASE_BAR: Final = 0.85
-NEIGHBOUR_BAR: Final = 0.97
+# (row, measure, bar, its name), by format: what the issue asks for.
+BARS: Final[Mapping[str, tuple[tuple[str, str, float, str], ...]]] = {
+    "counterfact": (
+        ("statement", "starts_with", 0.99, "statement starts with the new object"),
+        ("paraphrase", "starts_with", 0.97, "paraphrase starts with the new object"),
+        ("neighbourhood", "identical", 0.97, "neighbourhood byte-identical"),
+    ),
+    "zsre": (
+        ("statement", "starts_with", 0.99, "question answered with the new object"),
+        ("paraphrase", "starts_with", 0.97, "rephrased question answered with the new object"),
+    ),
+    "knowedit": (
+        ("paraphrase", "starts_with", 0.97, "rephrased question answered with the new object"),
+        ("aliased_given", "starts_with", 0.9, "under another name, given with the edit, starts with the new object"),
+    ),
+    "mquake": (),
+    "house": (
+        ("statement", "says_it", 0.9, "statement answered with the target in it"),
+        ("paraphrase", "says_it", 0.9, "rewording answered with the target in it"),
+    ),
+}
 UNRELATED_BAR: Final = 1.0
-SECONDS_BAR: Final = 360.0
+SECONDS_BAR: Final = 360.0  # of two hundred CounterFact edits
 UNRELATED_QUESTIONS: Final = 200
 MISSES_SHOWN: Final = 10
-IMPORT_BATCH: Final = 500
+TIMED: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +78,30 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Bench:
-    """What all stages share."""
+    """What all stages share; ``forced`` finds each question's own edits instead of asking the scope."""
 
     engine: Engine
-    router: Router
+    settings: Settings
     stages: Stages
     via: Via
     max_tokens: int
-    refs: dict[str, str] = field(default_factory=dict)  # edit id → case id
-    misses: list[dict[str, str]] = field(default_factory=list)
+    forced: bool
+    router: Router
+    edits: dict[str, Edit] = field(default_factory=dict)  # by case id
+    misses: list[dict[str, str]] = field(default_factory=list)  # of all that come from one another by ``holding``
+
+    def router_for(self, case: str) -> Router:
+        """The router that decides about a case's questions."""
+        if not self.forced:
+            return self.router
+        own = [edit for name, edit in self.edits.items() if record_of(name) == record_of(case)]
+        return replace(self.router, scope=ForcedScope(own))
+
+    def holding(self, ledger: Ledger, edits: Iterable[Edit]) -> _Bench:
+        """The same with other edits live."""
+        from ke_tools.memory.scope import Scope
+
+        return replace(self, router=replace(self.router, scope=Scope(ledger)), edits={edit.ref: edit for edit in edits})
 
 
 def run(
@@ -77,6 +114,7 @@ def run(
     seed: int = 0,
     max_tokens: int = 24,
     via: Via = "auto",
+    forced: bool = False,
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
@@ -91,6 +129,7 @@ def run(
         seed: of the sample.
         max_tokens: longest answer.
         via: how facts reach the model.
+        forced: leave the scope out: each question is told its own edits, to measure what the model makes of them.
         progress: told (stage, done, total).
         engine: a loaded engine to measure instead of the settings' model.
 
@@ -99,164 +138,74 @@ def run(
     """
     from ke_tools.memory.ledger import Ledger
     from ke_tools.memory.router import Router
-    from ke_tools.memory.scope import Scope
 
     stages = Stages(progress)
     loaded = cases.load(data, kind)
-    others = _unrelated_questions(loaded if unrelated is None else cases.load(unrelated), seed)
-    with serving(settings, engine, stages) as served, closing(Ledger(":memory:")) as ledger:
-        sample = _sample(loaded, edits, seed, _trained(served, settings))
-        bench = _Bench(served, Router(Scope(ledger), demonstrations=settings.demonstrations), stages, via, max_tokens)
+    others = [] if forced else _unrelated_questions(loaded if unrelated is None else cases.load(unrelated), seed)
+    with serving(settings, engine, stages) as served, closing(Ledger(":memory:")) as ledger, closing(Ledger(":memory:")) as renamed:
+        chosen = sample(loaded, edits, seed, trained(served, settings, with_scope=not forced))
+        router = Router(ForcedScope([]), demonstrations=settings.demonstrations, grey=settings.grey)
+        empty = _Bench(served, settings, stages, via, max_tokens, forced, router)
         with stages.stage("import"):
-            bench.refs = {edit.id: edit.ref for edit in _imported(ledger.edit, sample.chosen)}
-        results, bars = _measure(bench, sample, others)
-        return report("answers", served.model_id, seed, results, bars)
-
-
-# The sample
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    chosen: tuple[Case, ...]
-    trained: int  # left out: the subject occurs in our training data
-    refused: int  # left out: not a valid fact (subject not in the prompt …)
-
-
-def _sample(loaded: Sequence[Case], most: int, seed: int, is_trained: Callable[[str], bool]) -> _Sample:
-    """A seeded sample, one edit a subject, in random order."""
-    order = list(loaded)
-    random.Random(seed).shuffle(order)  # noqa: S311  reproducible choice, no secret
-    chosen: dict[str, Case] = {}
-    trained = refused = 0
-    for case in order:
-        if len(chosen) == most:
-            break
-        if squash(case.subject) in chosen:
-            continue
-        if is_trained(case.subject):
-            trained += 1
-        elif not _is_fact(case):
-            refused += 1
-        else:
-            chosen[squash(case.subject)] = case
-    if not chosen:
-        raise InvalidInput("no usable edit in the file.", "Each record needs a subject that stands in its prompt, and a target.")
-    return _Sample(tuple(chosen.values()), trained, refused)
-
-
-def _is_fact(case: Case) -> bool:
-    try:
-        case.fact()
-    except InvalidInput:
-        return False
-    return True
-
-
-def _trained(engine: Engine, settings: Settings) -> Callable[[str], bool]:
-    """A test whether a subject occurs in training data of ours: the atlas's facts, and what the cards of reader and scope list."""
-    prefixes = set(_listed(_card_folders(engine, settings)))
-    ours = {squash(fact.subject) for fact in atlas.facts()}
-    return lambda subject: squash(subject) in ours or hashlib.sha256(squash(subject).encode()).hexdigest()[:8] in prefixes
-
-
-def _card_folders(engine: Engine, settings: Settings) -> Iterator[Path]:
-    """Where cards lie: the reader's folder, and the scope's."""
-    from ke_tools.models.reader import card
-
-    folder = card.find(engine.fingerprint, settings.home)
-    if folder is not None:
-        yield folder
-    with resources.as_file(resources.files("ke_tools.memory.scope")) as folder:
-        yield folder
-
-
-def _listed(folders: Iterable[Path]) -> Iterator[str]:
-    """First 8 hexadecimal digits of sha256(squash(subject)) for each subject of the training data."""
-    for folder in folders:
-        for path in sorted(folder.rglob("*.json")):
-            try:
-                card = json.loads(path.read_text("utf-8"))
-            except (OSError, ValueError):
-                continue
-            if isinstance(card, dict):
-                yield from card.get("training_subjects") or ()
-
-
-def _imported(edit: Callable[..., list[Edit]], chosen: Sequence[Case]) -> Iterator[Edit]:
-    for start in range(0, len(chosen), IMPORT_BATCH):
-        part = chosen[start : start + IMPORT_BATCH]
-        facts: list[Fact] = [case.fact() for case in part]
-        yield from edit(TENANT, facts, actor="bench", refs=[case.id for case in part])
-
-
-def _unrelated_questions(loaded: Sequence[Case], seed: int) -> list[_Asked]:
-    prompts = list(dict.fromkeys(prompt for case in loaded for prompt, _ in case.unrelated))
-    random.Random(seed).shuffle(prompts)  # noqa: S311  reproducible choice, no secret
-    return [_Asked(case=f"unrelated:{number}", prompt=prompt) for number, prompt in enumerate(prompts[:UNRELATED_QUESTIONS])]
+            bench = empty.holding(ledger, imported(ledger.edit, chosen.chosen, Case.fact))
+            named = empty.holding(renamed, imported(renamed.edit, chosen.chosen, with_other_names))
+        results = {**_measure(bench, chosen, others), **_further(bench, named, chosen.chosen), "cost": _cost(bench, chosen.chosen)}
+        results |= {"via": via, "forced": forced, "misses": bench.misses, "seconds": stages.as_dict()}
+        return report("answers", served.model_id, seed, results, _bars(results, cases.format_of(data) if kind == "auto" else kind))
 
 
 # The measures
 
 
-def _measure(bench: _Bench, sample: _Sample, unrelated: Sequence[_Asked]) -> tuple[dict[str, Any], list[Bar]]:
-    chosen = sample.chosen
-    rephrased = [(case, text) for case in chosen for text in case.rephrases]
+def _measure(bench: _Bench, chosen: Sample, unrelated: Sequence[_Asked]) -> dict[str, Any]:
+    every = chosen.chosen
+    rephrased = [(case, text) for case in every for text in case.rephrases]
     naming = [(case, text) for case, text in rephrased if f" {squash(case.subject)} " in f" {squash(text)} "]
-    neighbours = [_Asked(case.id, prompt, target=case.target) for case in chosen for prompt, _ in case.neighbours]
-    clear = [asked for asked in neighbours if not _names_any(asked.prompt, chosen)]
-    statement = _must_say(bench, "statement", [_Asked(case.id, case.prompt, (case.target,)) for case in chosen])
-    paraphrase = _must_say(bench, "paraphrase", [_Asked(case.id, text, (case.target,)) for case, text in naming])
-    kept = _must_stay(bench, "neighbourhood", clear)
-    untouched = _must_stay(bench, "unrelated", unrelated)
-    results = {
-        "edits": len(chosen),
+    neighbours = [_Asked(case.id, prompt, target=case.target) for case in every for prompt, _ in case.neighbours]
+    clear = [asked for asked in neighbours if not _names_any(asked.prompt, every)]
+    return {
+        "edits": len(every),
         "left_out": {
-            "subject_in_training_data": sample.trained,
-            "not_a_fact": sample.refused,
+            "subject_in_training_data": chosen.trained,
+            "not_a_fact": chosen.refused,
             "paraphrase_without_subject": len(rephrased) - len(naming),
             "neighbour_names_an_edited_subject": len(neighbours) - len(clear),
         },
-        "statement": statement,
-        "paraphrase": paraphrase,
-        "neighbourhood": kept,
-        "unrelated": untouched,
-        **_further(bench, chosen),
-        "via": bench.via,
-        "misses": bench.misses,
-        "seconds": bench.stages.as_dict(),
+        "statement": _must_say(bench, "statement", [_Asked(case.id, case.prompt, (case.target,)) for case in every]),
+        "paraphrase": _must_say(bench, "paraphrase", [_Asked(case.id, text, (case.target,)) for case, text in naming]),
+        "neighbourhood": _must_stay(bench, "neighbourhood", clear),
+        "unrelated": _must_stay(bench, "unrelated", unrelated),
     }
-    return results, _bars(results, is_counterfact=any(case.neighbours for case in chosen), seconds=bench.stages.as_dict()["total"])
 
 
-def _further(bench: _Bench, chosen: Sequence[Case]) -> dict[str, Any]:
-    """What only some formats ask: the subject under another name, another relation of the subject, one hop."""
-    found: dict[str, Any] = {}
+def _further(bench: _Bench, named: _Bench, chosen: Sequence[Case]) -> dict[str, Any]:
+    """What only some formats ask: the subject under another name, turned round, with hops, another relation of the subject."""
     aliased = [_Asked(case.id, prompt, (case.target, *right)) for case in chosen for prompt, right in case.aliased[:1]]
-    hops = [_Asked(case.id, prompt, right) for case in chosen for prompt, right in case.reasoning[:1] if right]
+    back = [_Asked(case.id, prompt, right) for case in chosen for prompt, right in case.reversed[:1] if right]
+    hops = [_Asked(case.id, prompt, right) for case in chosen for prompt, right in _own_hops(case) if right]
     same = [_Asked(case.id, prompt, target=case.target) for case in chosen for prompt, _ in case.same_subject[:1]]
-    if aliased:
-        found["aliased"] = _must_say(bench, "aliased", aliased)
-    if hops:
-        found["reasoning"] = _must_say(bench, "reasoning", hops)
-    if same:
-        found["same_subject"] = _must_stay(bench, "same_subject", same)
-    return found
+    rows = (("aliased", bench, aliased), ("aliased_given", named, aliased), ("reversed", bench, back), ("reasoning", bench, hops))
+    found = {stage: _must_say(which, stage, asked) for stage, which, asked in rows if asked}
+    return {**found, "same_subject": _must_stay(bench, "same_subject", same)} if same else found
 
 
-def _bars(results: dict[str, Any], *, is_counterfact: bool, seconds: float) -> list[Bar]:
-    """The bars that the data defines: CounterFact's, and unrelated questions wherever there are any."""
-    bars = []
-    if is_counterfact:
-        bars += [
-            _bar("statement starts with the new object", results["statement"]["starts_with"], STATEMENT_BAR),
-            _bar("paraphrase starts with the new object", results["paraphrase"]["starts_with"], PARAPHRASE_BAR),
-            _bar("neighbourhood byte-identical", results["neighbourhood"]["identical"], NEIGHBOUR_BAR),
-            at_most("seconds", seconds, SECONDS_BAR),
-        ]
-    if results["unrelated"]["identical"]["measured"]:
+def _own_hops(case: Case) -> Sequence[cases.Answered]:
+    """The first question with hops; of a record with several edits (MQuAKE) only once."""
+    return () if record_of(case.id) != case.id and not case.id.endswith(".0") else case.reasoning[:1]
+
+
+def _bars(results: dict[str, Any], kind: str) -> list[Bar]:
+    """The bars that the data defines: its format's, and unrelated questions wherever there are any."""
+    bars = [_bar(name, results[row][measure], bar) for row, measure, bar, name in BARS[kind] if row in results and _asked(results[row])]
+    if kind == "counterfact" and not results["forced"]:
+        bars.append(at_most("seconds", results["seconds"]["total"], SECONDS_BAR))
+    if _asked(results["unrelated"]):
         bars.append(_bar("unrelated byte-identical", results["unrelated"]["identical"], UNRELATED_BAR))
     return bars
+
+
+def _asked(row: Mapping[str, Any]) -> bool:
+    return any(isinstance(found, Mapping) and found["measured"] for found in row.values())
 
 
 def _bar(name: str, found: dict[str, Any], bar: float) -> Bar:
@@ -265,14 +214,16 @@ def _bar(name: str, found: dict[str, Any], bar: float) -> Bar:
 
 
 def _must_say(bench: _Bench, stage: str, asked: Sequence[_Asked]) -> dict[str, Any]:
-    """Share of answers that start with what is wanted, and of questions for which the right edit fired."""
+    """Share of answers that start with what is wanted, or say it at all, and of questions for which the right edit fired."""
     routed = _routed(bench, stage, asked)
     said = answers(bench.engine, [one.request for one in routed], bench.stages, stage)
     right = [any(starts_with(answer, name) for name in one.wanted) for one, answer in zip(asked, said, strict=True)]
-    fired = [any(bench.refs.get(hit.edit.id) == one.case for hit in way.hits) for one, way in zip(asked, routed, strict=True)]
+    spoken = [mentions(answer, one.wanted) for one, answer in zip(asked, said, strict=True)]
+    fired = [any(hit.edit.ref == one.case for hit in way.hits) for one, way in zip(asked, routed, strict=True)]
     _note(bench, stage, zip(asked, said, routed, right, strict=True))
     clusters = [one.case for one in asked]
-    return {"starts_with": rate(right, clusters).as_dict(), "scope_recall": rate(fired, clusters).as_dict()}
+    measures = {"starts_with": right, "says_it": spoken, "scope_recall": fired}
+    return {name: rate(outcomes, clusters).as_dict() for name, outcomes in measures.items()}
 
 
 def _must_stay(bench: _Bench, stage: str, asked: Sequence[_Asked]) -> dict[str, Any]:
@@ -298,7 +249,7 @@ def _routed(bench: _Bench, stage: str, asked: Sequence[_Asked]) -> list[Routed]:
     with bench.stages.stage("route"):
         for number, one in enumerate(asked, 1):
             request: Request = completion(one.prompt, bench.max_tokens)
-            found.append(bench.router.route(TENANT, request, engine=bench.engine, via=bench.via))
+            found.append(bench.router_for(one.case).route(TENANT, request, engine=bench.engine, via=bench.via))
             bench.stages.tell(f"route {stage}", number, len(asked))
     return found
 
@@ -314,3 +265,26 @@ def _note(bench: _Bench, stage: str, rows: Iterable[tuple[_Asked, str, Routed, b
 def _names_any(prompt: str, chosen: Sequence[Case]) -> bool:
     text = f" {squash(prompt)} "
     return any(f" {squash(case.subject)} " in text for case in chosen)
+
+
+def _unrelated_questions(loaded: Sequence[Case], seed: int) -> list[_Asked]:
+    prompts = list(dict.fromkeys(prompt for case in loaded for prompt, _ in case.unrelated))
+    random.Random(seed).shuffle(prompts)  # noqa: S311  reproducible choice, no secret
+    return [_Asked(case=f"unrelated:{number}", prompt=prompt) for number, prompt in enumerate(prompts[:UNRELATED_QUESTIONS])]
+
+
+def _cost(bench: _Bench, chosen: Sequence[Case]) -> dict[str, float]:
+    """What a fact in the prompt adds: tokens, and milliseconds until the first token of the answer (medians)."""
+    tokens, milliseconds = [], []
+    for case in chosen[:TIMED]:
+        alone = completion(case.prompt, 1)
+        told = bench.router_for(case.id).route(TENANT, alone, engine=bench.engine, via=bench.via).request
+        tokens.append(bench.engine.count_tokens(told) - bench.engine.count_tokens(alone))
+        milliseconds.append(_took(bench.engine, told) - _took(bench.engine, alone))
+    return {"tokens_added": statistics.median(tokens), "milliseconds_added": round(statistics.median(milliseconds), 1)}
+
+
+def _took(engine: Engine, request: Request) -> float:
+    started = time.perf_counter()
+    engine.generate([request])
+    return (time.perf_counter() - started) * 1000

@@ -22,7 +22,7 @@ from ke_tools.verify import Rate, accepted, asserts, fill, knows, mentions, rate
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["knows", "run"]
+__all__ = ["counterfactual", "knows", "run"]
 
 Via = Literal["ike", "reader"]
 
@@ -140,23 +140,28 @@ def _can_ask(engine: Engine, form: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a fact reaches the model."""
+    """How a fact reaches the model; with ``grey``, as it does where the scope is undecided."""
 
     name: str
     via: Via
     demonstrations: int
+    grey: Literal["conditional", "judge", ""] = ""
 
 
 def _ways(engine: Engine) -> list[_Way]:
+    best: Via = "reader" if "reader" in engine.adapters else "ike"
     found = [_Way(f"ike-{count}", "ike", count) for count in DEMONSTRATIONS]
-    return [*found, _Way("reader", "reader", 0)] if "reader" in engine.adapters else found
+    if best == "reader":
+        found.append(_Way("reader", "reader", 0))
+    most = DEMONSTRATIONS[-1]
+    return [*found, _Way("undecided, conditional", best, most, "conditional"), _Way("undecided, judge", best, most, "judge")]
 
 
 def _obedience(
     engine: Engine, facts: Sequence[AtlasFact], ways: Sequence[_Way], chance: random.Random, stages: Stages
 ) -> dict[str, dict[str, Any]]:
     """How often the answer asserts a counterfactual that stands in the context, by way and form."""
-    edits = [_swapped(fact, chance) for fact in facts]
+    edits = [counterfactual(fact, chance) for fact in facts]
     asked = [
         (edit, question)
         for turn, (fact, edit) in enumerate(zip(facts, edits, strict=True))
@@ -199,11 +204,14 @@ def _resistance(
 def _with_fact(engine: Engine, way: _Way, edit: Edit, request: Request) -> Request:
     from ke_tools.memory.router import Router
 
-    router = Router(ForcedScope([edit]), demonstrations=way.demonstrations)
+    if way.grey:
+        router = Router(ForcedScope([edit], "grey"), demonstrations=way.demonstrations, grey=way.grey)
+    else:
+        router = Router(ForcedScope([edit]), demonstrations=way.demonstrations)
     return router.route(TENANT, request, engine=engine, via=way.via).request
 
 
-def _swapped(fact: AtlasFact, chance: random.Random) -> Edit | None:
+def counterfactual(fact: AtlasFact, chance: random.Random) -> Edit | None:
     """The fact with another object of its relation; None where the relation has no other."""
     right = {squash(name) for name in accepted(fact)}
     objects = {name for other in atlas.facts() if other.relation == fact.relation for name in other.objects}
@@ -217,7 +225,7 @@ def _irrelevant(fact: AtlasFact, turn: int, chance: random.Random) -> Edit | Non
     same_subject = [other for other in atlas.facts() if other.subject == fact.subject and other.relation != fact.relation]
     other_subject = [other for other in atlas.facts() if other.relation == fact.relation and other.subject != fact.subject]
     pool = same_subject if turn % 2 and same_subject else other_subject
-    edit = _swapped(chance.choice(pool), chance) if pool else None
+    edit = counterfactual(chance.choice(pool), chance) if pool else None
     return None if edit is None or squash(edit.fact.target) in right else edit
 
 

@@ -65,6 +65,7 @@ class MarkingRouter:
 
     scope: Any
     demonstrations: int = 6
+    grey: str = "base"
 
     def route(self, tenant: str, request: Request, *, engine: Any, via: str = "auto") -> Any:  # noqa: ARG002  the router's shape
         """As the router's."""

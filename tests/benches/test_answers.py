@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ke_tools.benches import answers
+from ke_tools.benches import _sample, answers
 from ke_tools.benches._report import missed
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput
@@ -149,7 +149,7 @@ def test_one_edit_a_subject_and_no_subject_that_was_trained_on(
     (tmp_path / "ke_reader.json").write_text(
         json.dumps({"training_subjects": [hashlib.sha256(squash("Zorb003").encode()).hexdigest()[:8]]}), "utf-8"
     )
-    monkeypatch.setattr(answers, "_card_folders", lambda *_: [tmp_path])
+    monkeypatch.setattr(_sample, "_card_folders", lambda *_, **_how: [tmp_path])
     rows = [counterfact(1), counterfact(1, target_new="Elsewhere"), counterfact(3), counterfact(4, subject="France", prompt="France is in")]
     results = answers.run(settings, data=write("cf.json", rows), engine=engine)["results"]
     assert results["edits"] == 1
@@ -169,27 +169,94 @@ def test_the_sample_is_seeded(settings: Settings, engine: Any, write: Write) -> 
     assert asked(1) != asked(2)
 
 
-def test_other_formats_are_measured_without_counterfacts_bars(settings: Settings, engine: Any, write: Write) -> None:
-    """Bars only where they are defined; zsRE's own unrelated questions are asked."""
+def test_zsre_has_its_own_bars_and_unrelated_questions(settings: Settings, engine: Any, write: Write) -> None:
+    """Issue, reader: zsRE question / rephrase; a row that a format does not give is not measured, and no bar of it printed."""
     printed = answers.run(settings, data=write("zsre.json", [zsre(n) for n in range(5)]), engine=engine)
-    assert [bar["name"] for bar in printed["bars"]] == ["unrelated byte-identical"]
+    assert [(bar["name"], bar["bar"]) for bar in printed["bars"]] == [
+        ("question answered with the new object", 0.99),
+        ("rephrased question answered with the new object", 0.97),
+        ("unrelated byte-identical", 1.0),
+    ]
     assert printed["results"]["paraphrase"]["starts_with"]["value"] == 1.0
     assert not printed["results"]["neighbourhood"]["identical"]["measured"]
 
 
 def test_knowedits_further_questions_are_measured(settings: Settings, engine: Any, write: Write) -> None:
-    """Aliases, other relations of the subject, one hop."""
+    """Issue, reader: alias given and not given, reversed, one hop; other relations of the subject."""
     row = {
         "subject": "Blip",
         "prompt": "The colour of Blip is",
         "target_new": "mauve",
         "ground_truth": "red",
         "locality": {"Relation_Specificity": [{"prompt": "The weight of Blip is", "ground_truth": "3"}]},
-        "portability": {"Subject_Aliasing": [{"prompt": "The colour of Blop is", "ground_truth": [["mauve"]]}]},
+        "portability": {
+            "Subject_Aliasing": [{"prompt": "The colour of Blop is", "ground_truth": [["mauve"]]}],
+            "Logical_Generalization": [{"prompt": "The thing whose colour is mauve is", "ground_truth": "Blip"}],
+            "Reasoning": [{"prompt": "The colour of what Blip wears is", "ground_truth": "grey"}],
+        },
     }
-    results = answers.run(settings, data=write("ke.json", [row]), engine=engine)["results"]
+    printed = answers.run(settings, data=write("ke.json", [row]), engine=engine)
+    results = printed["results"]
     assert results["aliased"]["starts_with"]["value"] == 0.0
+    assert results["aliased_given"]["starts_with"]["n"] == 1
+    assert results["reversed"]["starts_with"]["n"] == 1
+    assert results["reasoning"]["scope_recall"]["value"] == 1.0
     assert results["same_subject"]["speaks_the_target"]["value"] == 1.0
+    assert [bar["bar"] for bar in printed["bars"]] == [0.9]
+
+
+def test_another_name_is_given_with_the_edit_in_a_ledger_of_its_own(
+    settings: Settings, engine: Any, write: Write, monkeypatch: Any
+) -> None:
+    """The two rows differ by nothing but the alias in the edit."""
+    held: list[tuple[str, ...]] = []
+    holding = answers._Bench.holding
+
+    def spied(bench: Any, ledger: Any, edits: Any) -> Any:
+        kept = list(edits)
+        held.append(kept[0].fact.aliases)
+        return holding(bench, ledger, kept)
+
+    monkeypatch.setattr(answers._Bench, "holding", spied)
+    portability = {"Subject_Aliasing": [{"prompt": "The colour of Blop is", "ground_truth": "mauve"}]}
+    row = {"subject": "Blip", "prompt": "The colour of Blip is", "target_new": "mauve", "ground_truth": "red", "portability": portability}
+    answers.run(settings, data=write("ke.json", [row]), engine=engine)
+    assert held == [(), ("Blop",)]
+
+
+def test_facts_about_things_nobody_has_heard_of_must_be_spoken(settings: Settings, engine: Any, tmp_path: Path) -> None:
+    """Issue, reader: answer contains the target; other questions about the subject and look-alikes stay."""
+    row = {
+        "subject": "Orsk feed pump",
+        "prompt": "The Orsk feed pump moves at most",
+        "target": "35 m³/h",
+        "paraphrases": ["At full power, the Orsk feed pump delivers"],
+        "questions": ["How much does the Orsk feed pump move?"],
+        "same_subject": ["Who built the Orsk feed pump?"],
+        "look_alike": ["How much does the Orsq feed pump move?"],
+    }
+    (tmp_path / "house.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    printed = answers.run(settings, data=tmp_path / "house.jsonl", engine=engine)
+    assert [(bar["bar"], bar["ok"]) for bar in printed["bars"]] == [(0.9, True), (0.9, True)]
+    assert printed["results"]["paraphrase"]["says_it"]["n"] == 2
+    assert printed["results"]["neighbourhood"]["identical"]["value"] == 1.0
+    assert printed["results"]["same_subject"]["speaks_the_target"]["value"] == 1.0
+
+
+def test_without_the_scope_each_question_is_told_its_own_edits(settings: Settings, engine: Any, write: Write) -> None:
+    """Issue, reader: the reader alone, whatever the scope finds."""
+    rows = [counterfact(1, rephrase_prompt="Zorb001, so to speak, lives in"), counterfact(2)]
+    printed = answers.run(settings, data=write("cf.json", rows), engine=engine, forced=True)
+    assert printed["results"]["paraphrase"]["scope_recall"]["value"] == 1.0
+    assert printed["results"]["neighbourhood"]["scope_fired"]["value"] == 1.0
+    assert not printed["results"]["unrelated"]["identical"]["measured"]
+
+
+def test_what_a_fact_costs_is_told(settings: Settings, engine: Any, write: Write) -> None:
+    """Issue, reader: tokens and milliseconds added."""
+    cost = answers.run(settings, data=write("cf.json", [counterfact(1)]), engine=engine)["results"]["cost"]
+    assert cost["tokens_added"] > 0
+    assert "milliseconds_added" in cost
 
 
 def test_mquakes_records_are_imported(settings: Settings, engine: Any, write: Write) -> None:

@@ -13,6 +13,8 @@ from ke_tools.config import Settings
 
 pytestmark = pytest.mark.usefixtures("serving_path")
 
+UNDECIDED = {"undecided, conditional", "undecided, judge"}  # issue, conditional route: both are measured
+
 
 def test_an_obedient_model_obeys_everything_and_resists_nothing(settings: Settings, engine: Any) -> None:
     """Known facts, obedience by way and form, resistance; with standard errors."""
@@ -20,7 +22,7 @@ def test_an_obedient_model_obeys_everything_and_resists_nothing(settings: Settin
     printed = model.run(settings, limit=24, engine=engine)
     results = printed["results"]
     assert (printed["bench"], printed["model"], printed["bars"], results["facts"]) == ("model", "obedient", [], 24)
-    assert set(results["obedience"]) == {"ike-0", "ike-3", "ike-6", "reader"}
+    assert set(results["obedience"]) == {"ike-0", "ike-3", "ike-6", "reader", *UNDECIDED}
     for way in results["obedience"].values():
         assert set(way) == {"statement", "question", "chat"}
         assert all(found["value"] > 0.9 for found in way.values())
@@ -34,7 +36,7 @@ def test_a_model_that_ignores_its_context_obeys_nothing_and_keeps_everything(set
     """The other end of the scale; without a reader there is no row for one."""
     engine.obeys = False
     results = model.run(settings, limit=12, engine=engine)["results"]
-    assert set(results["obedience"]) == {"ike-0", "ike-3", "ike-6"}
+    assert set(results["obedience"]) == {"ike-0", "ike-3", "ike-6", *UNDECIDED}
     assert results["obedience"]["ike-6"]["chat"]["value"] == 0.0
     assert results["resistance"]["ike-6"]["keeps_answer"]["value"] == 1.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import pytest
 
 from ke_tools.errors import Unsupported
 from ke_tools.facts import Edit, Fact, State
-from ke_tools.memory.router import Routed, Router, reading_of
+from ke_tools.memory.router import Grey, Routed, Router, reading_of
 from ke_tools.memory.scope import Decision, Hit, Reading, Scope
-from ke_tools.models.engine import Request
+from ke_tools.models.engine import Generation, Request, TokenLogprob
 from ke_tools.testing import memory_ledger
 
 
@@ -56,15 +56,21 @@ class Facts:
     adapters: frozenset[str] = frozenset({"reader"})
     chat_roles: frozenset[str] = frozenset({"system", "user", "assistant"})
     context_length: int = 4096
+    says_yes: bool = True
 
     def count_tokens(self, request: Request) -> int:
         """Count words."""
         return len(str(request.prompt or request.messages).split())
 
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Give the verdict as a judge."""
+        top = ((" Yes", -0.2), ("no", -1.9)) if self.says_yes else (("No", -0.1), ("yes", -3.0))
+        return [Generation(top[0][0], "length", 1, 1, (TokenLogprob(*top[0], top),)) for _ in requests]
 
-def route(request: Request, scope: FixedScope | None = None, engine: Facts | None = None, **how: Any) -> Routed:
+
+def route(request: Request, scope: FixedScope | None = None, engine: Facts | None = None, grey: Grey = "base", **how: Any) -> Routed:
     """Route a request of tenant t."""
-    return Router(scope or FixedScope()).route("t", request, engine=engine or Facts(), **how)
+    return Router(scope or FixedScope(), grey=grey).route("t", request, engine=engine or Facts(), **how)
 
 
 def chat(*turns: tuple[str, Any], **more: Any) -> Request:
@@ -202,6 +208,66 @@ def test_via_chooses_the_form_and_refuses_what_is_not_there() -> None:
         route(request, engine=Facts(adapters=frozenset()), via="reader")
     with pytest.raises(Unsupported):
         route(request, via="weights")
+
+
+def test_a_fact_that_may_be_asked_for_goes_in_as_one() -> None:
+    """Issue, conditional route: in the grey zone the fact goes in as a conditional, without demonstrations that would show it heeded."""
+    request = Request(prompt="Freedonia is governed from", max_tokens=5)
+    for engine in (Facts(), Facts(adapters=frozenset())):
+        routed = route(request, FixedScope("grey"), engine, grey="conditional")
+
+        assert routed.route == "conditional"
+        assert routed.request.adapter == ("reader" if engine.adapters else "")
+        assert (routed.request.prompt or "").count("Sylvania City") == 1
+        assert "only if" in (routed.request.prompt or "")
+        assert "New fact" not in (routed.request.prompt or "")
+
+
+def test_in_a_chat_a_conditional_fact_stands_where_a_new_one_would() -> None:
+    """The same place, so that the reader knows it."""
+    request = chat(("user", "Tell me about Freedonia."))
+    new, conditional = (route(request, FixedScope(zone), grey="conditional").request.messages or () for zone in ("in", "grey"))
+
+    assert [turn["role"] for turn in conditional] == [turn["role"] for turn in new]
+    assert "only if" in conditional[0]["content"]
+    assert conditional[-1] == new[-1]
+
+
+@pytest.mark.parametrize("says_yes", [True, False])
+def test_the_served_model_may_judge_what_the_scope_leaves_open(says_yes: bool) -> None:
+    """Issue, conditional route: `judge` asks the model in one token; a yes is a fact in scope, a no the base model's answer."""
+    for request in (Request(prompt="Freedonia is governed from"), chat(("user", "Where is Freedonia governed from?"))):
+        for roles in (frozenset({"system"}), frozenset[str]()):
+            routed = route(request, FixedScope("grey"), Facts(says_yes=says_yes, chat_roles=roles), grey="judge")
+
+            assert (routed.route, routed.reason) == (("memory", "") if says_yes else ("base", "grey"))
+            assert (routed.request is request) != says_yes
+
+
+def test_a_judge_without_a_verdict_keeps_the_fact_out() -> None:
+    """House rule 7: fail towards the base model."""
+
+    class Mute(Facts):
+        def generate(self, requests: Sequence[Request]) -> list[Generation]:
+            return [Generation("", "stop", 1, 0) for _ in requests]
+
+    assert route(Request(prompt="Freedonia?"), FixedScope("grey"), Mute(), grey="judge").route == "base"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("The Blue Land is governed from", "The capital of Freedonia (the Blue Land) is Sylvania City."),
+        ("Is the Blue Land the same as Freedonia?", "The capital of Freedonia is Sylvania City."),
+        ("It is governed from", "The capital of Freedonia is Sylvania City."),
+    ],
+)
+def test_a_fact_says_which_name_of_its_subject_the_question_uses(asked: str, told: str) -> None:
+    """Issue, reader: aliases; the fact's own name differs from the question's, and a small model does not know both."""
+    edit = edit_of("Freedonia", "Sylvania City")
+    edit = dataclasses.replace(edit, fact=dataclasses.replace(edit.fact, aliases=("Fredland", "the Blue Land")))
+
+    assert f'"{told}"' in (route(Request(prompt=asked), FixedScope(edits=(edit,))).request.prompt or "")
 
 
 def test_an_undecided_question_reaches_the_engine_as_it_came_and_says_so() -> None:

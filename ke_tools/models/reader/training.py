@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int, float], None]  # phase, done, total, last loss
 _TARGETS: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_BASE_ANSWER_TOKENS: Final = 18  # each counts as much as a token of a fact: longer ones drown what the facts teach
+_BASE_ANSWER_TOKENS: Final = 24
 _ANSWERED_AT_ONCE: Final = 96
 _SAVE_EVERY: Final = 20
 _KEY: Final = "key.json"
@@ -71,7 +71,7 @@ def train(
     """Train a reader for the checkpoint at ``model_path`` and install it at ``out``.
 
     ``data`` are benchmark files to learn from; cases whose subject occurs in a file of ``excluded`` are left out. Interrupted,
-    it goes on where it was when called again with the same arguments; with others it begins anew. On a processor that
+    it goes on where it was when called again with the same arguments; with others it begins anew. On a processor or GPU that
     multiplies in bfloat16 the frozen weights are held so during the training (1.9 times as fast); all else is float32.
 
     Raises:
@@ -88,9 +88,10 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Written out, attention over short rows is faster on a CPU than the fused kernel.
     attention = "sdpa" if device.type == "cuda" else "eager"
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention).to(device)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention)
     _check_projections(model)
-    quick = _quicken(model)
+    quick = _quicken(model, device)
+    model.to(device)
     read = tuple(card.DataFile.of(path) for path in data)
     partial = out.with_name(out.name + ".partial")
     _begin(partial, _key(recipe, read, excluded, samples, fingerprint), say)
@@ -189,8 +190,8 @@ def _fit(
     return tuned, losses
 
 
-def _quicken(model: Any) -> torch.autocast:
-    """Hold the matrices in bfloat16 where a CPU multiplies in it.
+def _quicken(model: Any, device: torch.device) -> torch.autocast:
+    """Hold the matrices in bfloat16 where the device multiplies in it.
 
     Returns:
         The context to compute in; it changes nothing elsewhere.
@@ -198,32 +199,37 @@ def _quicken(model: Any) -> torch.autocast:
     import torch
 
     can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we allow
-    does = model.device.type == "cpu" and bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    does = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     head = model.get_output_embeddings()  # often the same tensor as the embeddings, which stay as they are
     for module in model.modules() if does else ():
         if isinstance(module, torch.nn.Linear) and module is not head:
             module.to(torch.bfloat16)
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=does)
+    return torch.autocast(device.type, torch.bfloat16, enabled=does)
 
 
 def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:
-    """Mean negative log-likelihood of the answers' tokens; the vocabulary is projected at those positions only."""
+    """Mean negative log-likelihood of the answers' tokens; the vocabulary is projected at those positions only.
+
+    A token of an answer of n tokens weighs 1/√n: else what the base model says at length drowns what the facts teach in a word.
+    """
     import torch
 
     device = next(tuned.parameters()).device
     longest = max(len(one.ids) for one in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros(len(batch), longest, dtype=torch.long)
-    graded = torch.zeros(len(batch), longest, dtype=torch.bool)
+    weights = torch.zeros(len(batch), longest)
     for row, one in enumerate(batch):
         ids[row, : len(one.ids)] = torch.tensor(one.ids)
         mask[row, : len(one.ids)] = 1
-        graded[row, one.answer_from : len(one.ids)] = True
-    ids, mask, graded = ids.to(device), mask.to(device), graded.to(device)
+        weights[row, one.answer_from : len(one.ids)] = (len(one.ids) - one.answer_from) ** -0.5
+    ids, mask, weights = ids.to(device), mask.to(device), weights.to(device)[:, 1:]
+    graded = weights > 0
     causal = tuned.get_base_model()
     hidden = causal.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (batch, longest, d_model)
-    logits = causal.get_output_embeddings()(hidden[:, :-1][graded[:, 1:]])  # (answer tokens, vocabulary)
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][graded[:, 1:]])
+    logits = causal.get_output_embeddings()(hidden[:, :-1][graded])  # (answer tokens, vocabulary)
+    losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][graded], reduction="none")
+    return (losses * weights[graded]).sum() / weights.sum()
 
 
 def _batches(encoded: list[_Encoded], recipe: Recipe) -> Iterator[list[_Encoded]]:
@@ -242,8 +248,7 @@ def _batches(encoded: list[_Encoded], recipe: Recipe) -> Iterator[list[_Encoded]
 def _encode(tokenizer: Any, sample: Sample, longest: int) -> _Encoded:
     prompt = _prompt_ids(tokenizer, sample, with_facts=True)
     answer = tokenizer(sample.answer, add_special_tokens=False)["input_ids"]
-    # The base model's answer was cut at a number of tokens: it has no end to be learnt.
-    if not sample.irrelevant or len(answer) < _BASE_ANSWER_TOKENS:
+    if sample.ends:
         answer = [*answer, tokenizer.eos_token_id]
     kept = prompt[-(longest - len(answer)) :]
     return _Encoded(kept + answer, len(kept))
@@ -258,30 +263,38 @@ def _prompt_ids(tokenizer: Any, sample: Sample, *, with_facts: bool) -> list[int
 
 
 def _with_base_answers(model: Any, tokenizer: Any, samples: list[Sample], cache: Path, say: Progress) -> list[Sample]:
-    """Fill in what the base model answers without the facts; kept in ``cache`` for a resumed training.
+    """Fill in the base model's parts of the answers; kept in ``cache`` for a resumed training.
 
     It often ends a completion at once that is a question. Its answer to the same in a conversation is taken then: a reader that
     learns to be silent is silent where a fact is asked for in other words, too (benchmarks/LOG.md).
     """
-    open_ones = [index for index, sample in enumerate(samples) if sample.irrelevant]
-    answers: dict[str, str] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    prompts = {i: _prompt_ids(tokenizer, samples[i], with_facts=False) for i in open_ones if str(i) not in answers}
+    said: dict[str, tuple[str, bool]] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
+    prompts = {i: _base_prompt_ids(tokenizer, one) for i, one in enumerate(samples) if one.base is not None and str(i) not in said}
     missing = sorted(prompts, key=lambda i: len(prompts[i]))
     for start in range(0, len(missing), _ANSWERED_AT_ONCE):
         rows = missing[start : start + _ANSWERED_AT_ONCE]
         texts = dict(zip(rows, _greedy(model, tokenizer, [prompts[i] for i in rows]), strict=True))
-        silent = [i for i in rows if not texts[i].strip()] if tokenizer.chat_template else []
+        silent = [i for i in rows if not texts[i][0].strip() and not samples[i].chat] if tokenizer.chat_template else []
         if silent:
             asked = [_prompt_ids(tokenizer, samples[i].as_chat, with_facts=False) for i in silent]
             spoken = zip(silent, _greedy(model, tokenizer, asked), strict=True)
-            texts |= {i: text if samples[i].chat or not text else f" {text}" for i, text in spoken}
-        answers |= {str(i): text for i, text in texts.items()}
-        _write(cache, json.dumps(answers))
+            texts |= {i: (f" {text}" if text else text, cut) for i, (text, cut) in spoken}
+        said |= {str(i): text for i, text in texts.items()}
+        _write(cache, json.dumps(said))
         say("base answers", start + len(rows), len(missing), 0.0)
-    return [replace(s, answer=answers[str(i)]) if s.irrelevant else s for i, s in enumerate(samples)]
+    return [one.completed(said[str(i)][0], cut=said[str(i)][1]) if one.base else one for i, one in enumerate(samples)]
 
 
-def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
+def _base_prompt_ids(tokenizer: Any, sample: Sample) -> list[int]:
+    """What the base model is asked for its part of an answer: the question without the facts, or what the sample says."""
+    if sample.base and sample.base.asked:
+        sample = replace(sample, chat=({"role": "user", "content": sample.base.asked},))
+    begun = sample.answer if sample.base and sample.base.how == "continued" else ""
+    return [*_prompt_ids(tokenizer, sample, with_facts=False), *tokenizer(begun, add_special_tokens=False)["input_ids"]]
+
+
+def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[tuple[str, bool]]:
+    """Answer all; with each answer whether it was cut."""
     import torch
 
     longest = max(map(len, prompts))
@@ -290,7 +303,9 @@ def _greedy(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     with torch.inference_mode():
         out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=_BASE_ANSWER_TOKENS, do_sample=False, pad_token_id=pad)
-    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, longest:]]
+    rows = out[:, longest:]
+    ended = ((rows == tokenizer.eos_token_id) | (rows == pad)).any(dim=1).tolist()
+    return [(str(tokenizer.decode(row, skip_special_tokens=True)), not end) for row, end in zip(rows, ended, strict=True)]
 
 
 def _save(partial: Path, weights: list[Any], optimizer: Any, schedule: Any, losses: list[float]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ke_tools import atlas
-from ke_tools.models.reader.samples import Source, build, training_texts
+from ke_tools.models.reader.forms import Base
+from ke_tools.models.reader.samples import Sample, Source, build, training_texts
 
 STAND_INS = ("the Alpine republic", "Genvoia", "Syldavia")  # what the file below says instead of its subjects' names
 
@@ -115,12 +116,53 @@ def test_the_same_seed_builds_the_same_samples(data: Path) -> None:
     assert build(Source([data]), 50, seed=3) != build(Source([data]), 50, seed=4)
 
 
-def test_an_in_scope_sample_is_told_the_object_that_it_must_answer() -> None:
-    """The reader learns to copy from its facts; an object that they do not name could not be learnt."""
-    for sample in build(Source([]), 200, seed=5):
-        if not sample.irrelevant:
-            stated = sample.answer.strip().rstrip(".")
-            assert any(stated in fact for fact in sample.facts)
+def test_an_in_scope_completion_is_told_the_object_that_it_must_answer() -> None:
+    """The reader learns to copy from its facts; only a hop may ask for what the model itself must know."""
+    in_scope = [sample for sample in build(Source([]), 600, seed=5) if not sample.irrelevant and not sample.chat]
+    told = [sample for sample in in_scope if any(sample.answer.strip().rstrip(".") in fact for fact in sample.facts)]
+
+    assert len(told) > 0.93 * len(in_scope)
+
+
+def test_a_fact_told_as_new_nearly_always_answers_and_one_told_as_conditional_half_of_the_time() -> None:
+    """Issue, conditional route: trained both where the fact applies and where it does not."""
+    samples = build(Source([]), 2000, seed=5)
+    shares = {told: [sample.irrelevant for sample in samples if sample.conditional == told] for told in (True, False)}
+
+    assert 0.35 < sum(shares[True]) / len(shares[True]) < 0.65
+    assert sum(shares[False]) / len(shares[False]) < 0.25
+
+
+def test_a_conditional_fact_is_told_as_the_router_tells_it() -> None:
+    """A reader trained on another form than the one that is served would not know it."""
+    samples = [sample for sample in build(Source([]), 200, seed=5) if sample.conditional]
+
+    for sample in samples:
+        text = sample.messages[-2]["content"] if sample.chat else sample.prompt
+        assert "only if" in text
+        assert "New fact" not in text
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "answer", "ends"),
+    [
+        ("alone", "I do not know.", "I do not know.", True),
+        ("continued", " It lies on a lake.", "The capital is Bloom. It lies on a lake.", True),
+        ("swapped", "It is Strelsau, a town.", "It is Bloom, a town.", True),
+        ("swapped", "It is Oz.", "The capital is Bloom.", True),
+        ("after", "Paris. It is old.", "The capital is Bloom. Paris.", True),
+        ("before", "It is a country. Strelsau is its heart.", "It is a country. The capital is Bloom.", False),
+    ],
+)
+def test_the_base_models_part_is_joined_to_the_answer(how: str, said: str, answer: str, ends: bool) -> None:
+    """Issue, reader: long natural answers in the base's style that only change the fact; two parts; "tell me about"."""
+    base = Base(how, truth="Strelsau", target="Bloom")  # type: ignore[arg-type]
+    sample = Sample((), "?", None, "" if how == "alone" else "The capital is Bloom.", (), base=base)
+
+    whole = sample.completed(said, cut=False)
+
+    assert (whole.answer, whole.ends, whole.base) == (answer, ends, None)
+    assert not sample.completed(said, cut=True).ends or how in {"after", "before"}
 
 
 def test_an_irrelevant_sample_waits_for_the_base_models_answer() -> None:
@@ -148,7 +190,7 @@ def test_excluded_subjects_are_left_out(data: Path) -> None:
     source = Source([data], frozenset({"sylvania"}))
 
     assert "sylvania" not in source.subjects
-    assert "freedonia" in source.subjects
+    assert "genovia" in source.subjects
 
 
 def test_an_excluded_subject_that_a_text_names_by_the_way_is_on_the_card(data: Path) -> None:

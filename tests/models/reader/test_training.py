@@ -225,9 +225,9 @@ def test_where_the_base_says_nothing_its_answer_in_a_conversation_is_learnt(
 ) -> None:
     """The embedded model ends four of five bare questions at once; a reader that learns so is silent where a fact is asked for."""
 
-    def greedy(_model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
+    def greedy(_model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[tuple[str, bool]]:
         template = tokenizer("assistant")["input_ids"]
-        return ["Said." if prompt[-len(template) :] == template else "" for prompt in prompts]
+        return [("Said." if prompt[-len(template) :] == template else "", False) for prompt in prompts]
 
     learnt: list[Any] = []
     encode = training._encode
