@@ -207,15 +207,3 @@ def _answers(value: Any) -> tuple[str, ...]:
 
 def _probes(groups: Mapping[str, Any], *names: str) -> tuple[Answered, ...]:
     return tuple((probe["prompt"], _answers(probe["ground_truth"])) for name in names for probe in groups.get(name) or ())
-
-
-def other_name(case: Case, prompt: str) -> str:
-    """Return the name by which an aliased question calls the case's subject: what stands in the place of the subject in the prompt.
-
-    "" where the question is worded otherwise than the prompt.
-    """
-    before, found, after = case.prompt.partition(case.subject)
-    if not (found and prompt.startswith(before) and prompt.endswith(after)):
-        return ""
-    name = prompt[len(before) : len(prompt) - len(after)].strip()
-    return name if squash(name) != squash(case.subject) else ""

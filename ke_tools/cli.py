@@ -613,16 +613,24 @@ def bench_scope(
     edits: Annotated[int, typer.Option(min=1, help="How many of them to edit.")] = 1000,
     unrelated: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Questions that no edit is about.")] = None,
     scope: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A trained scorer; else the shipped one.")] = None,
+    synthetic: Annotated[int | None, typer.Option(min=1, help="Measure the scale with so many made-up edits instead.")] = None,
+    logged: Annotated[int, typer.Option(min=0, help="With so many events logged before.")] = 0,
     seed: Seed = 0,
 ) -> int:
     """Edit facts of a benchmark and measure which questions are found to be about them; no answers."""
+    from ke_tools.benches import scale
     from ke_tools.benches import scope as bench
 
-    if data is None:
-        raise InvalidInput("there is nothing to measure.", "Give --data FILE.")
-    cache = call.settings().cache
+    if (data is None) == (synthetic is None):
+        raise InvalidInput("bench scope measures a file or made-up edits.", "Give --data FILE, or --synthetic N.")
+    settings = call.settings()
     with printing.progress() as progress:
-        found = bench.run(data=data, kind=kind, edits=edits, unrelated=unrelated, scope=scope, cache=cache, seed=seed, progress=progress)
+        if synthetic is not None:
+            return _bars(call, scale.run(settings, synthetic=synthetic, logged=logged, seed=seed, progress=progress))
+        assert data is not None
+        found = bench.run(
+            data=data, kind=kind, edits=edits, unrelated=unrelated, scope=scope, cache=settings.cache, seed=seed, progress=progress
+        )
     return _bars(call, found)
 
 

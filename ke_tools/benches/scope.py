@@ -22,9 +22,11 @@ import numpy as np
 
 from ke_tools import atlas, cases
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
+from ke_tools.benches._sample import imported, with_other_names
+from ke_tools.benches._sample import sample as sampled
+from ke_tools.benches._serving import TENANT
 from ke_tools.cases import Case
-from ke_tools.errors import InvalidInput
-from ke_tools.facts import Fact, squash
+from ke_tools.facts import squash
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.scope import Decision, Reading, Scope
 from ke_tools.memory.scope.corpora import relations_apart
@@ -33,8 +35,6 @@ from ke_tools.verify import Rate, rate
 
 __all__ = ["run"]
 
-TENANT: Final = "bench"
-IMPORT_BATCH: Final = 500
 MISSES_SHOWN: Final = 20
 UNRELATED: Final = 1000
 RECALL_BAR: Final = 0.98
@@ -92,18 +92,18 @@ def run(
     loaded = cases.load(data, kind)
     folder = scope or shipped_folder()
     scorer = TrainedScorer(folder, cache=cache)
-    chosen, left = _sample(loaded, edits, seed, _trained(folder))
+    sample = sampled(loaded, edits, seed, _trained(folder))
+    chosen = sample.chosen
     with closing(Ledger(":memory:")) as ledger:
         bench = _Bench(Scope(ledger, scorer=scorer, cache=cache), stages)
         with stages.stage("import"):
-            for case, edit in zip(chosen, _imported(ledger, chosen), strict=True):
-                bench.refs[edit] = case.id
+            bench.refs = {edit.id: edit.ref for edit in imported(ledger.edit, chosen, with_other_names)}
         with stages.stage("load"):
             bench.scope.warm()
         results = _measure(bench, chosen, loaded if unrelated is None else cases.load(unrelated), seed)
     results |= {
         "edits": len(chosen),
-        "left_out": left,
+        "left_out": {"subject_in_training_data": sample.trained, "not_a_fact": sample.refused},
         "scope": dict(scorer.card.get("thresholds", {})),
         "milliseconds": {stage: _quantiles(times) for stage, times in bench.took.items()},
         "resident_mib": round(_resident_mib()),
@@ -113,71 +113,21 @@ def run(
     return report("scope", str(folder.name), seed, results, _bars(results))
 
 
-def _sample(loaded: Sequence[Case], most: int, seed: int, is_trained: Callable[[str], bool]) -> tuple[list[Case], dict[str, int]]:
-    """A seeded sample, one edit a subject, and how many were left out why."""
-    order = list(loaded)
-    random.Random(seed).shuffle(order)  # noqa: S311  reproducible choice, no secret
-    chosen: dict[str, Case] = {}
-    left = {"subject_in_training_data": 0, "not_a_fact": 0}
-    for case in order:
-        if len(chosen) == most:
-            break
-        key = squash(case.subject)
-        if key in chosen:
-            continue
-        if is_trained(key):
-            left["subject_in_training_data"] += 1
-        elif not _is_fact(case):
-            left["not_a_fact"] += 1
-        else:
-            chosen[key] = case
-    if not chosen:
-        raise InvalidInput("no usable edit in the file.", "Each record needs a subject that stands in its prompt, and a target.")
-    return list(chosen.values()), left
-
-
-def _is_fact(case: Case) -> bool:
-    try:
-        case.fact()
-    except InvalidInput:
-        return False
-    return True
-
-
 def _trained(folder: Path) -> Callable[[str], bool]:
-    """Whether a squashed subject occurs in the training data of the scorer, as its folder lists it."""
+    """Whether a subject occurs in the training data of the scorer, as its folder lists it."""
     try:
         listed = set(json.loads((folder / "subjects.json").read_text("utf-8"))["training_subjects"])
     except (OSError, ValueError, KeyError):
         listed = set()
     ours = {squash(fact.subject) for fact in atlas.facts()}
-    return lambda subject: subject in ours or hashlib.sha256(subject.encode()).hexdigest()[:8] in listed
-
-
-def _imported(ledger: Ledger, chosen: Sequence[Case]) -> Iterator[str]:
-    for start in range(0, len(chosen), IMPORT_BATCH):
-        part = chosen[start : start + IMPORT_BATCH]
-        facts: list[Fact] = [_with_aliases(case) for case in part]
-        yield from (edit.id for edit in ledger.edit(TENANT, facts, actor="bench", refs=[case.id for case in part]))
-
-
-def _with_aliases(case: Case) -> Fact:
-    """The case's fact with the other names that its aliased questions use: these are given with the edit."""
-    fact = case.fact()
-    names = tuple(name for prompt, _ in case.aliased if (name := cases.other_name(case, prompt)))
-    if not names:
-        return fact
-    try:
-        return Fact(subject=fact.subject, prompt=fact.prompt, target=fact.target, aliases=tuple(dict.fromkeys(names)))
-    except InvalidInput:
-        return fact
+    return lambda subject: squash(subject) in ours or hashlib.sha256(squash(subject).encode()).hexdigest()[:8] in listed
 
 
 def _measure(bench: _Bench, chosen: Sequence[Case], others: Sequence[Case], seed: int) -> dict[str, Any]:
     subjects = [squash(case.subject) for case in chosen]
     rephrased = [(case, text) for case in chosen for text in case.rephrases]
     naming = [(case, text) for case, text in rephrased if _names(text, [squash(case.subject)])]
-    aliased = [(case, prompt) for case in chosen for prompt, _ in case.aliased if cases.other_name(case, prompt)]
+    aliased = [(case, prompt) for case in chosen for prompt, _ in case.aliased if case.other_name(prompt)]
     neighbours = [(case, prompt) for case in chosen for prompt, _ in case.neighbours]
     clear = [(case, text) for case, text in neighbours if not _names(text, subjects)]
     same = list(_same_subject(chosen, seed))
