@@ -629,7 +629,15 @@ def bench_scope(
             return _bars(call, scale.run(settings, synthetic=synthetic, logged=logged, seed=seed, progress=progress))
         assert data is not None
         found = bench.run(
-            data=data, kind=kind, edits=edits, unrelated=unrelated, scope=scope, cache=settings.cache, seed=seed, progress=progress
+            data=data,
+            kind=kind,
+            edits=edits,
+            unrelated=unrelated,
+            scope=scope,
+            alpha=settings.alpha,
+            cache=settings.cache,
+            seed=seed,
+            progress=progress,
         )
     return _bars(call, found)
 

@@ -68,6 +68,7 @@ def run(
     edits: int = 1000,
     unrelated: Path | None = None,
     scope: Path | None = None,
+    alpha: float | None = None,
     cache: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -80,6 +81,7 @@ def run(
         edits: how many edits, one a subject.
         unrelated: a file whose unrelated questions must find nothing; without it, the data's own.
         scope: folder of a trained scorer; the shipped one unless given.
+        alpha: as for :class:`~ke_tools.memory.scope.Scope`; ``None``: no thresholds of their own.
         cache: where derived files are kept.
         seed: of the sample.
         progress: told (stage, done, total).
@@ -95,11 +97,16 @@ def run(
     sample = sampled(loaded, edits, seed, _trained(folder))
     chosen = sample.chosen
     with closing(Ledger(":memory:")) as ledger:
-        bench = _Bench(Scope(ledger, scorer=scorer, cache=cache), stages)
+        bench = _Bench(Scope(ledger, scorer=scorer, alpha=alpha, cache=cache), stages)
         with stages.stage("import"):
-            bench.refs = {edit.id: edit.ref for edit in imported(ledger.edit, chosen, with_other_names)}
+            edits_made = list(imported(ledger.edit, chosen, with_other_names))
+            bench.refs = {edit.id: edit.ref for edit in edits_made}
         with stages.stage("load"):
             bench.scope.warm()
+        with stages.stage("calibrate"):
+            bench.scope.calibrate(edits_made)
+            if bench.scope.calibrator is not None:
+                bench.scope.calibrator.settle()
         results = _measure(bench, chosen, loaded if unrelated is None else cases.load(unrelated), seed)
     results |= {
         "edits": len(chosen),

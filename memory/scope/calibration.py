@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Queue
 from typing import Any, Final
 
 import numpy as np
@@ -78,7 +78,7 @@ class Calibrator:
         self._kept = _Kept(path, f"{scorer.fingerprint}/{alpha}") if path else None
         self._known: dict[str, Calibrated] = {}
         self._asked: set[str] = set()
-        self._queue: SimpleQueue[Wanted] = SimpleQueue()
+        self._queue: Queue[Wanted] = Queue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -110,6 +110,10 @@ class Calibrator:
                 self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
                 self._thread.start()
 
+    def settle(self) -> None:
+        """Wait until everything asked for is calibrated."""
+        self._queue.join()
+
     def calibrate(self, wanted: Wanted) -> Calibrated:
         """Try an edit against its negatives, now."""
         near, n = self._scorer.rivals(wanted.texts, _SCORED, besides=_own_relations(wanted.relation))
@@ -127,11 +131,11 @@ class Calibrator:
         while True:
             wanted = self._queue.get()
             try:
-                found = self.calibrate(wanted)
+                self._remember(wanted, self.calibrate(wanted))
             except Exception as error:  # noqa: BLE001  the default threshold stays
                 log.warning("an edit could not be calibrated: %s", error)
-                continue
-            self._remember(wanted, found)
+            finally:
+                self._queue.task_done()
 
     def _remember(self, wanted: Wanted, found: Calibrated) -> None:
         self._known[wanted.key] = found
