@@ -2,10 +2,10 @@ r"""A threshold for each edit, from its own negatives.
 
 An edit is tried against the inventory's wordings. Of $n$ such scores $s_{(1)} \le \dots \le s_{(n)}$ the threshold is $s_{(k)}$ with
 $k = \lceil (n + 1)(1 - \alpha) \rceil$ (split conformal prediction: Vovk et al. 2005, ch. 4), so that a question drawn like them passes
-with a probability of at most $\alpha$. Differs from the textbook: 1. a wording of the edit's own relation is left out where that is
-recognised; where it is not, such wordings count as negatives, and the bound is stricter than $\alpha$; 2. only the negatives nearest by
-the tuned embedding are scored, the rest counts as passing nothing; 3. the threshold stays within bounds, and below what the edit's own
-words score: who asks in these is always answered.
+with a probability of at most $\alpha$. Differs from the textbook: 1. wordings of the edit's own relation are left out, and of those that it
+may be of by the tuned embedding: the bound holds for what certainly asks for something else; 2. only the nearest of the rest are scored,
+the others count as passing nothing; 3. the threshold is never below the scorer's own, and never above what the edit's own words score: who
+asks in these is answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 ALPHA: Final = 0.005
 _SCORED: Final = 64  # negatives
-_LOWEST: Final = 0.5  # of the scorer's own threshold
 _HIGHEST: Final = 0.9
 _OWN_MARGIN: Final = 0.02
 
@@ -122,8 +121,8 @@ class Calibrator:
         conformal = float(scored[passing]) if 0 <= passing < len(scored) else 0.0
         own = self._best(wanted, wanted.texts)
         others = self._best(wanted, [text for text in _own_wordings(wanted.relation) if text not in wanted.texts])
-        highest = min(_HIGHEST, max(self._scorer.grey, float(own.min()) - _OWN_MARGIN))
-        threshold = min(max(conformal + 1e-4, _LOWEST * self._scorer.within), highest)
+        highest = min(_HIGHEST, max(self._scorer.within, float(own.min()) - _OWN_MARGIN))
+        threshold = min(max(conformal + 1e-4, self._scorer.within), highest)
         recall = float((others >= threshold).mean()) if len(others) else 1.0
         return Calibrated(round(threshold, 4), round(float((scored >= threshold).sum()) / max(n, 1), 5), round(recall, 4))
 

@@ -22,9 +22,10 @@ from ke_tools import atlas
 from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.embedding import Embedder
 
-__all__ = ["OPEN", "OPEN_QUESTIONS", "VECTORS", "Inventory", "wordings"]
+__all__ = ["NEAR", "OPEN", "OPEN_QUESTIONS", "VECTORS", "Inventory", "wordings"]
 
 VECTORS: Final = "inventory.safetensors"
+NEAR: Final = 0.6  # cosine from which a text may be of a relation
 OPEN: Final = "open"  # the relation of questions that ask for no single thing
 OPEN_QUESTIONS: Final = (
     "Tell me about {}.",
@@ -95,8 +96,13 @@ class Inventory:
         return np.maximum.reduceat(vectors @ self.vectors.T, self._starts, axis=1)
 
     def nearest(self, vectors: NDArray[np.float32], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
-        """Up to ``most`` wordings that are nearest to any of some vectors, none of the relations ``besides``; and how many there are."""
-        rows = np.array([n for n, (name, _) in enumerate(wordings()) if name not in besides], np.intp)
+        """Find the wordings nearest to any of some vectors, none of a relation ``besides`` or of one that they may be of themselves.
+
+        Returns:
+            Up to ``most`` of them, and how many there are in all.
+        """
+        may_be = {name for name, near in zip(self.relations, self.likeness(vectors).max(0), strict=True) if near >= NEAR}
+        rows = np.array([n for n, (name, _) in enumerate(wordings()) if name not in besides and name not in may_be], np.intp)
         likeness = (self.vectors[rows] @ vectors.T).max(1)
         return [wordings()[n][1] for n in rows[np.argsort(-likeness)[:most]]], len(rows)
 

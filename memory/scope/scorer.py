@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ke_tools.errors import ModelUnavailable
 from ke_tools.memory.scope.embedding import Embedder, tuned
-from ke_tools.memory.scope.inventory import OPEN, Inventory
+from ke_tools.memory.scope.inventory import NEAR, OPEN, Inventory
 from ke_tools.memory.scope.network import ADAPTER
 from ke_tools.memory.scope.remembering import Remembered
 
@@ -36,7 +36,6 @@ FEATURES: Final = 7
 _LONGEST_TARGET: Final = 50  # characters of it that are read
 _CACHED: Final = 10_000  # texts
 _AT_ONCE: Final = 32
-_NEAR: Final = 0.6  # cosine from which an edit may be of a relation
 _STEEP: Final = 20.0  # of *open*: a lead of .1 over everything else makes it sure
 _REMEDY: Final = "Install ke-tools again, or train one: ke-tools scope train."
 
@@ -73,7 +72,7 @@ class Scorer(Protocol):
         """Return for each pair the probabilities that the same is asked, and that nothing single is (*open*); shape (n, 2)."""
 
     def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
-        """Up to ``most`` wordings of the inventory that are nearest to an edit's, none of the relations ``besides``; and of how many."""
+        """Give wordings of the inventory that ask for something else than an edit, the ``most`` nearest of them, and how many there are."""
 
 
 class TrainedScorer:
@@ -158,7 +157,7 @@ def features(asked: NDArray[np.float32], told: NDArray[np.float32], edits: NDArr
         (asked[:, :d] * told[:, :d]).sum(1),
         (asked[:, :d] * edits[:, :d]).sum(1),
         np.minimum(of_asked, of_edit).max(1),
-        np.where(of_edit >= _NEAR, -1, of_asked).max(1),
+        np.where(of_edit >= NEAR, -1, of_asked).max(1),
         of_asked.max(1),
         of_edit.max(1),
         (of_asked - of_edit).max(1),

@@ -46,7 +46,7 @@ _CLIP: Final = 1.0
 _PAIRS: Final = 40  # of a group, for the regression
 _PARTS: Final = 3  # of a batch that are padded alike
 _REPORT_EVERY: Final = 10
-_BUDGET: Final = {"in": 0.04, "grey": 0.12}  # of the negatives of relations kept back may pass
+_BUDGET: Final = {"in": 0.03, "grey": 0.08}  # of the negatives of relations kept back may pass
 _FAR: Final = -1e4
 
 Progress = Callable[[str, int, int], None]

@@ -11,7 +11,6 @@ import pytest
 from ke_tools.benches import scope
 from ke_tools.errors import InvalidInput, ModelUnavailable
 
-
 NAMES = ("Orvane", "Tessaly", "Brundt", "Quillow")
 
 
