@@ -486,7 +486,9 @@ def reader_train(
     exclude: Annotated[
         list[Path] | None, typer.Option(exists=True, dir_okay=False, help="Leave out the subjects in this file (repeatable).")
     ] = None,
+    start: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A reader to go on from.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to train.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="The highest learning rate.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Where to write it; else among your readers in --home.")] = None,
 ) -> int:
@@ -495,13 +497,15 @@ def reader_train(
 
     settings = call.settings()
     path = _checkpoint(settings)
-    recipe = training.Recipe(seed=seed) if steps is None else training.Recipe(seed=seed, steps=steps)
+    usual = training.Recipe()
+    recipe = training.Recipe(seed=seed, steps=steps or usual.steps, learning_rate=rate or usual.learning_rate)
     with printing.progress() as progress:
         made = training.train(
             path,
             out or settings.home / "readers" / path.name,
             data=data or [],
             excluded=exclude or [],
+            start=start,
             recipe=recipe,
             progress=lambda phase, done, total, _loss: progress(phase, done, total),
             fingerprint=_fingerprint(settings),

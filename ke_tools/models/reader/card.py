@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ke_tools.models.reader.training import Recipe
 
 CARD: Final = "ke_reader.json"
+WEIGHTS: Final = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Card:
     data: tuple[DataFile, ...]
     samples: int
     final_loss: float
+    started_from: str = ""  # sha256 of the adapter that the training went on from
     training_subjects: tuple[str, ...] = field(repr=False)  # 8 hex digits of sha256(squashed subject): enough to leave them out of a bench
 
 
@@ -57,7 +59,7 @@ def install(tuned: Any, card: Card, partial: Path, out: Path) -> None:
     made = partial / "adapter"
     shutil.rmtree(made, ignore_errors=True)
     tuned.save_pretrained(made)
-    weights = made / "adapter_model.safetensors"
+    weights = made / WEIGHTS
     save_file({name: w.to(torch.bfloat16).contiguous() for name, w in load_file(weights).items()}, weights, {"format": "pt"})
     config = json.loads((made / "adapter_config.json").read_text())
     config["target_modules"] = sorted(config["target_modules"])  # a set, in any order

@@ -26,7 +26,7 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 from ke_tools.models.reader import invented
 
-WEIGHTS: Final = {"atlas": 0.2, "invented": 0.12, "slots": 0.24, "cases": 0.44}
+WEIGHTS: Final = {"atlas": 0.12, "invented": 0.1, "slots": 0.4, "cases": 0.38}
 SHARE_LONG: Final = 0.15  # of the made up objects: clauses to be copied exactly
 SHARE_PHRASES: Final = 0.25
 _MOST_HOPS: Final = 3

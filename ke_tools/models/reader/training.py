@@ -41,9 +41,9 @@ _KEY: Final = "key.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Hyper-parameters of a training; the defaults are those of the shipped reader."""
+    """Hyper-parameters of a training; the shipped reader's steps were these in two parts (benchmarks/LOG.md)."""
 
-    steps: int = 280
+    steps: int = 390
     batch: int = 16
     rank: int = 16
     alpha: int = 32
@@ -64,13 +64,15 @@ def train(
     *,
     data: Sequence[Path] = (),
     excluded: Sequence[Path] = (),
+    start: Path | None = None,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
     fingerprint: str,
 ) -> Path:
     """Train a reader for the checkpoint at ``model_path`` and install it at ``out``.
 
-    ``data`` are benchmark files to learn from; cases whose subject occurs in a file of ``excluded`` are left out. Interrupted,
+    ``data`` are benchmark files to learn from; cases whose subject occurs in a file of ``excluded`` are left out. ``start`` is the
+    folder of a reader of the same rank to go on from, else the adapter begins as nothing. Interrupted,
     it goes on where it was when called again with the same arguments; with others it begins anew. On a processor or GPU that
     multiplies in bfloat16 the frozen weights are held so during the training (1.9 times as fast); all else is float32.
 
@@ -94,11 +96,13 @@ def train(
     model.to(device)
     read = tuple(card.DataFile.of(path) for path in data)
     partial = out.with_name(out.name + ".partial")
-    _begin(partial, _key(recipe, read, excluded, samples, fingerprint), say)
+    begun = card.DataFile.of(start / card.WEIGHTS).sha256 if start else ""
+    _begin(partial, _key(recipe, read, excluded, samples, fingerprint) | {"start": begun}, say)
     with quick:
         samples = _with_base_answers(model, tokenizer, samples, partial / "answers.json", say)
     encoded = [_encode(tokenizer, sample, recipe.longest) for sample in samples]
-    tuned, losses = _fit(model, encoded, recipe, partial, quick, say)
+    tuned = _adapted(model, recipe, start)
+    losses = _fit(tuned, encoded, recipe, partial, quick, say)
     made = card.Card(
         base_fingerprint=fingerprint,
         base_model=model_path.name,
@@ -106,6 +110,7 @@ def train(
         data=read,
         samples=len(samples),
         final_loss=round(sum(losses[-20:]) / max(1, len(losses[-20:])), 4),
+        started_from=begun,
         training_subjects=card.hashes(source.subjects),
     )
     card.install(tuned, made, partial, out)
@@ -155,15 +160,23 @@ def _write(path: Path, text: str) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def _fit(
-    model: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, quick: torch.autocast, say: Progress
-) -> tuple[Any, list[float]]:
+def _adapted(model: Any, recipe: Recipe, start: Path | None) -> Any:
+    """The model with an adapter: a fresh one, or as ``start`` has it."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=_TARGETS, lora_dropout=0.0, task_type="CAUSAL_LM")
     torch.manual_seed(recipe.seed)
     tuned = get_peft_model(model, config)
+    if start is not None:
+        set_peft_model_state_dict(tuned, {name: w.float() for name, w in load_file(start / card.WEIGHTS).items()})
+    return tuned
+
+
+def _fit(tuned: Any, encoded: list[_Encoded], recipe: Recipe, partial: Path, quick: torch.autocast, say: Progress) -> list[float]:
+    import torch
+
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1)
@@ -187,7 +200,7 @@ def _fit(
         if (step + 1) % _SAVE_EVERY == 0:
             _save(partial, weights, optimizer, schedule, losses)
     say(f"trained in {time.monotonic() - started:.0f} s", recipe.steps, recipe.steps, losses[-1])
-    return tuned, losses
+    return losses
 
 
 def _quicken(model: Any, device: torch.device) -> torch.autocast:
