@@ -15,17 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from ke_tools import atlas
 from ke_tools.facts import Fact
-from ke_tools.memory.scope.same_slot import SURE, likeness
-from ke_tools.memory.scope.scorer import TrainedScorer, shipped_folder
+from ke_tools.memory.scope.asking import neutral
+from ke_tools.memory.scope.scorer import Pair, Scorer, TrainedScorer, shipped_folder
 
 TABLE = Path(__file__).parent / "house" / "same_slot.jsonl"
-THRESHOLDS = (0.5, 0.7, 0.8, 0.85, SURE, 0.93, 0.95, 0.97)
+THRESHOLDS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
 
 
 def fact(row: dict[str, Any], which: str) -> Fact:
     """One of a row's two statements."""
     return Fact(subject=row["subject"], prompt=row[which]["prompt"], target=row[which]["target"])
+
+
+def likeness(one: Fact, other: Fact, scorer: Scorer) -> float:
+    """The lower of both directions' probabilities that one asks for what the other says."""
+    texts = [neutral(atlas.mask(each.prompt, [each.subject])) for each in (one, other)]
+    scores = scorer.score([Pair(texts[0], texts[1], other.target), Pair(texts[1], texts[0], one.target)])
+    return float(scores[:, 0].min())
 
 
 def main() -> None:

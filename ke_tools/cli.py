@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 
 Verb = TypeVar("Verb", bound=Callable[..., int])
-Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake"]
+Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake", "house"]
 View = Literal["edited", "base", "both"]
 Suite = Literal["quick", "full"]
 Mode = Literal["auto", "replace", "add"]

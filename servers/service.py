@@ -142,7 +142,6 @@ class Service:
                 idempotency_key=idempotency_key,
                 refs=refs,
                 dry_run=dry_run,
-                slot_of=self.scope.slot_rule(who.tenant),
             )
         if not dry_run:
             self.scope.calibrate(edits)

@@ -28,10 +28,8 @@ from ke_tools.memory.scope.candidates import likeliest
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.following import Follower
 from ke_tools.memory.scope.longer import is_part_of_longer
-from ke_tools.memory.scope.same_slot import slot_rule
 from ke_tools.memory.scope.scorer import CosineScorer, Pair, Scorer, TrainedScorer, shipped_folder
 from ke_tools.memory.scope.tenant import Found, Seen, Tenant
-from ke_tools.memory.slots import SlotRule
 from ke_tools.memory.subjects import names_another
 
 if TYPE_CHECKING:
@@ -171,16 +169,6 @@ class Scope:
             self._follower.follow(state, patience=-1)
             if state.risky:
                 self._follower.place(state, patience=-1)
-
-    def slot_rule(self, tenant: str) -> SlotRule:
-        """Make the rule by which a correction's slot is found, with what is live."""
-
-        def live(subject: str) -> list[Edit]:
-            state = self._state(tenant)
-            self._follower.follow(state)
-            return list(state.find(subject).edits.values())
-
-        return slot_rule(live, lambda: self.scorer)
 
     def calibrate(self, edits: Iterable[Edit]) -> None:
         """Have edits that were just made calibrated, in the background."""

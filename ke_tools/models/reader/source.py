@@ -275,7 +275,12 @@ class Source:
         name = name or self._slot_name(rng, slot.subject)
         draw = rng.random()
         target = self._clause(rng) if draw < SHARE_LONG else self._phrase(rng) if draw < 0.22 else rng.choice(slot.targets)  # noqa: PLR2004
-        return _item(rng, _Asking(slot.id, slot.subject, slot.masked, slot.statements, slot.questions), name, target)
+        asking = _Asking(slot.id, slot.subject, slot.masked, slot.statements, slot.questions)
+        while True:
+            try:
+                return _item(rng, asking, name, target)
+            except InvalidInput:  # "Those who ignore the rule …" reads like an order: no fact can be worded so
+                continue
 
     def _item(self, rng: random.Random, relation: atlas.Relation, subject: str, target: str) -> Item:
         asking = _Asking(relation.id, relation.subject, relation.masked, relation.fitted_statements, relation.fitted_questions)
