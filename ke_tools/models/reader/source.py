@@ -17,7 +17,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,6 +26,7 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 from ke_tools.models.reader import invented
 
+_RULE: Final = "the quiet-hours rule"  # a subject with which the most wordings read like an order
 WEIGHTS: Final = {"atlas": 0.12, "invented": 0.1, "slots": 0.4, "cases": 0.38}
 SHARE_LONG: Final = 0.15  # of the made up objects: clauses to be copied exactly
 SHARE_PHRASES: Final = 0.25
@@ -122,9 +123,8 @@ class Source:
 
     @cached_property
     def slots(self) -> list[atlas.Slot]:
-        """Slots whose type has names, without the wordings that hold one of a probe."""
-        usable = (_clean(slot) for slot in atlas.slots() if slot.subject in atlas.slot_subjects())
-        return [slot for slot in usable if slot.statements and slot.questions]
+        """Slots without the wordings that hold one of a probe, or that no fact may have."""
+        return [slot for slot in _usable_slots() if slot.statements and slot.questions]
 
     @cached_property
     def _slots_of(self) -> Mapping[str, list[atlas.Slot]]:
@@ -276,11 +276,7 @@ class Source:
         draw = rng.random()
         target = self._clause(rng) if draw < SHARE_LONG else self._phrase(rng) if draw < 0.22 else rng.choice(slot.targets)  # noqa: PLR2004
         asking = _Asking(slot.id, slot.subject, slot.masked, slot.statements, slot.questions)
-        while True:
-            try:
-                return _item(rng, asking, name, target)
-            except InvalidInput:  # "Those who ignore the rule …" reads like an order: no fact can be worded so
-                continue
+        return _item(rng, asking, name, target)
 
     def _item(self, rng: random.Random, relation: atlas.Relation, subject: str, target: str) -> Item:
         asking = _Asking(relation.id, relation.subject, relation.masked, relation.fitted_statements, relation.fitted_questions)
@@ -383,10 +379,25 @@ def fill(wording: str, subject: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+@cache
+def _usable_slots() -> tuple[atlas.Slot, ...]:
+    return tuple(map(_clean, atlas.slots()))
+
+
 def _clean(slot: atlas.Slot) -> atlas.Slot:
-    statements = tuple(text for text in slot.statements if not atlas.may_hold_probe_wording(text))
-    questions = tuple(text for text in slot.questions if not atlas.may_hold_probe_wording(text))
+    statements, questions = (tuple(text for text in texts if _may_be_told(text)) for texts in (slot.statements, slot.questions))
     return replace(slot, statements=statements, questions=questions)
+
+
+def _may_be_told(wording: str) -> bool:
+    """Whether a fact may be worded so: "Those who ignore the rule …" reads like an order."""
+    if atlas.may_hold_probe_wording(wording):
+        return False
+    try:
+        Fact(subject=_RULE, prompt=fill(wording, _RULE), target="so")
+    except InvalidInput:
+        return False
+    return True
 
 
 def _texts(item: Item) -> Iterator[str]:
