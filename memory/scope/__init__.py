@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ke_tools.memory.index import VectorIndex
     from ke_tools.memory.ledger import Ledger
 
-__all__ = ["Decision", "Embedder", "Hit", "Reading", "Scope", "Scorer", "minilm"]
+__all__ = ["Decision", "Embedder", "Hit", "Reading", "Scope", "Scorer", "minilm", "prepare"]
 
 log = logging.getLogger(__name__)
 
@@ -352,6 +352,16 @@ class Scope:
 
     def _nearest(self, state: Seen) -> VectorIndex:
         return self._follower.place(state.tenant)
+
+
+def prepare(cache: Path) -> None:
+    """Put what the shipped models compute with into the cache, where it is missing; takes some seconds once.
+
+    Raises:
+        ModelUnavailable: the embedding model is not there.
+    """
+    TrainedScorer(shipped_folder(), cache=cache).score([Pair("X", "X")])
+    minilm(cache=cache).encode(["X"])
 
 
 def _wanted(edit: Edit) -> Wanted:
