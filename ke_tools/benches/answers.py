@@ -196,7 +196,9 @@ def _own_hops(case: Case) -> Sequence[cases.Answered]:
 
 def _bars(results: dict[str, Any], kind: str) -> list[Bar]:
     """The bars that the data defines: its format's, and unrelated questions wherever there are any."""
-    bars = [_bar(name, results[row][measure], bar) for row, measure, bar, name in BARS[kind] if row in results and _asked(results[row])]
+    due = [one for one in BARS[kind] if one[0] in results and _asked(results[one[0]])]
+    # Told a fact that does not apply, no model answers byte for byte as if it were not there.
+    bars = [_bar(name, results[row][measure], bar) for row, measure, bar, name in due if measure != "identical" or not results["forced"]]
     if kind == "counterfact" and not results["forced"]:
         bars.append(at_most("seconds", results["seconds"]["total"], SECONDS_BAR))
     if _asked(results["unrelated"]):

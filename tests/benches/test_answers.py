@@ -247,6 +247,7 @@ def test_without_the_scope_each_question_is_told_its_own_edits(settings: Setting
     """Issue, reader: the reader alone, whatever the scope finds."""
     rows = [counterfact(1, rephrase_prompt="Zorb001, so to speak, lives in"), counterfact(2)]
     printed = answers.run(settings, data=write("cf.json", rows), engine=engine, forced=True)
+    assert [bar["bar"] for bar in printed["bars"]] == [0.99, 0.97]
     assert printed["results"]["paraphrase"]["scope_recall"]["value"] == 1.0
     assert printed["results"]["neighbourhood"]["scope_fired"]["value"] == 1.0
     assert not printed["results"]["unrelated"]["identical"]["measured"]
