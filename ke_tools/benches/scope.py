@@ -43,15 +43,6 @@ SAME_SUBJECT_BAR: Final = 0.03
 UNRELATED_BAR: Final = 0.002
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A question; ``case`` is the edit that it belongs to."""
-
-    case: str
-    text: str
-    wording: str = ""  # of the edit, for the list of confusions
-
-
 @dataclass(slots=True)
 class _Bench:
     scope: Scope

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,7 +21,7 @@ from ke_tools import atlas
 from ke_tools.memory.scope.corpora import Corpus, Group
 from ke_tools.memory.scope.inventory import OPEN, OPEN_QUESTIONS
 
-__all__ = ["NOBODY", "NO_QUESTIONS", "Batch", "Mixer", "training_phrases"]
+__all__ = ["NOBODY", "NO_QUESTIONS", "Batch", "Mixer"]
 
 NO_QUESTIONS: Final = (
     "Write a poem about {}.",
@@ -206,11 +206,6 @@ class Batch:
             self.texts.append(text)
             self.owners.append(owner)
             self.against.append(against)
-
-
-def training_phrases() -> Iterator[str]:
-    """Every text of this module with the subject in it, for the test that none is kept for probes."""
-    yield from (*OPEN_QUESTIONS, *NO_QUESTIONS)
 
 
 class Mixer:

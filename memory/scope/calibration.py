@@ -28,11 +28,10 @@ from ke_tools import atlas
 from ke_tools.memory.scope.inventory import wordings
 from ke_tools.memory.scope.scorer import Pair, Scorer
 
-__all__ = ["ALPHA", "Calibrated", "Calibrator", "Wanted"]
+__all__ = ["Calibrated", "Calibrator", "Wanted"]
 
 log = logging.getLogger(__name__)
 
-ALPHA: Final = 0.005
 _SCORED: Final = 64  # negatives
 _HIGHEST: Final = 0.9
 _OWN_MARGIN: Final = 0.02
@@ -64,7 +63,7 @@ class Calibrated:
 class Calibrator:
     """Calibrates in a thread of its own; what is not calibrated yet has the scorer's threshold."""
 
-    def __init__(self, scorer: Scorer, *, alpha: float = ALPHA, path: Path | None = None) -> None:
+    def __init__(self, scorer: Scorer, *, alpha: float, path: Path | None = None) -> None:
         """Begin.
 
         Args:

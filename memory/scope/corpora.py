@@ -45,7 +45,6 @@ class Group:
     masked: str = ""  # a noun phrase for it, where known
     targets: tuple[str, ...] = ()
     contrasts: tuple[str, ...] = ()  # said of subjects of this group, but of something else
-    opens: tuple[str, ...] = ()  # ask for something that takes the answer to this (one hop)
     alike: frozenset[str] = frozenset()  # groups that may ask for the same
 
 
@@ -55,17 +54,14 @@ class Corpus:
 
     name: str
     groups: tuple[Group, ...]
-    in_front: tuple[str, ...] = ()  # unrelated sentences that stand before a question
     apart: float = 2.0  # cosine from which two groups may ask for the same under two names; 2: never
-    most: int = 40  # pairs a group in one pass over the data
 
 
 def training_texts(data: Sequence[Path] = ()) -> Iterator[str]:
     """Every masked text that training on these files may use."""
     for corpus in corpora(data):
-        yield from corpus.in_front
         for group in corpus.groups:
-            yield from (*group.texts, *group.edits, *group.contrasts, *group.opens)
+            yield from (*group.texts, *group.edits, *group.contrasts)
 
 
 def corpora(data: Sequence[Path] = (), without: Container[str] = ()) -> list[Corpus]:
@@ -104,19 +100,18 @@ def relations_apart(found: Sequence[cases.Case]) -> Mapping[str, tuple[str, ...]
 
 def _allowed(corpus: Corpus, without: Container[str]) -> Corpus:
     groups = (_usable(group) for group in corpus.groups if group.name not in without and group.relation not in without)
-    in_front = tuple(front for front in corpus.in_front if not atlas.holds_probe_wording(front))
-    return replace(corpus, groups=tuple(group for group in groups if group is not None), in_front=in_front)
+    return replace(corpus, groups=tuple(group for group in groups if group is not None))
 
 
 def _usable(group: Group) -> Group | None:
     """A group without what only probes may use; ``None`` where nothing to ask, or no wording for an edit, is left."""
-    texts, edits, contrasts, opens = (
+    texts, edits, contrasts = (
         tuple(text for text in part if "{}" in text and not atlas.holds_probe_wording(text))
-        for part in (group.texts, group.edits, group.contrasts, group.opens)
+        for part in (group.texts, group.edits, group.contrasts)
     )
     if not texts or (group.edits and not edits):
         return None
-    return replace(group, texts=texts, edits=edits, contrasts=contrasts, opens=opens)
+    return replace(group, texts=texts, edits=edits, contrasts=contrasts)
 
 
 def _fitted(path: Path) -> list[cases.Case]:
@@ -136,7 +131,7 @@ def _of_atlas() -> Corpus:
                     relation.id, fitted, relation=relation.id, kind=relation.subject, masked=relation.masked, targets=targets, alike=alike
                 )
             )
-    return Corpus("atlas", tuple(groups), tuple(_sentences()))
+    return Corpus("atlas", tuple(groups))
 
 
 def _objects() -> Mapping[str, list[str]]:
@@ -165,14 +160,6 @@ def _of_slots() -> Corpus:
     return Corpus("slots", tuple(groups))
 
 
-def _sentences() -> Iterator[str]:
-    """True sentences of the atlas, to stand in front of questions about somebody else."""
-    for fact in atlas.facts()[::3]:
-        wordings = atlas.relations()[fact.relation].fitted_statements
-        if wordings:
-            yield f"{wordings[len(fact.subject) % len(wordings)].replace('{}', fact.subject)} {fact.objects[0]}."
-
-
 def _question_rows(path: Path) -> list[dict[str, Any]] | None:
     """Rows of a statement and questions about it; ``None`` where the file is of another format."""
     try:
@@ -191,7 +178,7 @@ def _of_file(path: Path) -> Corpus:
     if any(case.neighbours for case in found):
         return _of_neighbours(path.name, found)
     is_free = any(case.rephrases for case in found)  # worded by people, so that two prompts of one relation need not be equal
-    return Corpus(path.name, tuple(_of_contrasts(found)), apart=0.45 if is_free else 0.97, most=12 if is_free else 60)
+    return Corpus(path.name, tuple(_of_contrasts(found)), apart=0.45 if is_free else 0.97)
 
 
 def _of_questions(rows: Iterable[Mapping[str, Any]]) -> Iterator[Group]:
@@ -234,15 +221,12 @@ def _of_neighbours(name: str, found: Sequence[cases.Case]) -> Corpus:
     """Records with a neighbour: prompt and neighbour are two wordings of one relation, the rephrase is a third."""
     asked = [atlas.mask(case.prompt, [case.subject]) for case in found]
     wordings = Counter(asked)
-    fronts: Counter[str] = Counter()
     pairs: defaultdict[str, Counter[str]] = defaultdict(Counter)
     joined: Counter[tuple[str, str]] = Counter()
     fit = _Fitter(wordings)
     for case, wording in zip(found, asked, strict=True):
         for rephrase in case.rephrases:
-            front, text = fit.split(atlas.mask(rephrase, [case.subject]))
-            fronts.update([front] if front else [])
-            pairs[wording][text] += 1
+            pairs[wording][fit.ending(atlas.mask(rephrase, [case.subject]))] += 1
         for neighbour, _ in case.neighbours:
             other = fit.wording_of(neighbour)
             if other:
@@ -251,7 +235,7 @@ def _of_neighbours(name: str, found: Sequence[cases.Case]) -> Corpus:
     for case, wording in zip(found, asked, strict=True):
         targets[wording].update(dict.fromkeys((case.target, case.truth)))
     groups = tuple(replace(group, targets=tuple(targets[group.name])) for group in _joined_groups(wordings, pairs, joined))
-    return Corpus(name, groups, tuple(front for front in fronts if "{}" not in front), apart=0.88, most=60)
+    return Corpus(name, groups, apart=0.88)
 
 
 class _Fitter:
@@ -267,14 +251,11 @@ class _Fitter:
         fits = (w for a, b, w in self._parts if prompt.startswith(a) and prompt.endswith(b) and len(prompt) > len(a) + len(b))
         return next(fits, "")
 
-    def split(self, masked: str) -> tuple[str, str]:
+    def ending(self, masked: str) -> str:
         """Cut an unrelated sentence off the front of a known wording."""
         if masked in self._known:
-            return "", masked
-        for ending in self._endings:
-            if masked.endswith(" " + ending):
-                return masked[: -len(ending)].strip(), ending
-        return "", masked
+            return masked
+        return next((ending for ending in self._endings if masked.endswith(" " + ending)), masked)
 
 
 def _joined_groups(
@@ -302,14 +283,12 @@ def _of_contrasts(found: Sequence[cases.Case]) -> Iterator[Group]:
     texts: defaultdict[str, dict[str, None]] = defaultdict(dict)
     targets: defaultdict[str, dict[str, None]] = defaultdict(dict)
     contrasts: defaultdict[str, dict[str, None]] = defaultdict(dict)
-    opens: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for case in found:
         wording, *rephrases = (atlas.mask(text, [case.subject]) for text in (case.prompt, *case.rephrases))
         texts[wording].update(dict.fromkeys((wording, *rephrases, *_other_forms(wording))))
         targets[wording].update(dict.fromkeys(filter(None, (case.target, case.truth))))
         others = (atlas.mask(text, [case.subject]) for text, _ in case.same_subject)
         contrasts[wording].update(dict.fromkeys(text for text in others if "which is not" not in text))
-        opens[wording].update(dict.fromkeys(atlas.mask(text, [case.subject]) for text, _ in case.reasoning))
     for wording, own in texts.items():
         rest = tuple(text for text in contrasts[wording] if text not in own)
         yield Group(
@@ -318,7 +297,6 @@ def _of_contrasts(found: Sequence[cases.Case]) -> Iterator[Group]:
             relation=_relation(wording),
             targets=tuple(targets[wording])[:_MOST_TARGETS],
             contrasts=rest,
-            opens=tuple(opens[wording]),
         )
 
 

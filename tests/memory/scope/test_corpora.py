@@ -10,7 +10,7 @@ import pytest
 
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
-from ke_tools.memory.scope.corpora import Corpus, Group, _allowed, corpora, subjects_of, training_texts
+from ke_tools.memory.scope.corpora import Corpus, Group, corpora, subjects_of, training_texts
 
 BOOKS = ("Paradiso", "Emma", "Dune", "Lolita Two", "Ulysses", "Phaedo")
 
@@ -82,15 +82,6 @@ def test_a_probe_wording_behind_an_unrelated_sentence_is_dropped_too(tmp_path: P
     assert set(group.texts) == {"The ruler of {} is", "Rain fell all day. {} is ruled by"}
 
 
-def test_a_sentence_in_front_that_is_a_probe_wording_itself_is_dropped() -> None:
-    """In-front sentences are fitted on like the questions behind them."""
-    relation = atlas.relations()["capital"]
-    fronts = ("Rain fell.", f"{relation.probe_statements[0]} large.")
-    corpus = Corpus("data", (Group("g", ("{} is ruled by", "Who rules {}?")),), fronts)
-
-    assert _allowed(corpus, ()).in_front == ("Rain fell.",)
-
-
 def test_a_prompt_its_rephrase_and_its_neighbours_wording_are_one_relation(tmp_path: Path) -> None:
     """CounterFact: the locality prompt is another wording of the prompt's relation; an unrelated sentence stands before some rephrases."""
     rows = neighbour_rows(
@@ -108,7 +99,7 @@ def test_a_prompt_its_rephrase_and_its_neighbours_wording_are_one_relation(tmp_p
     assert {"Where {} is from, people speak", "{} is a native speaker of"} <= set(groups["The mother tongue of {} is"].texts)
     assert "{} is a native speaker of" in groups["The mother tongue of {} is"].alike
     assert "{} died in" not in groups["The mother tongue of {} is"].alike
-    assert "Rain fell on Sunday." in corpus.in_front
+    assert not [text for group in corpus.groups for text in group.texts if "on Sunday" in text], "cut off in front of a known wording"
 
 
 def test_questions_about_other_relations_of_the_subject_are_contrasts(tmp_path: Path) -> None:

