@@ -108,6 +108,7 @@ class Slot:
     questions: tuple[str, ...]
     targets: tuple[str, ...]  # made up answers
     near: tuple[str, ...] = ()  # slots whose questions one could fairly take for this one's
+    beside: tuple[str, ...] = ()  # what asks for something else in like words
 
 
 def _tables(folder: str) -> list[dict[str, Any]]:

@@ -154,6 +154,7 @@ def _of_slots() -> Corpus:
             masked=slot.masked,
             targets=slot.targets,
             alike=frozenset(slot.near),
+            contrasts=slot.beside,
         )
         for slot in atlas.slots()
     )

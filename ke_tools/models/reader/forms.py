@@ -112,7 +112,7 @@ def plain(item: Item, wording: Wording, rng: random.Random) -> Asked:
     turns, draw = opened(wording, rng), rng.random()
     if item.truth and draw < 0.4:  # noqa: PLR2004
         return Asked(turns, told(item), Base("swapped", truth=item.truth, target=item.fact.target))
-    return Asked(turns, told(item), Base("continued") if draw < 0.65 else None)  # noqa: PLR2004
+    return Asked(turns, told(item), Base("continued") if draw < 0.8 else None)  # noqa: PLR2004
 
 
 def opened(wording: Wording, rng: random.Random) -> tuple[Turn, ...]:

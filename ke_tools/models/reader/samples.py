@@ -30,13 +30,13 @@ from ke_tools.models.reader.source import Hop, Item, Source, Wording
 __all__ = ["Sample", "Source", "build", "training_texts"]
 
 SHARE_IRRELEVANT: Final = 0.18
-SHARE_CHAT: Final = 0.43
+SHARE_CHAT: Final = 0.38
 SHARE_OWN_PROMPT: Final = 0.3
 SHARE_PREFIXED: Final = 0.25
 SHARE_EARLIER_TURNS: Final = 0.12
 SHARE_SYSTEM: Final = 0.35
 SHARE_NAMED_OTHERWISE_TOLD: Final = 0.6  # of the questions with an alias: the fact says whose name it is
-KINDS: Final = {"plain": 0.73, "pair": 0.09, "aliased": 0.09, "hop": 0.09}
+KINDS: Final = {"plain": 0.7, "pair": 0.08, "aliased": 0.09, "hop": 0.13}
 BESIDE: Final = {"same subject": 0.34, "same relation": 0.18, "look-alike": 0.16, "anything": 0.12, "file": 0.2}
 CONDITIONAL: Final = {"irrelevant": 0.8, "in scope": 0.12, "open": 0.5}  # shares that are told so
 _FOUR_FACTS: Final = ((0, 1, 2, 3), (0.62, 0.2, 0.1, 0.08))
