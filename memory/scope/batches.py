@@ -250,6 +250,13 @@ class Mixer:
                 batch.add(text.replace("{}", rng.choice(_ANOTHER)), NOBODY, number)
         return batch
 
+    def edit(self, number: int) -> tuple[str, str]:
+        """Word an edit of a relation: its wording, and that with a target, as an edit mostly has one."""
+        rng, group = self._rng, self.groups[number]
+        wording = rng.choice(group.edits or group.texts)
+        is_told = group.targets and rng.random() < 0.85  # noqa: PLR2004
+        return wording, f"{wording} {rng.choice(group.targets)[:_LONGEST_TARGET]}" if is_told else wording
+
     def _chosen(self) -> list[int]:
         """Relations of one type of subject, then others, every second of them like one that is there."""
         rng = self._rng

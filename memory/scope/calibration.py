@@ -16,7 +16,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from queue import Queue
 from typing import Any, Final
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools import atlas
-from ke_tools.memory.scope.inventory import wordings
+from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.scorer import Pair, Scorer
 
 __all__ = ["Calibrated", "Calibrator", "Wanted"]
@@ -190,10 +190,13 @@ class _Kept:
 
 def _own_relations(relation: str) -> set[str]:
     """A relation, its inverse, and those that share a wording with it."""
+    if not relation:
+        return set()
     own = set(_own_wordings(relation))
-    shared = {name for name, text in wordings() if text in own}
-    return shared | {relation, atlas.relations()[relation].inverse} if relation else set()
+    return {relation, atlas.relations()[relation].inverse, *(name for name in atlas.relations() if own.intersection(_own_wordings(name)))}
 
 
-def _own_wordings(relation: str) -> list[str]:
-    return [text for name, text in wordings() if name == relation]
+@cache
+def _own_wordings(relation: str) -> tuple[str, ...]:
+    known = atlas.relations().get(relation)
+    return tuple(map(neutral, known.fitted_statements + known.fitted_questions)) if known else ()

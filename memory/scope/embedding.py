@@ -43,9 +43,9 @@ def minilm(path: Path | None = None, *, cache: Path | None = None) -> Embedder:
     return _MiniLM(Graph(path, cache=cache), f"sha256:{MINILM_SHA256}")
 
 
-def tuned(adapter: Path, *, cache: Path | None = None) -> Embedder:
-    """Return all-MiniLM-L6-v2 with a PEFT adapter, as :func:`minilm`."""
-    return _MiniLM(Graph(adapter=adapter, cache=cache), f"sha256:{hashlib.sha256((adapter / ADAPTER).read_bytes()).hexdigest()}")
+def tuned(scorer: Path, *, cache: Path | None = None) -> Embedder:
+    """Return all-MiniLM-L6-v2 as a trained scorer has it, as :func:`minilm`."""
+    return _MiniLM(Graph(scorer=scorer, cache=cache), f"sha256:{hashlib.sha256((scorer / ADAPTER).read_bytes()).hexdigest()}")
 
 
 class _MiniLM:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ke_tools.config import user_folder
 from ke_tools.errors import ModelUnavailable
-from ke_tools.memory.scope.network import ADAPTER
+from ke_tools.memory.scope.network import ADAPTER, CROSSING
 
 __all__ = ["DIMENSION", "MINILM", "MINILM_SHA256", "Graph", "locate"]
 
@@ -57,26 +57,30 @@ def locate(path: Path | None = None) -> Path:
 
 
 class Graph:
-    """The encoder, plain or tuned; thread safe. Nothing is read before the first run."""
+    """The encoder, plain or tuned, or the cross-encoder; thread safe. Nothing is read before the first run."""
 
-    def __init__(self, path: Path | None = None, *, adapter: Path | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, *, scorer: Path | None = None, crossing: bool = False, cache: Path | None = None
+    ) -> None:
         """Describe it.
 
         Args:
             path: folder of the official files, found by :func:`locate` unless given.
-            adapter: folder of a PEFT adapter that is merged in. Such a graph computes with 8-bit weights.
+            scorer: folder of a trained scorer, whose adapter is merged in. Such a graph computes with 8-bit weights.
+            crossing: the scorer's cross-encoder, for pairs of texts.
             cache: where graphs are kept; the user's cache folder unless given.
         """
         self._path = path
-        self._adapter = adapter
+        self._scorer = scorer
+        self._crossing = crossing
         self._cache = cache
         self._lock = threading.Lock()
 
-    def run(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Encode texts in one batch.
+    def run(self, texts: Sequence[str | tuple[str, str]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Encode texts, or pairs of them, in one batch.
 
         Returns:
-            The last hidden states, (n, tokens, dimension), and the attention mask, (n, tokens).
+            The last hidden states, (n, tokens, dimension), or of a cross-encoder the logits, (n,); and the attention mask, (n, tokens).
         """
         with self._lock:
             tokenizer, session = self._loaded
@@ -110,17 +114,23 @@ class Graph:
             try:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-                    made = _export(folder, self._adapter, Path(scratch))
+                    made = _export(self._network(folder), Path(scratch), is_small=self._scorer is not None)
                     made.replace(kept)
             except OSError as error:
                 log.warning("the graph cannot be kept in %s: %s", kept.parent, error)
-                return str(_export(folder, self._adapter, Path(tempfile.mkdtemp())))
+                return str(_export(self._network(folder), Path(tempfile.mkdtemp()), is_small=self._scorer is not None))
         return str(kept)
+
+    def _network(self, folder: Path) -> Any:
+        from ke_tools.memory.scope import network
+
+        return network.crossing(folder, self._scorer) if self._crossing and self._scorer else network.encoder(folder, self._scorer)
 
     def _key(self) -> str:
         parts = [_FORMAT, MINILM_SHA256]
-        if self._adapter is not None:
-            parts.append(hashlib.sha256((self._adapter / ADAPTER).read_bytes()).hexdigest())
+        if self._scorer is not None:
+            files = (ADAPTER, CROSSING) if self._crossing else (ADAPTER,)
+            parts += [hashlib.sha256((self._scorer / name).read_bytes()).hexdigest() for name in files]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
@@ -138,13 +148,10 @@ def _fetched() -> Path:
         raise ModelUnavailable(f"the embedding model {MINILM} is not on this machine and the hub gave none: {error}", _REMEDY) from error
 
 
-def _export(folder: Path, adapter: Path | None, scratch: Path) -> Path:
-    """Write the graph of the encoder in ``folder``."""
+def _export(network: Any, scratch: Path, *, is_small: bool) -> Path:
+    """Write a network's graph; with 8-bit weights where it shall be small."""
     import torch
 
-    from ke_tools.memory.scope.network import encoder
-
-    network = encoder(folder, adapter)
     shape = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     example = tuple(torch.ones((2, 8), dtype=torch.int64) for _ in _INPUTS)
     plain = scratch / "plain.onnx"
@@ -156,7 +163,7 @@ def _export(folder: Path, adapter: Path | None, scratch: Path) -> Path:
         )
     assert program is not None
     program.save(str(plain))
-    if adapter is None:
+    if not is_small:
         return plain
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

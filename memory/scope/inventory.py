@@ -1,4 +1,4 @@
-"""What else may be asked for: every fitted wording of the atlas's relations and slots, as vectors.
+"""What else may be asked for: wordings of the atlas's relations and slots, as vectors.
 
 A question that is nearer to the wordings of another relation than to the edit asks for something else, also where the edit's own relation
 is none that anything was trained on.
@@ -6,23 +6,24 @@ is none that anything was trained on.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Container
+import json
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ke_tools import atlas
+from ke_tools.errors import ModelUnavailable
 from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.embedding import Embedder
 
-__all__ = ["NEAR", "OPEN", "OPEN_QUESTIONS", "VECTORS", "Inventory", "wordings"]
+__all__ = ["NEAR", "OPEN", "OPEN_QUESTIONS", "VECTORS", "Inventory", "Wordings", "of_atlas", "of_slots"]
 
 VECTORS: Final = "inventory.safetensors"
 NEAR: Final = 0.6  # cosine from which a text may be of a relation
@@ -51,45 +52,69 @@ OPEN_QUESTIONS: Final = (
     "{}: what should one know?",
     "Prepare a fact sheet on {}.",
 )
+_KEPT: Final = 4  # wordings of a relation that stand for all of them
+
+Wordings = tuple[str, tuple[str, ...]]  # a relation's name and its masked wordings
 
 
-@cache
-def wordings() -> tuple[tuple[str, str], ...]:
-    """All of them as (relation, neutral text), those of one relation together, in a fixed order."""
-    of_atlas = [(r.id, text) for r in atlas.relations().values() for text in r.fitted_statements + r.fitted_questions]
-    of_slots = [(f"slot:{slot.id}", text) for slot in atlas.slots() for text in slot.statements + slot.questions]
-    return tuple((name, neutral(text)) for name, text in (*of_atlas, *of_slots, *((OPEN, text) for text in OPEN_QUESTIONS)))
+def of_atlas() -> Iterator[Wordings]:
+    """The relations that training may use, and the open questions."""
+    yield from ((relation.id, relation.fitted_statements + relation.fitted_questions) for relation in atlas.relations().values())
+    yield OPEN, OPEN_QUESTIONS
+
+
+def of_slots() -> Iterator[Wordings]:
+    """What else the atlas has wordings for."""
+    yield from ((f"slot:{slot.id}", slot.statements + slot.questions) for slot in atlas.slots())
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """Unit vectors of :func:`wordings`, shape (wordings, dimension)."""
+    """Neutral wordings, those of one relation together, with their unit vectors, shape (wordings, dimension)."""
 
+    names: tuple[str, ...]  # the relation of each
+    texts: tuple[str, ...]
     vectors: NDArray[np.float32]
 
     @classmethod
-    def of(cls, embedder: Embedder, folder: Path | None = None) -> Inventory:
-        """Read them from a folder, else embed them; those of another list of wordings, or damaged, are made anew."""
-        if folder is not None:
-            try:
-                kept = load_file(folder / VECTORS)
-                if bytes(kept["wordings"]).hex() == _key():
-                    rows = kept["rows"].astype(np.float32)
-                    return cls(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-            except (OSError, SafetensorError, KeyError):
-                pass
-        return cls(embedder.encode([text for _, text in wordings()]))
+    def of(cls, embedder: Embedder, relations: Sequence[Wordings]) -> Inventory:
+        """Take of each relation the wordings that stand for all: the most central, then always what is farthest from those taken."""
+        named = [(name, tuple(map(neutral, texts))) for name, texts in relations if texts]
+        vectors = embedder.encode([text for _, texts in named for text in texts])
+        ends = np.cumsum([len(texts) for _, texts in named])
+        names, kept, rows = [], [], []
+        for (name, texts), own in zip(named, np.split(vectors, ends[:-1]), strict=True):
+            chosen = _spread(own, len(texts) if name == OPEN else _KEPT)
+            names += [name] * len(chosen)
+            kept += [texts[n] for n in chosen]
+            rows.append(own[chosen])
+        return cls(tuple(names), tuple(kept), np.concatenate(rows))
+
+    @classmethod
+    def load(cls, folder: Path) -> Inventory:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ModelUnavailable: it is missing or damaged.
+        """
+        try:
+            with safe_open(folder / VECTORS, framework="numpy") as file:
+                told = json.loads(file.metadata()["wordings"])
+                rows = file.get_tensor("rows").astype(np.float32)
+            names, texts = zip(*told, strict=True)
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            raise ModelUnavailable(f"{folder / VECTORS} cannot be read: {error}", "Install ke-tools again.") from error
+        return cls(names, texts, rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
     def save(self, folder: Path) -> None:
-        """Write them in 8 bits."""
-        scale = np.abs(self.vectors).max(1, keepdims=True) / 127
-        key = np.frombuffer(bytes.fromhex(_key()), np.uint8)
-        save_file({"rows": np.round(self.vectors / scale).astype(np.int8), "wordings": key}, folder / VECTORS)
+        """Write it, the vectors in 8 bits."""
+        rows = np.round(self.vectors / (np.abs(self.vectors).max(1, keepdims=True) / 127)).astype(np.int8)
+        save_file({"rows": rows}, folder / VECTORS, {"wordings": json.dumps(list(zip(self.names, self.texts, strict=True)))})
 
     @cached_property
     def relations(self) -> tuple[str, ...]:
         """Their names, in order."""
-        return tuple(dict.fromkeys(name for name, _ in wordings()))
+        return tuple(dict.fromkeys(self.names))
 
     def likeness(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """The cosine of the nearest wording of each relation; (n, dimension) → (n, relations)."""
@@ -102,15 +127,19 @@ class Inventory:
             Up to ``most`` of them, and how many there are in all.
         """
         may_be = {name for name, near in zip(self.relations, self.likeness(vectors).max(0), strict=True) if near >= NEAR}
-        rows = np.array([n for n, (name, _) in enumerate(wordings()) if name not in besides and name not in may_be], np.intp)
+        rows = np.array([n for n, name in enumerate(self.names) if name not in besides and name not in may_be], np.intp)
         likeness = (self.vectors[rows] @ vectors.T).max(1)
-        return [wordings()[n][1] for n in rows[np.argsort(-likeness)[:most]]], len(rows)
+        return [self.texts[n] for n in rows[np.argsort(-likeness)[:most]]], len(rows)
 
     @cached_property
     def _starts(self) -> NDArray[np.intp]:
-        names = np.array([name for name, _ in wordings()])
+        names = np.array(self.names)
         return np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
 
 
-def _key() -> str:
-    return hashlib.sha256("\n".join(f"{name}\t{text}" for name, text in wordings()).encode()).hexdigest()
+def _spread(vectors: NDArray[np.float32], most: int) -> list[int]:
+    likeness = vectors @ vectors.T
+    chosen = [int(likeness.sum(1).argmax())]
+    while len(chosen) < min(most, len(vectors)):
+        chosen.append(int(likeness[:, chosen].max(1).argmin()))
+    return sorted(chosen)

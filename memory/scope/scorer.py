@@ -8,6 +8,9 @@ relation $r$ of the inventory, a logistic regression weighs
 2. $\max_r \min(\cos_r(q), \cos_r(e))$: a relation that both are near to,
 3. $\max \{\cos_r(q) : \cos_r(e) < .6\}$: another relation that the question is near to,
 4. $\max_r \cos_r(q)$, $\max_r \cos_r(e)$, $\max_r (\cos_r(q) - \cos_r(e))$: whether the inventory knows them at all.
+
+Where this leaves it possible that the same is asked, a cross-encoder reads both at once (:mod:`ke_tools.memory.scope.network`), which tells
+a minimum from a maximum; a second regression weighs its logit and the log odds of the first.
 """
 
 from __future__ import annotations
@@ -25,16 +28,18 @@ from numpy.typing import NDArray
 
 from ke_tools.errors import ModelUnavailable
 from ke_tools.memory.scope.embedding import Embedder, tuned
-from ke_tools.memory.scope.inventory import NEAR, OPEN, Inventory
-from ke_tools.memory.scope.network import ADAPTER
+from ke_tools.memory.scope.graph import Graph
+from ke_tools.memory.scope.inventory import NEAR, OPEN, VECTORS, Inventory, of_atlas
+from ke_tools.memory.scope.network import ADAPTER, CROSSING
 from ke_tools.memory.scope.remembering import Remembered
 
-__all__ = ["CARD", "FEATURES", "CosineScorer", "Pair", "Scorer", "TrainedScorer", "features", "shipped_folder"]
+__all__ = ["CARD", "CROSSED_FROM", "FEATURES", "CosineScorer", "CrossEncoder", "Pair", "Scorer", "TrainedScorer", "features", "shipped_folder"]
 
 CARD: Final = "card.json"
 FEATURES: Final = 7
+CROSSED_FROM: Final = -4.0  # log odds from which the cross-encoder is asked; with less the question is about something else
 _LONGEST_TARGET: Final = 50  # characters of it that are read
-_CACHED: Final = 10_000  # texts
+_CACHED: Final = 10_000  # texts, and pairs
 _AT_ONCE: Final = 32
 _STEEP: Final = 20.0  # of *open*: a lead of .1 over everything else makes it sure
 _REMEDY: Final = "Install ke-tools again, or train one: ke-tools scope train."
@@ -89,13 +94,16 @@ class TrainedScorer:
             self.within = float(self.card["thresholds"]["in"])
             self.grey = float(self.card["thresholds"]["grey"])
             self._weights = np.array(self.card["weights"], np.float32)
-            self.fingerprint = hashlib.sha256((folder / ADAPTER).read_bytes() + self._weights.tobytes()).hexdigest()[:16]
+            self._crossing = np.array(self.card["crossing"], np.float32)
+            made_of = ((folder / name).read_bytes() for name in (ADAPTER, CROSSING, VECTORS, CARD))
+            self.fingerprint = hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelUnavailable(f"the scope scorer in {folder} cannot be read: {error}", _REMEDY) from error
-        if self._weights.shape != (FEATURES + 1,):
-            raise ModelUnavailable(f"the scope scorer in {folder} has {self._weights.size} weights, not {FEATURES + 1}.", _REMEDY)
+        if (self._weights.shape, self._crossing.shape) != ((FEATURES + 1,), (3,)):
+            raise ModelUnavailable(f"the scope scorer in {folder} has not the weights that it should have.", _REMEDY)
         self._folder = folder
         self._embedder = tuned(folder, cache=cache)
+        self._cross = CrossEncoder(folder, cache=cache)
         self._read = Remembered[str](_CACHED, _AT_ONCE, self._located, len)
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
@@ -105,6 +113,9 @@ class TrainedScorer:
         asked, told, edits = (np.stack(self._read.of(texts)) for texts in zip(*((p.asked, p.told, p.edit) for p in pairs), strict=True))
         found = features(asked, told, edits, self._embedder.dimension)
         same = found @ self._weights[:-1] + self._weights[-1]
+        near = np.flatnonzero(same >= CROSSED_FROM)
+        crossed = self._cross.logits([pairs[n] for n in near])
+        same[near] = np.stack([same[near], crossed], axis=1) @ self._crossing[:-1] + self._crossing[-1]
         likeness = asked[:, self._embedder.dimension :]
         place = self._inventory.relations.index(OPEN)
         others = np.maximum(np.delete(likeness, place, axis=1).max(1), found[:, :2].max(1))
@@ -121,7 +132,19 @@ class TrainedScorer:
 
     @cached_property
     def _inventory(self) -> Inventory:
-        return Inventory.of(self._embedder, self._folder)
+        return Inventory.load(self._folder)
+
+
+class CrossEncoder:
+    """A scorer's cross-encoder; thread safe, keeps its judgement of the pairs last seen."""
+
+    def __init__(self, folder: Path, *, cache: Path | None = None) -> None:
+        graph = Graph(scorer=folder, crossing=True, cache=cache)
+        self._read = Remembered[tuple[str, str]](_CACHED, _AT_ONCE, lambda pairs: graph.run(pairs)[0][:, None], lambda pair: sum(map(len, pair)))
+
+    def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """The log odds that the same is asked; shape (pairs,)."""
+        return np.concatenate(self._read.of([(pair.asked, pair.told) for pair in pairs])) if pairs else np.zeros(0, np.float32)
 
 
 class CosineScorer:
@@ -147,7 +170,7 @@ class CosineScorer:
 
     @cached_property
     def _inventory(self) -> Inventory:
-        return Inventory.of(self._embedder)
+        return Inventory.of(self._embedder, list(of_atlas()))
 
 
 def features(asked: NDArray[np.float32], told: NDArray[np.float32], edits: NDArray[np.float32], d: int) -> NDArray[np.float32]:

@@ -1,14 +1,8 @@
-r"""Training of the scorer: MiniLM is tuned by contrast, then a logistic regression learns what its likenesses are worth.
+"""Training of the scorer, in four steps: MiniLM is tuned by contrast, the inventory's wordings are embedded by it, a cross-encoder goes on
+from there, and two logistic regressions learn what likenesses and the cross-encoder's judgement are worth.
 
-Of a batch of unit vectors $z_i$, with $P(i)$ the texts that ask for the same relation as $i$ and $N(i)$ those that certainly do not
-(:mod:`ke_tools.memory.scope.batches`), the loss is
-
-$$\frac{1}{|I|} \sum_{i \in I} \frac{1}{|P(i)|} \sum_{p \in P(i)}
--\log \frac{e^{z_i \cdot z_p / \tau}}{e^{z_i \cdot z_p / \tau} + \sum_{n \in N(i)} e^{z_i \cdot z_n / \tau}}$$
-
-which is the supervised contrastive loss (Khosla et al. 2020, eq. 2) with the other positives left out of the denominator, so that one
-positive does not push another away. Only a LoRA is trained. A tenth of each source's relations is kept back from it, for the regression and
-the thresholds. What only probes may use never enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
+A tenth of each source's relations is kept back from the first three, for the regressions and the thresholds. What only probes may use never
+enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,26 +22,21 @@ from numpy.typing import NDArray
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
-from ke_tools.memory.scope import network
+from ke_tools.memory.scope import contrast, crossing
 from ke_tools.memory.scope.asking import neutral
-from ke_tools.memory.scope.batches import NO_QUESTIONS, NOBODY, Batch, Mixer
+from ke_tools.memory.scope.batches import NO_QUESTIONS, Mixer
 from ke_tools.memory.scope.corpora import Corpus, Group, corpora, subjects_of, training_texts
 from ke_tools.memory.scope.embedding import Embedder, minilm, tuned
-from ke_tools.memory.scope.graph import locate
-from ke_tools.memory.scope.inventory import Inventory
-from ke_tools.memory.scope.scorer import CARD, Pair, Scorer, TrainedScorer, features
+from ke_tools.memory.scope.inventory import Inventory, of_atlas, of_slots
+from ke_tools.memory.scope.scorer import CARD, CROSSED_FROM, CrossEncoder, Pair, Scorer, TrainedScorer, features
 
 __all__ = ["SUBJECTS", "Recipe", "measure", "train", "training_texts"]
 
 SUBJECTS: Final = "subjects.json"
 _HELD_OUT: Final = 0.1  # of the groups of each source
-_LONGEST: Final = 40  # tokens
-_CLIP: Final = 1.0
-_PAIRS: Final = 40  # of a group, for the regression
-_PARTS: Final = 3  # of a batch that are padded alike
+_PAIRS: Final = 16  # of a group, for the regressions
 _REPORT_EVERY: Final = 10
 _BUDGET: Final = {"in": 0.03, "grey": 0.08}  # of the negatives of relations kept back may pass
-_FAR: Final = -1e4
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,10 +45,13 @@ Progress = Callable[[str, int, int], None]
 class Recipe:
     """Hyper-parameters; the defaults are those of the shipped scorer."""
 
-    steps: int = 1200
+    steps: int = 1000  # of the embedding
     rank: int = 16
     learning_rate: float = 6e-4
     temperature: float = 0.06
+    crossing_steps: int = 500
+    crossing_rank: int = 64  # that is kept
+    crossing_rate: float = 2e-4
     seed: int = 0
 
 
@@ -85,7 +77,7 @@ def train(
 
     Args:
         data: benchmark files.
-        out: a folder, for the adapter, the inventory's vectors, the card and the list of subjects fitted on.
+        out: a folder, for the weights, the inventory's vectors, the card and the list of subjects fitted on.
         without: relations (the atlas's ids, ids of slots, or a file's masked wording) that no source shall teach.
         recipe: hyper-parameters.
         embedder: tells which relations are alike; all-MiniLM-L6-v2 unless given.
@@ -104,20 +96,39 @@ def train(
     tell("comparing relations", 0, 1)
     embed = (embedder or minilm()).encode
     mixer = Mixer(fitted, lambda texts: embed([neutral(text) for text in texts]), seed=chosen.seed)
-    _fit(mixer, out, chosen, tell)
-    tell("weighing likenesses", 0, 1)
+    contrast.fit(
+        mixer,
+        out,
+        steps=chosen.steps,
+        rank=chosen.rank,
+        rate=chosen.learning_rate,
+        temperature=chosen.temperature,
+        seed=chosen.seed,
+        tell=_told("tuning", chosen.steps, tell),
+    )
     made = tuned(out)
-    inventory = Inventory.of(made)
+    tell("embedding the inventory", 0, 1)
+    inventory = Inventory.of(made, [one for one in (*of_atlas(), *of_slots()) if one[0].removeprefix("slot:") not in without])
     inventory.save(out)
-    weights, within, grey = _weigh(list(_judged(kept, sources, rng)), made, inventory)
+    crossing.fit(
+        mixer,
+        made,
+        out,
+        steps=chosen.crossing_steps,
+        rank=chosen.crossing_rank,
+        rate=chosen.crossing_rate,
+        seed=chosen.seed,
+        tell=_told("crossing", chosen.crossing_steps, tell),
+    )
+    tell("weighing", 0, 1)
+    weighed = _weigh(list(_judged(kept, sources, rng)), made, inventory, CrossEncoder(out))
     card = {
         "recipe": asdict(chosen),
         "data": [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in data],
         "without": sorted(without),
         "relations": {corpus.name: len(corpus.groups) for corpus in fitted},
         "kept_back": {corpus.name: [group.name for group in corpus.groups] for corpus in kept},
-        "weights": [round(weight, 4) for weight in weights],
-        "thresholds": {"in": within, "grey": grey, "chosen": f"so many negatives of kept-back relations pass: {_BUDGET}"},
+        **weighed,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
     _write(out / CARD, card)
@@ -125,6 +136,14 @@ def train(
     card["probe"] = measure(TrainedScorer(out), random.Random(chosen.seed))  # noqa: S311  no secret
     _write(out / CARD, card)
     return card
+
+
+def _told(stage: str, steps: int, tell: Progress) -> Callable[[int, float], None]:
+    def report(step: int, loss: float) -> None:
+        if step % _REPORT_EVERY == 0 or step == steps:
+            tell(f"{stage}, loss {loss:.2f}", step, steps)
+
+    return report
 
 
 def measure(scorer: Scorer, rng: random.Random) -> dict[str, dict[str, float]]:
@@ -185,90 +204,7 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1 if path.name == CARD else None, ensure_ascii=False) + "\n", "utf-8")
 
 
-# The embedding
-
-
-def _fit(mixer: Mixer, out: Path, recipe: Recipe, tell: Progress) -> None:
-    import torch
-
-    torch.manual_seed(recipe.seed)
-    encode = _Encoder(locate(), recipe.rank)
-    learnt = [weight for weight in encode.model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr=recipe.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.08, anneal_strategy="linear"
-    )
-    for step in range(1, recipe.steps + 1):
-        batch = mixer.draw()
-        loss = contrast(encode([neutral(text) for text in batch.texts]), batch, mixer.unsure, recipe.temperature)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learnt, _CLIP)
-        optimizer.step()
-        schedule.step()
-        if step % _REPORT_EVERY == 0 or step == recipe.steps:
-            tell(f"tuning, loss {loss.item():.2f}", step, recipe.steps)
-    out.mkdir(parents=True, exist_ok=True)
-    encode.model.to(torch.float16).save_pretrained(str(out))
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's form for a model's card, empty
-
-
-def contrast(z: Any, batch: Batch, unsure: NDArray[np.bool_], temperature: float) -> Any:
-    """The loss of unit vectors ``z``, shape (texts, d); a scalar."""
-    import torch
-
-    owners, against = np.array(batch.owners), np.array(batch.against)
-    is_owned = owners != NOBODY
-    both = is_owned[:, None] & is_owned[None, :]
-    same = both & (owners[:, None] == owners[None, :])
-    np.fill_diagonal(same, val=False)
-    apart = both & (owners[:, None] != owners[None, :]) & ~unsure[owners[:, None], owners[None, :]]
-    of_nobody = is_owned[:, None] & ~is_owned[None, :] & ((against[None, :] == NOBODY) | (against[None, :] == owners[:, None]))
-    positive, negative = torch.from_numpy(same), torch.from_numpy(apart | of_nobody)
-    likeness = z @ z.T / temperature
-    rest = torch.logsumexp(likeness.masked_fill(~negative, _FAR), 1, keepdim=True)  # log of the sum over N(i)
-    losses = torch.nn.functional.softplus(rest - likeness) * positive
-    has = positive.any(1)
-    return (losses.sum(1)[has] / positive.sum(1)[has]).mean()
-
-
-@dataclass(slots=True)
-class _Encoder:
-    """Texts → unit vectors with gradients: the mean over a text's tokens."""
-
-    folder: Path
-    rank: int
-    model: Any = field(init=False)
-    tokenizer: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        from tokenizers import Tokenizer
-
-        self.model = network.trainable(self.folder, self.rank)
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(_LONGEST)
-        self.tokenizer.enable_padding()
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        import torch
-
-        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-        parts = [part.tolist() for part in np.array_split(order, _PARTS) if len(part)]
-        vectors = torch.cat([self._states([texts[n] for n in part]) for part in parts])
-        return vectors[torch.tensor(np.argsort(np.concatenate(parts)))]
-
-    def _states(self, texts: list[str]) -> Any:
-        import torch
-
-        encoded = self.tokenizer.encode_batch(texts)
-        ids, mask = (torch.tensor([getattr(one, name) for one in encoded]) for name in ("ids", "attention_mask"))
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return torch.nn.functional.normalize(mean, dim=-1)
-
-
-# The regression
+# The regressions
 
 
 def _judged(kept: Sequence[Corpus], sources: Sequence[Corpus], rng: random.Random) -> Iterator[_Judged]:
@@ -296,14 +232,13 @@ def _may_contrast(group: Group, other: Group) -> bool:
     return is_apart and not set(group.texts) & set(other.texts) and not (group.relation and group.relation == other.relation)
 
 
-def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory) -> tuple[list[float], float, float]:
-    """Fit the regression and choose the thresholds (in, grey).
+def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory, cross: CrossEncoder) -> dict[str, Any]:
+    """Fit the regressions and choose the thresholds; what the card says of them.
 
     Each pair counts twice: as it is, and as if the inventory did not have its relation, as with relations that nobody has listed.
     """
-    asked, told, edits = (embedder.encode([getattr(one.pair, name) for one in judged]) for name in ("asked", "told", "edit"))
     known, unknown = [], []
-    for vectors in (asked, told, edits):
+    for vectors in (embedder.encode([getattr(one.pair, name) for one in judged]) for name in ("asked", "told", "edit")):
         likeness = inventory.likeness(vectors)
         known.append(np.concatenate([vectors, likeness], axis=1))
         hidden = likeness.copy()
@@ -314,12 +249,26 @@ def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory) 
     found = np.concatenate([features(rows[0], rows[1], rows[2], embedder.dimension) for rows in (known, unknown)])
     same = np.array([one.same for one in judged] * 2)
     sources = np.array([one.source for one in judged] * 2)
-    weights = _logistic(found, same, _even(sources, same))
-    scores = 1 / (1 + np.exp(-(found @ weights[:-1] + weights[-1])))
+    first = _logistic(found, same, _even(sources, same))
+    odds = found @ first[:-1] + first[-1]
+    both = np.stack([odds, np.tile(cross.logits([one.pair for one in judged]), 2)], axis=1)
+    near = odds >= CROSSED_FROM
+    second = _logistic(both[near], same[near], _even(sources[near], same[near]))
+    odds[near] = both[near] @ second[:-1] + second[-1]
+    within, grey = _thresholds(1 / (1 + np.exp(-odds)), same, sources)
+    return {
+        "weights": [round(weight, 4) for weight in first.tolist()],
+        "crossing": [round(weight, 4) for weight in second.tolist()],
+        "thresholds": {"in": within, "grey": grey, "chosen": f"so many negatives of kept-back relations pass: {_BUDGET}"},
+    }
+
+
+def _thresholds(scores: NDArray[np.float64], same: NDArray[np.bool_], sources: NDArray[np.str_]) -> tuple[float, float]:
+    """The thresholds *in* and *grey*: the lowest that let no more negatives pass than the budget says, in the mean over the sources."""
     grid = np.linspace(0.01, 0.99, 99)
     passing = np.mean([[(scores[(sources == s) & ~same] >= t).mean() for t in grid] for s in sorted(set(sources))], axis=0)
     within, grey = (float(grid[passing <= most].min(initial=grid[-1])) for most in (_BUDGET["in"], _BUDGET["grey"]))
-    return weights.tolist(), round(within, 2), round(min(grey, within), 2)
+    return round(within, 2), round(min(grey, within), 2)
 
 
 def _even(sources: NDArray[np.str_], same: NDArray[np.bool_]) -> NDArray[np.float64]:
