@@ -117,7 +117,7 @@ class Calibrator:
         near, n = self._scorer.rivals(wanted.texts, _SCORED, besides=_own_relations(wanted.relation))
         scored = np.sort(self._best(wanted, near))[::-1]
         passing = n - math.ceil((n + 1) * (1 - self._alpha))  # so many may lie above the threshold
-        conformal = float(scored[passing]) if 0 <= passing < len(scored) else 0.0
+        conformal = 1.0 if passing < 0 else float(scored[passing]) if passing < len(scored) else 0.0
         own = self._best(wanted, wanted.texts)
         others = self._best(wanted, [text for text in _own_wordings(wanted.relation) if text not in wanted.texts])
         highest = min(_HIGHEST, max(self._scorer.within, float(own.min()) - _OWN_MARGIN))
