@@ -229,6 +229,10 @@ class Mixer:
         for number, (group, source) in enumerate(zip(self.groups, sources, strict=False)):
             self._by_type[group.kind or source.name].append(number)
 
+    def begin(self, seed: int) -> None:
+        """Draw from here on as a mixer of this seed does."""
+        self._rng.seed(seed)
+
     def draw(self) -> Batch:
         """Draw one batch."""
         rng, batch = self._rng, Batch()

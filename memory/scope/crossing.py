@@ -47,10 +47,10 @@ def fit(
     import torch
     from safetensors.torch import save_file
 
-    torch.manual_seed(seed)
     rng = random.Random(seed)  # noqa: S311  no secret
+    mixer.begin(seed)
     folder = locate()
-    torch.manual_seed(seed)
+    (out / network.CROSSING).unlink(missing_ok=True)
     before = network.crossing(folder, out)
     torch.manual_seed(seed)
     model = network.crossing(folder, out).train().requires_grad_()

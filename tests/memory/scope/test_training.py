@@ -14,14 +14,21 @@ import pytest
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
 from ke_tools.memory.scope import training
-from ke_tools.memory.scope.batches import NOBODY, Batch
 from ke_tools.memory.scope.corpora import Corpus, corpora
-from ke_tools.memory.scope.network import ADAPTER
+from ke_tools.memory.scope.network import ADAPTER, CROSSING
 from ke_tools.memory.scope.scorer import FEATURES
-from ke_tools.memory.scope.training import Recipe, contrast
+from ke_tools.memory.scope.training import Recipe
 from ke_tools.testing import HashingEmbedder
 
-QUICK = Recipe(steps=2, rank=4)
+QUICK = Recipe(steps=2, rank=4, crossing_steps=2, crossing_rank=4)
+
+
+class Undecided:
+    """A cross-encoder, before any training."""
+
+    def logits(self, pairs: Sequence[Any]) -> Any:
+        """Nothing speaks for or against."""
+        return np.zeros(len(pairs), np.float32)
 
 
 @pytest.fixture
@@ -35,6 +42,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_HELD_OUT", 0.4)
     monkeypatch.setattr(training, "measure", lambda _scorer, _rng: {"probe": {}})
     monkeypatch.setattr(training, "tuned", lambda _folder: HashingEmbedder())
+    monkeypatch.setattr(training, "CrossEncoder", lambda _folder: Undecided())
 
 
 def trained(out: Path, **how: Any) -> dict[str, Any]:
@@ -56,8 +64,8 @@ def test_a_scorer_is_trained_written_and_described(tmp_path: Path) -> None:
     assert card == json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))
     assert card["data"] == [{"name": "rows.json", "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}]
     assert 0 < card["thresholds"]["grey"] <= card["thresholds"]["in"] < 1
-    assert len(card["weights"]) == FEATURES + 1
-    assert (tmp_path / "out" / ADAPTER).stat().st_size < 1_000_000
+    assert (len(card["weights"]), len(card["crossing"])) == (FEATURES + 1, 3)
+    assert all((tmp_path / "out" / name).stat().st_size < 1_500_000 for name in (ADAPTER, CROSSING))
     listed = json.loads((tmp_path / "out" / training.SUBJECTS).read_text("utf-8"))["training_subjects"]
     assert listed == [hashlib.sha256(squash("Bea L\u00f6v").encode()).hexdigest()[:8]], "the other subject is kept back"
     assert ("tuning", 2, 2) in [(stage.partition(",")[0], done, total) for stage, done, total in told]
@@ -76,7 +84,8 @@ def test_the_same_seed_trains_the_same_scorer(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
 
     assert one["weights"] == two["weights"]
-    assert (tmp_path / "one" / ADAPTER).read_bytes() == (tmp_path / "two" / ADAPTER).read_bytes()
+    for name in (ADAPTER, CROSSING):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.usefixtures("_small")
@@ -94,49 +103,6 @@ def test_a_relation_that_no_source_has_is_refused(tmp_path: Path) -> None:
     """A slip of the pen must not measure something else than was meant."""
     with pytest.raises(InvalidInput, match="capitol"):
         trained(tmp_path, without=["capitol"])
-
-
-def loss(vectors: Sequence[Sequence[float]], owners: list[int], against: list[int] | None = None, *, unsure: bool = False) -> float:
-    """The loss of two-dimensional unit vectors."""
-    import torch
-
-    z = torch.nn.functional.normalize(torch.tensor(vectors, dtype=torch.float32), dim=-1)
-    batch = Batch([""] * len(owners), owners, against or [NOBODY] * len(owners))
-    return float(contrast(z, batch, np.full((3, 3), unsure) & ~np.eye(3, dtype=bool), 0.1))
-
-
-def test_the_loss_wants_wordings_of_one_relation_together_and_others_apart() -> None:
-    """Khosla et al. 2020, eq. 2."""
-    good = loss([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], [0, 0, 1, 1])
-    bad = loss([[1, 0], [0, 1], [1, 0.1], [0.1, 1]], [0, 0, 1, 1])
-
-    assert good < 0.1
-    assert bad > 1
-
-
-def test_the_loss_is_that_of_the_formula() -> None:
-    """One positive, one negative: softplus of the difference over the temperature, here 1/0.1 for the first and the second text."""
-    found = loss([[1, 0], [1, 0], [0, 1]], [0, 0, 1])
-
-    assert found == pytest.approx(np.log1p(np.exp((0 - 1) / 0.1)), rel=1e-3)
-
-
-def test_a_negative_of_one_relation_does_not_push_another() -> None:
-    """What a file says of one subject is no negative of everything."""
-    texts = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [1.0, 0.0]]
-
-    of_its_own = loss(texts, [0, 0, 1, 1, NOBODY], [NOBODY] * 4 + [0])
-    of_the_other = loss(texts, [0, 0, 1, 1, NOBODY], [NOBODY] * 4 + [1])
-
-    assert of_its_own > 10 * of_the_other
-
-
-def test_relations_that_may_be_one_do_not_push_each_other() -> None:
-    """Two names for one relation."""
-    texts = [[1.0, 0.0], [1.0, 0.1], [1.0, 0.0], [1.0, 0.1]]
-
-    assert loss(texts, [0, 0, 1, 1]) > 0.5
-    assert loss(texts, [0, 0, 1, 1], unsure=True) < 0.1
 
 
 def test_the_regression_finds_what_separates() -> None:
