@@ -623,11 +623,13 @@ def bench_scope(
     scope: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A trained scorer; else the shipped one.")] = None,
     synthetic: Annotated[int | None, typer.Option(min=1, help="Measure the scale with so many made-up edits instead.")] = None,
     logged: Annotated[int, typer.Option(min=0, help="With so many events logged before.")] = 0,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw recall against false triggers into an SVG file.")] = None,
     seed: Seed = 0,
 ) -> int:
     """Edit facts of a benchmark and measure which questions are found to be about them; no answers."""
     from ke_tools.benches import scale
     from ke_tools.benches import scope as bench
+    from ke_tools.benches._frontier import picture
 
     if (data is None) == (synthetic is None):
         raise InvalidInput("bench scope measures a file or made-up edits.", "Give --data FILE, or --synthetic N.")
@@ -647,6 +649,8 @@ def bench_scope(
             seed=seed,
             progress=progress,
         )
+    if plot is not None:
+        plot.write_text(picture(data.name, found["results"]["frontier"]), "utf-8")
     return _bars(call, found)
 
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ke_tools import atlas, cases
+from ke_tools.benches._frontier import frontier
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
 from ke_tools.benches._sample import imported, with_other_names
 from ke_tools.benches._sample import sample as sampled
@@ -50,6 +52,8 @@ class _Bench:
     refs: dict[str, str] = field(default_factory=dict)  # edit id → case id
     took: dict[str, list[float]] = field(default_factory=dict)  # stage → milliseconds
     confusions: list[dict[str, Any]] = field(default_factory=list)
+    asked_for: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # row → of each question the right edit's score
+    asked_besides: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # row → of each question the highest score
 
 
 def run(
@@ -105,6 +109,7 @@ def run(
         "scope": dict(scorer.card.get("thresholds", {})),
         "milliseconds": {stage: _quantiles(times) for stage, times in bench.took.items()},
         "resident_mib": round(_resident_mib()),
+        "frontier": frontier(bench.asked_for, bench.asked_besides),
         "confusions": bench.confusions,
         "seconds": stages.as_dict(),
     }
@@ -163,6 +168,7 @@ def _recall(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> dict[
     """Share of the questions for which the right edit is found."""
     decisions = _decided(bench, row, asked)
     right = [_holds(bench, decision, case) for (case, _), decision in zip(asked, decisions, strict=True)]
+    bench.asked_for[row] = np.array([_score(bench, d, c) for (c, _), d in zip(asked, decisions, strict=True)])
     grey = [d.zone == "grey" and any(bench.refs.get(h.edit.id) == c.id for h in d.hits) for (c, _), d in zip(asked, decisions, strict=True)]
     _note(bench, row, [(case, text, d) for (case, text), d, ok in zip(asked, decisions, right, strict=True) if not ok])
     clusters = [case.id for case, _ in asked]
@@ -173,10 +179,15 @@ def _holds(bench: _Bench, decision: Decision, case: Case) -> bool:
     return decision.zone == "in" and any(bench.refs.get(hit.edit.id) == case.id for hit in decision.hits)
 
 
+def _score(bench: _Bench, decision: Decision, case: Case) -> float:
+    return max((score for i, score in decision.stages.get("scores", {}).items() if bench.refs.get(i) == case.id), default=0.0)
+
+
 def _triggers(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> dict[str, Any]:
     """Share of the questions for which some edit is found."""
     decisions = _decided(bench, row, asked)
     wrong = [decision.zone == "in" for decision in decisions]
+    bench.asked_besides[row] = np.array([max(decision.stages.get("scores", {}).values(), default=0.0) for decision in decisions])
     _note(bench, row, [(case, text, d) for (case, text), d, fired in zip(asked, decisions, wrong, strict=True) if fired])
     clusters = [case.id for case, _ in asked]
     return {"in": rate(wrong, clusters).as_dict(), "grey": rate([d.zone == "grey" for d in decisions], clusters).as_dict()}

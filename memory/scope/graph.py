@@ -59,9 +59,7 @@ def locate(path: Path | None = None) -> Path:
 class Graph:
     """The encoder, plain or tuned, or the cross-encoder; thread safe. Nothing is read before the first run."""
 
-    def __init__(
-        self, path: Path | None = None, *, scorer: Path | None = None, crossing: bool = False, cache: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path | None = None, *, scorer: Path | None = None, crossing: bool = False, cache: Path | None = None) -> None:
         """Describe it.
 
         Args:

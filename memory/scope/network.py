@@ -131,9 +131,7 @@ def _crossing(bert: Any) -> nn.Module:
 
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
             h = self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state.float()
-            of_question, of_edit = (
-                (attention_mask * part)[..., None].to(h.dtype) for part in (1 - token_type_ids, token_type_ids)
-            )
+            of_question, of_edit = ((attention_mask * part)[..., None].to(h.dtype) for part in (1 - token_type_ids, token_type_ids))
             u, v = (normalize((h * part).sum(1) / part.sum(1), dim=-1) for part in (of_question, of_edit))
             return self.judge(_SCALE * torch.cat([u * v, (u - v).abs()], dim=-1))[:, 0]
 

@@ -33,7 +33,18 @@ from ke_tools.memory.scope.inventory import NEAR, OPEN, VECTORS, Inventory, of_a
 from ke_tools.memory.scope.network import ADAPTER, CROSSING
 from ke_tools.memory.scope.remembering import Remembered
 
-__all__ = ["CARD", "CROSSED_FROM", "FEATURES", "CosineScorer", "CrossEncoder", "Pair", "Scorer", "TrainedScorer", "features", "shipped_folder"]
+__all__ = [
+    "CARD",
+    "CROSSED_FROM",
+    "FEATURES",
+    "CosineScorer",
+    "CrossEncoder",
+    "Pair",
+    "Scorer",
+    "TrainedScorer",
+    "features",
+    "shipped_folder",
+]
 
 CARD: Final = "card.json"
 FEATURES: Final = 7
@@ -140,7 +151,9 @@ class CrossEncoder:
 
     def __init__(self, folder: Path, *, cache: Path | None = None) -> None:
         graph = Graph(scorer=folder, crossing=True, cache=cache)
-        self._read = Remembered[tuple[str, str]](_CACHED, _AT_ONCE, lambda pairs: graph.run(pairs)[0][:, None], lambda pair: sum(map(len, pair)))
+        self._read = Remembered[tuple[str, str]](
+            _CACHED, _AT_ONCE, lambda pairs: graph.run(pairs)[0][:, None], lambda pair: sum(map(len, pair))
+        )
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """The log odds that the same is asked; shape (pairs,)."""

@@ -1,5 +1,7 @@
-"""Training of the scorer, in four steps: MiniLM is tuned by contrast, the inventory's wordings are embedded by it, a cross-encoder goes on
-from there, and two logistic regressions learn what likenesses and the cross-encoder's judgement are worth.
+"""Training of the scorer, in four steps.
+
+MiniLM is tuned by contrast, the inventory's wordings are embedded by it, a cross-encoder goes on from there, and two logistic regressions
+learn what likenesses and the cross-encoder's judgement are worth.
 
 A tenth of each source's relations is kept back from the first three, for the regressions and the thresholds. What only probes may use never
 enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
