@@ -114,7 +114,7 @@ def _backward(model: Any, encode: _Tokens, part: list[Labelled], n: int) -> floa
     wanted = torch.tensor([float(pair.same) for pair in part]) * (1 - 2 * _SMOOTHING) + _SMOOTHING
     entropy = torch.nn.functional.binary_cross_entropy_with_logits
     loss = entropy(logits.float(), wanted, pos_weight=torch.tensor(_WEIGHT), reduction="sum") / n
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.item())
 
 

@@ -124,7 +124,7 @@ class TrainedScorer:
         asked, told, edits = (np.stack(self._read.of(texts)) for texts in zip(*((p.asked, p.told, p.edit) for p in pairs), strict=True))
         found = features(asked, told, edits, self._embedder.dimension)
         same = found @ self._weights[:-1] + self._weights[-1]
-        near = np.flatnonzero(same >= CROSSED_FROM)
+        near = np.flatnonzero(same >= CROSSED_FROM).tolist()
         crossed = self._cross.logits([pairs[n] for n in near])
         same[near] = np.stack([same[near], crossed], axis=1) @ self._crossing[:-1] + self._crossing[-1]
         likeness = asked[:, self._embedder.dimension :]

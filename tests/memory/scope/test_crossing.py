@@ -76,7 +76,7 @@ def test_what_is_kept_of_a_training_makes_the_network_again(tmp_path: Path) -> N
     after = network.crossing(folder, tmp_path)
     with torch.no_grad():
         weight = after.get_parameter("bert.encoder.layer.0.attention.self.query.weight")
-        weight += 1e-2 * torch.outer(torch.ones(len(weight)), torch.linspace(-1, 1, weight.shape[1]))
+        weight.add_(1e-2 * torch.outer(torch.ones(len(weight)), torch.linspace(-1, 1, weight.shape[1])))
         after.get_parameter("bert.encoder.layer.0.output.dense.bias").add_(0.5)
         after.get_parameter("judge.2.bias").fill_(3.0)
 
