@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache as remembered
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -274,6 +274,7 @@ class Scope:
         meant = sorted((edit_id for edit_id, its in zones.items() if its == zone != "out"), key=lambda edit_id: -scores[edit_id].likely)
         likely = [Hit(seen.edits[edit_id], scores[edit_id].likely, named.how) for edit_id in meant]
         hits = tuple(_without_outdated(likely, named.views)[:MOST_HITS])
+        stages["calibrated"] = {hit.edit.id: asdict(found) for hit in hits if (found := self.calibration(hit.edit))}
         best = max(scores.values(), key=lambda score: score.same, default=None)
         return Decision(zone, hits, stages, _reason(zone, hits, named, best), state.seen)
 

@@ -67,6 +67,23 @@ def test_a_question_for_the_edited_slot_is_in_scope(ledger: Ledger, scope: Scope
     assert "names Freedonia; asks for" in decision.reason
 
 
+def test_a_decision_tells_what_an_edits_own_calibration_reached(ledger: Ledger) -> None:
+    """Issue 4 §3: the threshold that the bound gave it, the share of its negatives that pass, the recall of its own wordings."""
+    embedder = HashingEmbedder()
+    scope = Scope(ledger, embedder, CosineScorer(embedder, within=0.55, grey=0.5), alpha=0.01)
+    (edit,) = write(ledger, AUSTRALIA)
+    assert asked(scope, AUSTRALIA.prompt).stages["calibrated"] == {}
+
+    scope.calibrate([edit])
+    assert scope.calibrator is not None
+    scope.calibrator.settle()
+    told = asked(scope, AUSTRALIA.prompt).stages["calibrated"][edit.id]
+
+    assert told["threshold"] >= 0.55
+    assert told["false_triggers"] <= 0.01
+    assert 0 <= told["recall"] <= 1
+
+
 @pytest.mark.parametrize(
     "text", ["The ruler of Sylvania is", "", "   ", "The currency is", "Write a poem about Freedonia and its many beautiful hills."]
 )
