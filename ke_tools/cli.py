@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -537,13 +537,14 @@ def scope_train(
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder to write weights and card into.")],
     data: Data = None,
     without: Annotated[str, typer.Option(metavar="RELATION,…", help="Relations that no source shall teach.")] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="How long to train.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How long to tune the embedding; the rest in proportion.")] = None,
     seed: Seed = 0,
 ) -> int:
     """Train the scorer of questions on the inventory's relations and on benchmark files."""
     from ke_tools.memory.scope import training
 
-    recipe = training.Recipe(seed=seed) if steps is None else training.Recipe(seed=seed, steps=steps)
+    usual = training.Recipe(seed=seed)
+    recipe = usual if steps is None else replace(usual, steps=steps, crossing_steps=max(1, usual.crossing_steps * steps // usual.steps))
     with printing.progress() as progress:
         left_out = [name.strip() for name in without.split(",") if name.strip()]
         return _show(call, training.train(data or [], out, without=left_out, recipe=recipe, progress=progress))
@@ -633,6 +634,8 @@ def bench_scope(
 
     if (data is None) == (synthetic is None):
         raise InvalidInput("bench scope measures a file or made-up edits.", "Give --data FILE, or --synthetic N.")
+    if plot is not None and (data is None or not plot.absolute().parent.is_dir()):
+        raise InvalidInput(f"nothing can be drawn into {plot}.", "Give --data too, and a file in a folder that exists.")
     settings = call.settings()
     with printing.progress() as progress:
         if synthetic is not None:

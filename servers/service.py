@@ -369,8 +369,8 @@ class Service:
         if self._scope is not None:
             try:
                 self._scope.warm()
-            except KeToolsError as error:
-                log.warning("no question can be found to be about an edit: %s", error)
+            except Exception as error:
+                log.warning("no question can be found to be about an edit: %s", error, exc_info=not isinstance(error, KeToolsError))
 
     def close(self) -> None:
         """Free the model and the ledger."""

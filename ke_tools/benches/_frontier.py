@@ -1,4 +1,4 @@
-"""Recall against false triggers over all thresholds, as numbers and as a picture."""
+"""Recall against false triggers, were there one threshold for all edits; as numbers and as a picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["frontier", "picture"]
+__all__ = ["NOT_JUDGED", "frontier", "picture"]
 
 _RECALLS: Final = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 1.0)
 _WIDTH, _HEIGHT, _MARGIN = 640, 400, 56
-_DASHES: Final = ("", "7 4", "2 4", "9 3 2 3")  # lines are told apart without colour
+_DASHES: Final = ("", "7 4", "2 4", "9 3 2 3", "12 6", "1 7")  # lines are told apart without colour
+NOT_JUDGED: Final = -1.0  # the score of a question for which the edit was never looked at: no threshold reaches it
 
 Scores = Mapping[str, NDArray[np.float64]]
 
@@ -22,22 +23,18 @@ def frontier(within: Scores, outside: Scores) -> dict[str, Any]:
     """For each kind of question that is about an edit the share of each other kind that is let in at the threshold with a given recall.
 
     Args:
-        within: scores of questions by kind, that of the right edit each.
+        within: scores of questions by kind, that of the right edit each, or ``NOT_JUDGED``.
         outside: scores of questions that are about none, the highest each.
     """
     return {kind: _row(scores, outside) for kind, scores in within.items() if len(scores)}
 
 
 def _row(scores: NDArray[np.float64], outside: Scores) -> dict[str, Any]:
-    thresholds = _thresholds(scores)
-    passing = {other: [round(float((rest >= t).mean()), 4) for t in thresholds] for other, rest in outside.items() if len(rest)}
-    return {"recall": list(_RECALLS), "threshold": [round(float(t), 4) for t in thresholds], "false_triggers": passing}
-
-
-def _thresholds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The highest thresholds that so many of the scores reach."""
-    ranked = np.sort(scores)[::-1]
-    return np.array([ranked[int(np.ceil(recall * len(ranked))) - 1] for recall in _RECALLS])
+    ranked = np.sort(scores)[::-1]  # the k-th highest is the highest threshold with a recall of k/n
+    found = {recall: float(ranked[int(np.ceil(recall * len(ranked))) - 1]) for recall in _RECALLS}
+    reached = {recall: threshold for recall, threshold in found.items() if threshold > NOT_JUDGED}
+    passing = {other: [round(float((rest >= t).mean()), 4) for t in reached.values()] for other, rest in outside.items() if len(rest)}
+    return {"recall": list(reached), "threshold": [round(t, 4) for t in reached.values()], "false_triggers": passing}
 
 
 def picture(title: str, found: Mapping[str, Any]) -> str:

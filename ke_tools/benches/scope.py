@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools import atlas, cases
-from ke_tools.benches._frontier import frontier
+from ke_tools.benches._frontier import NOT_JUDGED, frontier
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
 from ke_tools.benches._sample import imported, with_other_names
 from ke_tools.benches._sample import sample as sampled
@@ -109,7 +109,7 @@ def run(
         "scope": dict(scorer.card.get("thresholds", {})),
         "milliseconds": {stage: _quantiles(times) for stage, times in bench.took.items()},
         "resident_mib": round(_resident_mib()),
-        "frontier": frontier(bench.asked_for, bench.asked_besides),
+        "frontier": frontier({row: scores for row, scores in bench.asked_for.items() if row != "rewrite"}, bench.asked_besides),
         "confusions": bench.confusions,
         "seconds": stages.as_dict(),
     }
@@ -180,14 +180,18 @@ def _holds(bench: _Bench, decision: Decision, case: Case) -> bool:
 
 
 def _score(bench: _Bench, decision: Decision, case: Case) -> float:
-    return max((score for i, score in decision.stages.get("scores", {}).items() if bench.refs.get(i) == case.id), default=0.0)
+    return max((score for i, score in decision.stages.get("scores", {}).items() if bench.refs.get(i) == case.id), default=NOT_JUDGED)
+
+
+def _highest(decision: Decision) -> float:
+    return max(decision.stages.get("scores", {}).values(), default=NOT_JUDGED)
 
 
 def _triggers(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> dict[str, Any]:
     """Share of the questions for which some edit is found."""
     decisions = _decided(bench, row, asked)
     wrong = [decision.zone == "in" for decision in decisions]
-    bench.asked_besides[row] = np.array([max(decision.stages.get("scores", {}).values(), default=0.0) for decision in decisions])
+    bench.asked_besides[row] = np.array([_highest(decision) for decision in decisions])
     _note(bench, row, [(case, text, d) for (case, text), d, fired in zip(asked, decisions, wrong, strict=True) if fired])
     clusters = [case.id for case, _ in asked]
     return {"in": rate(wrong, clusters).as_dict(), "grey": rate([d.zone == "grey" for d in decisions], clusters).as_dict()}
@@ -207,10 +211,10 @@ def _decided(bench: _Bench, row: str, asked: Sequence[tuple[Case, str]]) -> list
 
 def _note(bench: _Bench, row: str, wrong: Sequence[tuple[Case, str, Decision]]) -> None:
     """Keep the worst confusions in words: the surest of the false triggers, the surest of the misses."""
-    ranked = sorted(wrong, key=lambda one: -max(one[2].stages.get("scores", {}).values(), default=0.0))
+    ranked = sorted(wrong, key=lambda one: -_highest(one[2]))
     order = ranked if row in {"same relation, other subject", "same subject, other relation", "unrelated"} else ranked[::-1]
     for case, text, decision in order[:MISSES_SHOWN]:
-        score = max(decision.stages.get("scores", {}).values(), default=0.0)
+        score = max(0.0, _highest(decision))
         bench.confusions.append({"row": row, "edit": f"{case.prompt} {case.target}", "asked": text, "score": round(score, 3)})
 
 

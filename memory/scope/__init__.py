@@ -99,6 +99,7 @@ class _Score:
     open: float
     within: float
     grey: float
+    calibrated: Calibrated | None = None
 
     @property
     def zone(self) -> Zone:
@@ -162,7 +163,7 @@ class Scope:
 
     def warm(self) -> None:
         """Load the models and every tenant's edits now, not with the first question."""
-        self.scorer.score([Pair("X", "X")])
+        self.scorer.warm()
         self._embedder.encode(["X"])
         for tenant in self._ledger.tenants():
             state = self._state(tenant)
@@ -274,7 +275,8 @@ class Scope:
         meant = sorted((edit_id for edit_id, its in zones.items() if its == zone != "out"), key=lambda edit_id: -scores[edit_id].likely)
         likely = [Hit(seen.edits[edit_id], scores[edit_id].likely, named.how) for edit_id in meant]
         hits = tuple(_without_outdated(likely, named.views)[:MOST_HITS])
-        stages["calibrated"] = {hit.edit.id: asdict(found) for hit in hits if (found := self.calibration(hit.edit))}
+        of_hits = ((hit.edit.id, scores[hit.edit.id].calibrated) for hit in hits)
+        stages["calibrated"] = {edit_id: asdict(reached) for edit_id, reached in of_hits if reached is not None}
         best = max(scores.values(), key=lambda score: score.same, default=None)
         return Decision(zone, hits, stages, _reason(zone, hits, named, best), state.seen)
 
@@ -307,13 +309,14 @@ class Scope:
         """Judge by each edit's first text, then by its others those that this leaves below their threshold."""
         meant = asked if len(asked) <= _MOST_SCORED else self._nearest_of(state, asked)
         texts = {edit_id: state.wanted[edit_id].texts for edit_id in meant}
-        found = self._best(state, meant, {edit_id: own[:1] for edit_id, own in texts.items()})
+        found = self._best(state, meant, {edit_id: worded[:1] for edit_id, worded in texts.items()})
         is_near = {edit_id: same >= self.scorer.grey / 2 for edit_id, (same, _) in found.items()}
-        within = {edit_id: self._threshold(state, edit_id) if is_near[edit_id] else self.scorer.within for edit_id in meant}
-        rest = {edit_id: own[1:] for edit_id, own in texts.items() if len(own) > 1 and found[edit_id][0] < within[edit_id]}
+        own = {edit_id: self._calibrated(state, edit_id) if is_near[edit_id] else None for edit_id in meant}
+        within = {edit_id: reached.threshold if reached else self.scorer.within for edit_id, reached in own.items()}
+        rest = {edit_id: worded[1:] for edit_id, worded in texts.items() if len(worded) > 1 and found[edit_id][0] < within[edit_id]}
         for edit_id, second in self._best(state, {edit_id: meant[edit_id] for edit_id in rest}, rest).items():
             found[edit_id] = max(found[edit_id], second)
-        return {edit_id: _Score(*found[edit_id], within[edit_id], min(self.scorer.grey, within[edit_id])) for edit_id in meant}
+        return {i: _Score(*found[i], within[i], min(self.scorer.grey, within[i]), own[i]) for i in meant}
 
     def _best(self, state: Seen, asked: Mapping[str, Sequence[str]], texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
         """The best pair of each edit, as (same, open)."""
@@ -336,9 +339,10 @@ class Scope:
         ids = list(asked)
         return {ids[n]: asked[ids[n]] for n in order}
 
-    def _threshold(self, state: Seen, edit_id: str) -> float:
+    def _calibrated(self, state: Seen, edit_id: str) -> Calibrated | None:
+        """What an edit's calibration reached; where there is none yet, it is asked for."""
         calibrator = self.calibrator
-        return calibrator.threshold(state.wanted[edit_id]) if calibrator else self.scorer.within
+        return calibrator.reached(state.wanted[edit_id]) if calibrator else None
 
     def _alike(self, state: Seen, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
@@ -361,7 +365,7 @@ def prepare(cache: Path) -> None:
     Raises:
         ModelUnavailable: the embedding model is not there.
     """
-    TrainedScorer(shipped_folder(), cache=cache).score([Pair("X", "X")])
+    TrainedScorer(shipped_folder(), cache=cache).warm()
     minilm(cache=cache).encode(["X"])
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ke_tools import atlas
 from ke_tools.memory.scope.corpora import Corpus, Group
 from ke_tools.memory.scope.inventory import OPEN, OPEN_QUESTIONS
+from ke_tools.memory.scope.scorer import LONGEST_TARGET
 
 __all__ = ["NOBODY", "NO_QUESTIONS", "Batch", "Mixer"]
 
@@ -179,7 +180,6 @@ _WRAPPED: Final = (  # {q}: a question, {l}: the same with a small letter
     "So {l}",
     "ok and {l}",
 )
-_LONGEST_TARGET: Final = 50
 _RELATIONS: Final = 44  # of a batch
 _OF_ONE_TYPE: Final = 20  # of these
 _WORDINGS: Final = 4  # of a relation
@@ -259,7 +259,7 @@ class Mixer:
         rng, group = self._rng, self.groups[number]
         wording = rng.choice(group.edits or group.texts)
         is_told = group.targets and rng.random() < 0.85  # noqa: PLR2004
-        return wording, f"{wording} {rng.choice(group.targets)[:_LONGEST_TARGET]}" if is_told else wording
+        return wording, f"{wording} {rng.choice(group.targets)[:LONGEST_TARGET]}" if is_told else wording
 
     def _chosen(self) -> list[int]:
         """Relations of one type of subject, then others, every second of them like one that is there."""
@@ -286,7 +286,7 @@ class Mixer:
         form = rng.choices(
             ("plain", "told", "wrapped", "careless", "short", "premised", "claimed"), (0.48, 0.28, 0.08, 0.04, 0.05, 0.035, 0.035)
         )[0]
-        target = rng.choice(group.targets)[:_LONGEST_TARGET] if group.targets else ""
+        target = rng.choice(group.targets)[:LONGEST_TARGET] if group.targets else ""
         if form == "told" and target:
             return f"{text} {target}"
         if form == "wrapped":

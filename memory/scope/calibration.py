@@ -80,13 +80,12 @@ class Calibrator:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def threshold(self, wanted: Wanted) -> float:
-        """From which score on the edit is meant; asks for its calibration where there is none yet."""
+    def reached(self, wanted: Wanted) -> Calibrated | None:
+        """Return what is known already; asks for a calibration where there is none yet."""
         known = self.known(wanted)
-        if known is not None:
-            return known.threshold
-        self.ask(wanted)
-        return self._scorer.within
+        if known is None:
+            self.ask(wanted)
+        return known
 
     def known(self, wanted: Wanted) -> Calibrated | None:
         """Return what is known already."""
@@ -114,9 +113,12 @@ class Calibrator:
 
     def calibrate(self, wanted: Wanted) -> Calibrated:
         """Try an edit against its negatives, now."""
-        near, n = self._scorer.rivals(wanted.texts, _SCORED, besides=_own_relations(wanted.relation))
-        scored = np.sort(self._best(wanted, near))[::-1]
+        worded = (*wanted.texts, *_own_wordings(wanted.relation))
+        near, n = self._scorer.rivals(worded, _SCORED, besides=_own_relations(wanted.relation))
         passing = n - math.ceil((n + 1) * (1 - self._alpha))  # so many may lie above the threshold
+        if passing >= _SCORED:
+            near, n = self._scorer.rivals(worded, passing + 1, besides=_own_relations(wanted.relation))
+        scored = np.sort(self._best(wanted, near))[::-1]
         conformal = 1.0 if passing < 0 else float(scored[passing]) if passing < len(scored) else 0.0
         own = self._best(wanted, wanted.texts)
         others = self._best(wanted, [text for text in _own_wordings(wanted.relation) if text not in wanted.texts])

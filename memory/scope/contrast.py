@@ -12,7 +12,7 @@ positive does not push another away. Only a LoRA is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,36 +23,31 @@ from numpy.typing import NDArray
 from ke_tools.memory.scope import network
 from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.batches import NOBODY, Batch, Mixer
-from ke_tools.memory.scope.graph import locate
+from ke_tools.memory.scope.descent import Tell, descend
+from ke_tools.memory.scope.graph import locate, tokenizer_of
 
 __all__ = ["contrast", "fit"]
 
 _LONGEST: Final = 40  # tokens
-_CLIP: Final = 1.0
 _PARTS: Final = 3  # of a batch that are padded alike
 _FAR: Final = -1e4
 
 
-def fit(
-    mixer: Mixer, out: Path, *, steps: int, rank: int, rate: float, temperature: float, seed: int, tell: Callable[[int, float], None]
-) -> None:
+def fit(mixer: Mixer, out: Path, *, steps: int, rank: int, rate: float, temperature: float, seed: int, tell: Tell) -> None:
     """Train a LoRA on batches of the mixer and write it to ``out``; ``tell`` hears of each step and its loss."""
     import torch
 
     torch.manual_seed(seed)
     encode = _Encoder(locate(), rank)
-    learnt = [weight for weight in encode.model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.08, anneal_strategy="linear")
-    for step in range(1, steps + 1):
+
+    def backward() -> float:
         batch = mixer.draw()
         loss = contrast(encode([neutral(text) for text in batch.texts]), batch, mixer.unsure, temperature)
-        optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learnt, _CLIP)
-        optimizer.step()
-        schedule.step()
-        tell(step, loss.item())
+        return float(loss.item())
+
+    learnt = [weight for weight in encode.model.parameters() if weight.requires_grad]
+    descend(learnt, backward, steps=steps, rate=rate, tell=tell)
     out.mkdir(parents=True, exist_ok=True)
     encode.model.to(torch.float16).save_pretrained(str(out))
     (out / "README.md").unlink(missing_ok=True)  # PEFT's form for a model's card, empty
@@ -87,12 +82,8 @@ class _Encoder:
     tokenizer: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        from tokenizers import Tokenizer
-
         self.model = network.trainable(self.folder, self.rank)
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(_LONGEST)
-        self.tokenizer.enable_padding()
+        self.tokenizer = tokenizer_of(self.folder, _LONGEST)
 
     def __call__(self, texts: Sequence[str]) -> Any:
         import torch

@@ -1,13 +1,14 @@
 r"""Training of the cross-encoder (:mod:`ke_tools.memory.scope.network`) on pairs of a question and an edit.
 
 Of each relation of a batch an edit is worded, with two questions that ask for it and up to four that do not: two of the nearest by the
-tuned embedding, one of any kind, and one that is said of the same subject, where there is one. The loss is the cross-entropy of *same*.
+tuned embedding, one of any kind, and one that was written or made against this relation, where there is one. The loss is the cross-entropy
+of *same*.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from ke_tools.memory.scope import network
 from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.batches import NOBODY, Batch, Mixer
+from ke_tools.memory.scope.descent import Tell, descend
 from ke_tools.memory.scope.embedding import Embedder
-from ke_tools.memory.scope.graph import locate
+from ke_tools.memory.scope.graph import locate, tokenizer_of
 from ke_tools.memory.scope.inventory import OPEN
 
 __all__ = ["Labelled", "fit", "pairs"]
@@ -29,7 +31,6 @@ _LONGEST: Final = 64  # tokens of a pair
 _AT_ONCE: Final = 32  # pairs that are computed together; more need gigabytes, which costs more than it gains
 _SMOOTHING: Final = 0.02
 _WEIGHT: Final = 1.5  # of a positive
-_CLIP: Final = 1.0
 
 
 class Labelled(NamedTuple):
@@ -40,9 +41,7 @@ class Labelled(NamedTuple):
     same: bool
 
 
-def fit(
-    mixer: Mixer, embedder: Embedder, out: Path, *, steps: int, rank: int, rate: float, seed: int, tell: Callable[[int, float], None]
-) -> None:
+def fit(mixer: Mixer, embedder: Embedder, out: Path, *, steps: int, rank: int, rate: float, seed: int, tell: Tell) -> None:
     """Train on pairs of the mixer's batches and write what changed to ``out``, where the tuned encoder lies."""
     import torch
     from safetensors.torch import save_file
@@ -50,24 +49,17 @@ def fit(
     rng = random.Random(seed)  # noqa: S311  no secret
     mixer.begin(seed)
     folder = locate()
-    (out / network.CROSSING).unlink(missing_ok=True)
-    before = network.crossing(folder, out)
     torch.manual_seed(seed)
-    model = network.crossing(folder, out).train().requires_grad_()
+    model = network.untrained(folder, out).train().requires_grad_()
     model.get_submodule("bert.embeddings").requires_grad_(requires_grad=False)
-    learnt = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.08, anneal_strategy="linear")
-    encode = _Tokens(folder)
-    for step in range(1, steps + 1):
+    tokenizer = tokenizer_of(folder, _LONGEST)
+
+    def backward() -> float:
         found = list(pairs(mixer, embedder, rng))
-        optimizer.zero_grad()
-        loss = sum(_backward(model, encode, part, len(found)) for part in _parts(found))
-        torch.nn.utils.clip_grad_norm_(learnt, _CLIP)
-        optimizer.step()
-        schedule.step()
-        tell(step, loss)
-    save_file(network.changes(before, model, rank), out / network.CROSSING)
+        return sum(_backward(model, tokenizer, part, len(found)) for part in _parts(found))
+
+    descend([weight for weight in model.parameters() if weight.requires_grad], backward, steps=steps, rate=rate, tell=tell)
+    save_file(network.changes(network.encoder(folder, out), model, rank), out / network.CROSSING)
 
 
 def pairs(mixer: Mixer, embedder: Embedder, rng: random.Random) -> Iterator[Labelled]:
@@ -79,7 +71,7 @@ def pairs(mixer: Mixer, embedder: Embedder, rng: random.Random) -> Iterator[Labe
         if number == NOBODY or mixer.groups[number].name == OPEN:
             continue
         wording, told = mixer.edit(number)
-        own = [n for n, owner in enumerate(batch.owners) if owner == number and batch.texts[n] != wording]
+        own = [n for n, owner in enumerate(batch.owners) if owner == number and batch.texts[n] not in {wording, told}]
         for n in rng.sample(own, min(_POSITIVES, len(own))):
             yield Labelled(asked[n], neutral(told), same=True)
         others = _others(mixer, batch, number)
@@ -105,35 +97,16 @@ def _parts(found: list[Labelled]) -> Iterator[list[Labelled]]:
         yield ordered[start : start + _AT_ONCE]
 
 
-def _backward(model: Any, encode: _Tokens, part: list[Labelled], n: int) -> float:
+def _backward(model: Any, tokenizer: Any, part: list[Labelled], n: int) -> float:
     """Add a part's gradients of the mean over ``n`` pairs; return its share of the loss."""
     import torch
 
+    encoded = tokenizer.encode_batch([(pair.asked, pair.told) for pair in part])
+    ids, mask, kinds = (torch.tensor([getattr(one, name) for one in encoded]) for name in ("ids", "attention_mask", "type_ids"))
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(**encode(part))
+        logits = model(input_ids=ids, attention_mask=mask, token_type_ids=kinds)
     wanted = torch.tensor([float(pair.same) for pair in part]) * (1 - 2 * _SMOOTHING) + _SMOOTHING
     entropy = torch.nn.functional.binary_cross_entropy_with_logits
     loss = entropy(logits.float(), wanted, pos_weight=torch.tensor(_WEIGHT), reduction="sum") / n
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.item())
-
-
-class _Tokens:
-    """Pairs → the network's inputs."""
-
-    def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(_LONGEST)
-        self._tokenizer.enable_padding()
-
-    def __call__(self, part: list[Labelled]) -> dict[str, Any]:
-        import torch
-
-        encoded = self._tokenizer.encode_batch([(pair.asked, pair.told) for pair in part])
-        return {
-            "input_ids": torch.tensor([one.ids for one in encoded]),
-            "attention_mask": torch.tensor([one.attention_mask for one in encoded]),
-            "token_type_ids": torch.tensor([one.type_ids for one in encoded]),
-        }

@@ -24,7 +24,7 @@ from ke_tools.config import user_folder
 from ke_tools.errors import ModelUnavailable
 from ke_tools.memory.scope.network import ADAPTER, CROSSING
 
-__all__ = ["DIMENSION", "MINILM", "MINILM_SHA256", "Graph", "locate"]
+__all__ = ["DIMENSION", "MINILM", "MINILM_SHA256", "Graph", "locate", "tokenizer_of"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,16 @@ def locate(path: Path | None = None) -> Path:
     if digest != MINILM_SHA256:
         raise ModelUnavailable(f"{weights} has the sha256 {digest}; expected is {MINILM_SHA256}.", _REMEDY)
     return folder
+
+
+def tokenizer_of(folder: Path, longest: int) -> Any:
+    """The tokenizer of the official files, which pads a batch and cuts what is longer than ``longest`` tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(longest)
+    tokenizer.enable_padding()
+    return tokenizer
 
 
 class Graph:
@@ -93,12 +103,9 @@ class Graph:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         import onnxruntime
-        from tokenizers import Tokenizer
 
         folder = locate(self._path)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.enable_truncation(_LONGEST)
-        tokenizer.enable_padding()
+        tokenizer = tokenizer_of(folder, _LONGEST)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a question is short: a second thread gains a fifth and takes a processor from the model
         options.inter_op_num_threads = 1
@@ -122,7 +129,10 @@ class Graph:
     def _network(self, folder: Path) -> Any:
         from ke_tools.memory.scope import network
 
-        return network.crossing(folder, self._scorer) if self._crossing and self._scorer else network.encoder(folder, self._scorer)
+        if self._crossing:
+            assert self._scorer is not None
+            return network.crossing(folder, self._scorer)
+        return network.encoder(folder, self._scorer)
 
     def _key(self) -> str:
         parts = [_FORMAT, MINILM_SHA256]

@@ -1,13 +1,12 @@
 r"""MiniLM as torch networks, for training and export: the encoder, tuned by a LoRA, and the cross-encoder that begins where that ended.
 
 The cross-encoder reads "[CLS] question [SEP] edit [SEP]" at once, so that every word of the one sees the other. Of the last hidden states
-$h_i$ it takes the means $u$ over the question's tokens and $v$ over the edit's, each of length 1, and judges
+$h_i$ it takes the means $u$ over the question's part (with [CLS] and the first [SEP]) and $v$ over the edit's, each of length 1, and judges
 
-$$s = W_2\,\mathrm{GELU}\bigl(W_1 [u \odot v,\ |u - v|] + b_1\bigr) + b_2,$$
+$$s = W_2\,\mathrm{GELU}\bigl(20\,W_1 [u \odot v,\ |u - v|] + b_1\bigr) + b_2,$$
 
-a logit. (A logit of $h_{\mathrm{[CLS]}}$, as is usual, learnt nothing in the same number of steps: benchmarks/LOG.md.) All weights of the
-encoder but the embeddings are trained; what is kept of a matrix's change is its best approximation by a low rank (Eckart and Young 1936):
-$W + \Delta W \approx W + U_r \Sigma_r V_r^\top$.
+a logit, which begins with what the embedding knew. All weights of the encoder but the embeddings are trained; what is kept of a matrix's
+change is its best approximation by a low rank (Eckart and Young 1936): $W + \Delta W \approx W + U_r \Sigma_r V_r^\top$.
 """
 
 from __future__ import annotations
@@ -16,11 +15,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools.errors import ModelUnavailable
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ADAPTER", "CROSSING", "changes", "crossing", "encoder", "trainable"]
+__all__ = ["ADAPTER", "CROSSING", "changes", "crossing", "encoder", "trainable", "untrained"]
 
 ADAPTER: Final = "adapter_model.safetensors"
 CROSSING: Final = "crossing.safetensors"
@@ -43,20 +44,34 @@ def trainable(folder: Path, rank: int) -> Any:
         return get_peft_model(_bert(folder), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_PROJECTIONS)).train()
 
 
+def untrained(folder: Path, scorer: Path) -> nn.Module:
+    """A cross-encoder that begins where a scorer's embedding ended."""
+    return _crossing(_tuned(folder, scorer))
+
+
 def crossing(folder: Path, scorer: Path) -> nn.Module:
-    """The cross-encoder of a scorer: as trained, or before any training, where nothing is kept of one."""
+    """The cross-encoder of a scorer.
+
+    Raises:
+        ModelUnavailable: what is kept of it is missing, damaged, or not all that it should be.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    network = _crossing(_tuned(folder, scorer))
-    if (scorer / CROSSING).exists():
+    network = untrained(folder, scorer)
+    state = network.state_dict()
+    try:
         kept = load_file(scorer / CROSSING)
-        state = network.state_dict()
-        for name, weight in state.items():
+        for name in filter(_is_kept, state):
+            weight = state[name]  # shares its memory with the network's
             if f"{name}.left" in kept:
                 weight.add_(kept[f"{name}.left"].float() @ kept[f"{name}.right"].float())
-            elif name in kept:
+            else:
                 weight.copy_(kept[name].float() + (weight if name.startswith("bert.") else 0))
-        network.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ModelUnavailable(
+            f"{scorer / CROSSING} cannot be read: {error}", "Install ke-tools again, or train a scorer: ke-tools scope train."
+        ) from error
     return network
 
 
@@ -67,10 +82,10 @@ def changes(before: nn.Module, after: nn.Module, rank: int) -> dict[str, torch.T
     old = before.state_dict()
     kept: dict[str, torch.Tensor] = {}
     for name, weight in after.state_dict().items():
+        if not _is_kept(name):
+            continue
         if not name.startswith("bert."):
             kept[name] = weight
-        elif ".embeddings." in name:
-            continue
         elif weight.dim() > 1:
             u, s, v = torch.linalg.svd(weight - old[name], full_matrices=False)
             root = s[:rank].sqrt()
@@ -78,6 +93,10 @@ def changes(before: nn.Module, after: nn.Module, rank: int) -> dict[str, torch.T
         else:
             kept[name] = weight - old[name]
     return {name: part.detach().to(torch.float16).contiguous() for name, part in kept.items()}
+
+
+def _is_kept(name: str) -> bool:
+    return ".embeddings." not in name
 
 
 def _tuned(folder: Path, scorer: Path | None) -> Any:

@@ -49,9 +49,11 @@ __all__ = [
 CARD: Final = "card.json"
 FEATURES: Final = 7
 CROSSED_FROM: Final = -4.0  # log odds from which the cross-encoder is asked; with less the question is about something else
-_LONGEST_TARGET: Final = 50  # characters of it that are read
-_CACHED: Final = 10_000  # texts, and pairs
+LONGEST_TARGET: Final = 50  # characters of it that are read
+_CACHED: Final = 4_000  # texts, of which each takes 13 KB with its likeness to 2,900 relations
+_JUDGED: Final = 20_000  # pairs
 _AT_ONCE: Final = 32
+_SURE: Final = 30.0  # log odds of a question in the edit's very words
 _STEEP: Final = 20.0  # of *open*: a lead of .1 over everything else makes it sure
 _REMEDY: Final = "Install ke-tools again, or train one: ke-tools scope train."
 
@@ -66,7 +68,7 @@ class Pair(NamedTuple):
     @property
     def told(self) -> str:
         """The edit with its target."""
-        return f"{self.edit} {self.target[:_LONGEST_TARGET]}".strip()
+        return f"{self.edit} {self.target[:LONGEST_TARGET]}".strip()
 
 
 class Scorer(Protocol):
@@ -86,6 +88,9 @@ class Scorer(Protocol):
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Return for each pair the probabilities that the same is asked, and that nothing single is (*open*); shape (n, 2)."""
+
+    def warm(self) -> None:
+        """Load what is needed, not with the first pair."""
 
     def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
         """Give wordings of the inventory that ask for something else than an edit, the ``most`` nearest of them, and how many there are."""
@@ -124,13 +129,20 @@ class TrainedScorer:
         asked, told, edits = (np.stack(self._read.of(texts)) for texts in zip(*((p.asked, p.told, p.edit) for p in pairs), strict=True))
         found = features(asked, told, edits, self._embedder.dimension)
         same = found @ self._weights[:-1] + self._weights[-1]
-        near = np.flatnonzero(same >= CROSSED_FROM).tolist()
+        own = np.array([pair.asked == pair.edit for pair in pairs])
+        near = np.flatnonzero((same >= CROSSED_FROM) & ~own).tolist()
         crossed = self._cross.logits([pairs[n] for n in near])
         same[near] = np.stack([same[near], crossed], axis=1) @ self._crossing[:-1] + self._crossing[-1]
+        same[own] = _SURE
         likeness = asked[:, self._embedder.dimension :]
         place = self._inventory.relations.index(OPEN)
         others = np.maximum(np.delete(likeness, place, axis=1).max(1), found[:, :2].max(1))
         return np.stack([_sigmoid(same), _sigmoid(_STEEP * (likeness[:, place] - others))], axis=1)
+
+    def warm(self) -> None:
+        """Load both models."""
+        self.score([Pair("X", "X")])
+        self._cross.logits([Pair("Who is X?", "X is")])
 
     def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
         """Find them by the tuned vectors."""
@@ -152,7 +164,7 @@ class CrossEncoder:
     def __init__(self, folder: Path, *, cache: Path | None = None) -> None:
         graph = Graph(scorer=folder, crossing=True, cache=cache)
         self._read = Remembered[tuple[str, str]](
-            _CACHED, _AT_ONCE, lambda pairs: graph.run(pairs)[0][:, None], lambda pair: sum(map(len, pair))
+            _JUDGED, _AT_ONCE, lambda pairs: graph.run(pairs)[0][:, None], lambda pair: sum(map(len, pair))
         )
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
@@ -176,6 +188,10 @@ class CosineScorer:
         asked = self._embedder.encode([pair.asked for pair in pairs])
         edits = self._embedder.encode([pair.edit for pair in pairs])
         return np.stack([(asked * edits).sum(1), np.zeros(len(pairs), np.float32)], axis=1)
+
+    def warm(self) -> None:
+        """Load the model."""
+        self.score([Pair("X", "X")])
 
     def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
         """Find them by the cosine."""

@@ -3,8 +3,8 @@
 MiniLM is tuned by contrast, the inventory's wordings are embedded by it, a cross-encoder goes on from there, and two logistic regressions
 learn what likenesses and the cross-encoder's judgement are worth.
 
-A tenth of each source's relations is kept back from the first three, for the regressions and the thresholds. What only probes may use never
-enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
+A tenth of each source's relations is kept back from the tuning and the cross-encoder, for the regressions and the thresholds. What only
+probes may use never enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
 """
 
 from __future__ import annotations
@@ -221,6 +221,8 @@ def _judged(kept: Sequence[Corpus], sources: Sequence[Corpus], rng: random.Rando
                 negatives = [rng.choice(rng.choice(kin or [group]).texts), rng.choice(group.contrasts or NO_QUESTIONS)]
                 rows = [(asked, True), *((text, False) for text in negatives if text not in group.texts)]
                 for text, same in rows:
+                    if text == edit:  # its own words need no judgement
+                        continue
                     yield _Judged(Pair(neutral(text), neutral(edit), target), same, corpus.name, _inventoried(corpus.name, group))
 
 

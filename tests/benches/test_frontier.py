@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
-from ke_tools.benches._frontier import frontier, picture
+from ke_tools.benches._frontier import NOT_JUDGED, frontier, picture
 
 WITHIN = {"paraphrase": np.linspace(0.5, 1.0, 100)}
 OUTSIDE = {"unrelated": np.array([0.1] * 9 + [0.75]), "nothing asked": np.zeros(0)}
@@ -43,6 +43,14 @@ def test_the_picture_is_a_drawing_with_a_named_line_for_each_pair() -> None:
 
     assert {"zsre & more", "paraphrase / unrelated", "alias <given> / unrelated"} <= set(texts)
     assert len(dashes) == len(set(dashes)) == 2
+
+
+def test_a_recall_that_no_threshold_reaches_is_left_out() -> None:
+    """An edit that was never looked at is missed at every threshold, and lets nothing in."""
+    row = frontier({"a": np.array([0.9] * 9 + [NOT_JUDGED])}, {"b": np.array([NOT_JUDGED, 0.95])})["a"]
+
+    assert max(row["recall"]) == 0.9
+    assert set(row["false_triggers"]["b"]) == {0.5}
 
 
 def test_nothing_measured_draws_an_empty_plot() -> None:

@@ -29,6 +29,7 @@ from ke_tools.models.reader import invented
 _RULE: Final = "the quiet-hours rule"  # a subject with which the most wordings read like an order
 WEIGHTS: Final = {"atlas": 0.1, "invented": 0.08, "slots": 0.4, "cases": 0.42}
 SHARE_LONG: Final = 0.18  # of the made up objects: clauses to be copied exactly
+SHARE_ODD: Final = 0.07  # of a slot's: words that mean nothing there
 SHARE_PHRASES: Final = 0.25
 _MOST_HOPS: Final = 3
 
@@ -274,7 +275,9 @@ class Source:
     def _of_slot(self, rng: random.Random, slot: atlas.Slot, name: str = "") -> Item:
         name = name or self._slot_name(rng, slot.subject)
         draw = rng.random()
-        target = self._clause(rng) if draw < SHARE_LONG else self._phrase(rng) if draw < 0.25 else rng.choice(slot.targets)  # noqa: PLR2004
+        target = (
+            self._clause(rng) if draw < SHARE_LONG else self._phrase(rng) if draw < SHARE_LONG + SHARE_ODD else rng.choice(slot.targets)
+        )
         asking = _Asking(slot.id, slot.subject, slot.masked, slot.statements, slot.questions)
         return _item(rng, asking, name, target)
 

@@ -28,6 +28,9 @@ class Marked:
         self.given = score
         self.asked = threading.Event()
 
+    def warm(self) -> None:
+        """Nothing to load."""
+
     def rivals(self, edits: Sequence[str], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
         """By words in common."""
         return Inventory.of(HashingEmbedder(), list(of_atlas())).nearest(HashingEmbedder().encode(edits), most, besides=besides)
@@ -86,7 +89,7 @@ def test_what_is_not_calibrated_yet_has_the_scorers_threshold() -> None:
     scorer = Marked()
     asked = calibrator(scorer)
 
-    assert asked.threshold(RULER) == scorer.within
+    assert asked.reached(RULER) is None
     assert scorer.asked.wait(30)
 
 

