@@ -38,7 +38,7 @@ SUBJECTS: Final = "subjects.json"
 _HELD_OUT: Final = 0.1  # of the groups of each source
 _PAIRS: Final = 16  # of a group, for the regressions
 _REPORT_EVERY: Final = 10
-_BUDGET: Final = {"in": 0.03, "grey": 0.08}  # of the negatives of relations kept back may pass
+_BUDGET: Final = {"in": 0.06, "grey": 0.12}  # of the negatives of relations kept back may pass
 
 Progress = Callable[[str, int, int], None]
 
