@@ -1,0 +1,1 @@
+"""Editors: one method a file, a frozen dataclass that is its own configuration."""

@@ -1,0 +1,89 @@
+r"""The linear algebra that turns keys and residuals into an update of low rank, in float64.
+
+Columns are facts: $K$ is [d_key, u], $R = Z - W K$ (or its share) is [d_out, u]. Each function returns $(A, B)$ with $\Delta = A B$,
+$A$ [d_out, u], $B$ [u, d_key].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ke_tools.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Factors", "constrained", "least_squares", "null_space", "projected"]
+
+_RIDGE = 1e-10  # of C's mean diagonal: keeps a rank-deficient C invertible
+
+
+class Factors(NamedTuple):
+    """A low-rank matrix, left @ right."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def least_squares(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, weight: float) -> Factors:  # noqa: N803  the paper's names
+    r"""MEMIT (Meng et al. 2023, eq. 14): $\Delta = R K^\top (\lambda C + K K^\top)^{-1}$, with $\lambda$ = ``weight``.
+
+    By the push-through identity $K^\top(\lambda C + KK^\top)^{-1} = (I + K^\top(\lambda C)^{-1}K)^{-1} K^\top (\lambda C)^{-1}$, so that
+    only $C$ and a u × u matrix are factored.
+    """
+    import torch
+
+    G = _solve_spd(weight * C, K)  # (λC)⁻¹K
+    small = torch.eye(K.shape[1], dtype=K.dtype) + K.T @ G  # I + Kᵀ(λC)⁻¹K
+    return Factors(R, torch.linalg.solve(small, G.T))
+
+
+def constrained(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor) -> Factors:  # noqa: N803
+    r"""EMMET (Gupta et al. 2024, eq. 7): $\Delta = R (K^\top C^{-1} K)^{-1} K^\top C^{-1}$, so that $(W + \Delta) K = Z$ exactly.
+
+    For a single fact this is ROME's update (Meng et al. 2022, eq. 2).
+
+    Raises:
+        InvalidInput: two facts have one key, so that not both can hold.
+    """
+    import torch
+
+    G = _solve_spd(C, K)  # C⁻¹K
+    small = K.T @ G  # KᵀC⁻¹K
+    if torch.linalg.matrix_rank(small, hermitian=True) < len(small):
+        raise InvalidInput("two of the facts have the same key, so that not both can hold exactly.", "Leave one out, or take MEMIT.")
+    return Factors(R, torch.linalg.solve(small, G.T))
+
+
+def projected(K: torch.Tensor, R: torch.Tensor, P: torch.Tensor, earlier: torch.Tensor, ridge: float) -> Factors:  # noqa: N803
+    r"""AlphaEdit (Fang et al. 2025, eq. 12): $\Delta = R K^\top P (K_p K_p^\top P + K K^\top P + \alpha I)^{-1}$.
+
+    ``earlier`` is $K_p K_p^\top$ of the facts edited before. $P$ is symmetric and idempotent, and so $\Delta = R K^\top P (P M P + \alpha I)^{-1}$
+    with $M = K_pK_p^\top + KK^\top$, whose inverse is that of a symmetric positive matrix.
+    """
+    import torch
+
+    M = P @ (earlier + K @ K.T) @ P
+    right = _solve_spd(M + ridge * torch.eye(len(P), dtype=P.dtype), P @ K).T
+    return Factors(R, right @ P)
+
+
+def null_space(C: torch.Tensor, threshold: float) -> torch.Tensor:  # noqa: N803
+    """The projection on the eigenvectors of C whose eigenvalue is below a share of its mean eigenvalue (AlphaEdit, eq. 10)."""
+    import torch
+
+    values, vectors = torch.linalg.eigh(C)
+    kept = vectors[:, values < threshold * values.mean()]
+    return kept @ kept.T
+
+
+def _solve_spd(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    """A⁻¹B for symmetric positive A, regularised a little."""
+    import torch
+
+    ridge = _RIDGE * A.diagonal().mean()
+    lower, failed = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
+    while failed:  # rank-deficient beyond rounding
+        ridge = ridge * 10
+        lower, failed = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
+    return torch.cholesky_solve(B, lower)
