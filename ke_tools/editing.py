@@ -22,17 +22,26 @@ class Editor(Protocol):
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Any:
         """Take what depends on the model alone."""
 
-    def plan(self, prepared: Any, facts: Sequence[Fact], *, tell: Progress | None = None) -> Update:
+    def plan(self, prepared: Any, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is, bit for bit."""
 
 
-def edit(model: CausalModel, facts: Sequence[Fact], method: Editor, *, cache: Path | None = None, tell: Progress | None = None) -> Update:
+def edit(
+    model: CausalModel,
+    facts: Sequence[Fact],
+    method: Editor,
+    *,
+    earlier: Sequence[Update] = (),
+    cache: Path | None = None,
+    tell: Progress | None = None,
+) -> Update:
     """Plan an update that makes a model believe facts; the model stays as it is.
 
     Args:
         model: to be edited.
         facts: what it shall believe; a fact's paraphrases are more ways in which it is to be reached.
         method: how.
+        earlier: updates that are applied already and shall hold on, for methods that heed them.
         cache: folder in which statistics of the model are kept.
         tell: hears (stage, done, total).
 
@@ -41,4 +50,4 @@ def edit(model: CausalModel, facts: Sequence[Fact], method: Editor, *, cache: Pa
     """
     if not facts:
         raise InvalidInput("there are no facts.", "Give at least one.")
-    return method.plan(method.prepare(model, cache=cache, tell=tell), facts, tell=tell)
+    return method.plan(method.prepare(model, cache=cache, tell=tell), facts, earlier=earlier, tell=tell)

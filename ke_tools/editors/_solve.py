@@ -13,9 +13,9 @@ from ke_tools.errors import InvalidInput
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Factors", "constrained", "least_squares", "null_space", "projected"]
+__all__ = ["Factors", "constrained", "least_squares", "null_space", "projected", "rank_one"]
 
-_RIDGE = 1e-10  # of C's mean diagonal: keeps a rank-deficient C invertible
+_LEAST = 1e-12  # of the mean diagonal
 
 
 class Factors(NamedTuple):
@@ -25,17 +25,23 @@ class Factors(NamedTuple):
     right: torch.Tensor
 
 
-def least_squares(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, weight: float) -> Factors:  # noqa: N803  the paper's names
-    r"""MEMIT (Meng et al. 2023, eq. 14): $\Delta = R K^\top (\lambda C + K K^\top)^{-1}$, with $\lambda$ = ``weight``.
+def least_squares(K: torch.Tensor, R: torch.Tensor, prior: torch.Tensor) -> Factors:  # noqa: N803  the paper's names
+    r"""MEMIT (Meng et al. 2023, eq. 14): $\Delta = R K^\top (M + K K^\top)^{-1}$, with $M = \lambda C$ = ``prior``.
 
-    By the push-through identity $K^\top(\lambda C + KK^\top)^{-1} = (I + K^\top(\lambda C)^{-1}K)^{-1} K^\top (\lambda C)^{-1}$, so that
-    only $C$ and a u × u matrix are factored.
+    By the push-through identity $K^\top(M + KK^\top)^{-1} = (I + K^\top M^{-1}K)^{-1} K^\top M^{-1}$, so that only $M$ and a u × u matrix are
+    factored.
     """
     import torch
 
-    G = _solve_spd(weight * C, K)  # (λC)⁻¹K
-    small = torch.eye(K.shape[1], dtype=K.dtype) + K.T @ G  # I + Kᵀ(λC)⁻¹K
+    G = _solve_spd(prior, K)  # M⁻¹K
+    small = torch.eye(K.shape[1], dtype=K.dtype) + K.T @ G  # I + KᵀM⁻¹K
     return Factors(R, torch.linalg.solve(small, G.T))
+
+
+def rank_one(direction: torch.Tensor, key: torch.Tensor, residual: torch.Tensor, C: torch.Tensor) -> Factors:  # noqa: N803
+    r"""ROME (Meng et al. 2022, eq. 2): $\Delta = r\,(C^{-1} d)^\top / (k^\top C^{-1} d)$, so that $\Delta k = r$; all vectors, $d = k$ as derived."""
+    u = _solve_spd(C, direction[:, None])[:, 0]  # C⁻¹d
+    return Factors(residual[:, None], (u / (key @ u))[None])
 
 
 def constrained(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor) -> Factors:  # noqa: N803
@@ -78,12 +84,12 @@ def null_space(C: torch.Tensor, threshold: float) -> torch.Tensor:  # noqa: N803
 
 
 def _solve_spd(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:  # noqa: N803
-    """A⁻¹B for symmetric positive A, regularised a little."""
+    """A⁻¹B for symmetric positive A; regularised where rounding makes it singular."""
     import torch
 
-    ridge = _RIDGE * A.diagonal().mean()
-    lower, failed = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
-    while failed:  # rank-deficient beyond rounding
-        ridge = ridge * 10
+    lower, failed = torch.linalg.cholesky_ex(A)
+    ridge = _LEAST * A.diagonal().mean()
+    while failed:
         lower, failed = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
+        ridge = ridge * 10
     return torch.cholesky_solve(B, lower)

@@ -63,6 +63,7 @@ class Update:
     outcomes: tuple[Reached, ...] = ()
     fingerprint: str = ""  # of the model's weights
     efficiency: Efficiency = Efficiency()
+    keys: Mapping[int, torch.Tensor] = field(default_factory=dict)  # layer → [facts, d_key]: what later updates shall leave alone
     _before: WeakKeyDictionary[Any, dict[int, torch.Tensor]] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     @property
@@ -138,14 +139,16 @@ class Update:
 
     def growth(self, model: CausalModel) -> dict[int, float]:
         """By layer, the change's Frobenius norm as a share of the weight's."""
-        return {layer: _norm(change) / float(model.weight(layer).double().norm()) for layer, change in self.changes.items()}
+        return {layer: _norm(change) / float(model.weight(layer).detach().double().norm()) for layer, change in self.changes.items()}
 
     def save(self, folder: Path) -> None:
         """Write it; :func:`load_update` reads it."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{layer}.{name}": part.float().contiguous() for layer, change in self.changes.items() for name, part in zip(change._fields, change, strict=True)}
+        tensors = {f"{layer}.{name}": getattr(change, name) for layer, change in self.changes.items() for name in Factors._fields}
+        tensors |= {f"{layer}.keys": keys for layer, keys in self.keys.items()}
+        tensors = {name: part.float().contiguous() for name, part in tensors.items()}
         save_file(tensors, folder / WEIGHTS)
         card = {
             "method": dict(self.method),
@@ -169,7 +172,7 @@ class Update:
             worst = max(worst, float(s[rank:].norm() / s.norm()))
             root = s[:rank].sqrt()
             changes[layer] = Factors(q @ u[:, :rank] * root, root[:, None] * v[:rank])
-        return Update(self.method, changes, self.outcomes, self.fingerprint, self.efficiency), worst
+        return Update(self.method, changes, self.outcomes, self.fingerprint, self.efficiency, self.keys), worst
 
 
 def load_update(folder: Path) -> Update:
@@ -187,7 +190,8 @@ def load_update(folder: Path) -> Update:
         layers = sorted({int(name.partition(".")[0]) for name in tensors})
         changes = {layer: Factors(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
         outcomes = tuple(Reached(**{**one, "outcome": Outcome[one["outcome"]]}) for one in card["outcomes"])
-        return Update(card["method"], changes, outcomes, card["fingerprint"], Efficiency(**card["efficiency"]))
+        keys = {layer: tensors[f"{layer}.keys"] for layer in layers if f"{layer}.keys" in tensors}
+        return Update(card["method"], changes, outcomes, card["fingerprint"], Efficiency(**card["efficiency"]), keys)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelUnavailable(f"the update in {folder} cannot be read: {error}", "Plan it again.") from error
 
