@@ -13,7 +13,7 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Seen", "look"]
+__all__ = ["Seen", "look", "streams"]
 
 _TOKENS: Final = 8192  # of a padded batch; no gradients are kept
 
@@ -46,6 +46,21 @@ def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int]) -> Se
             if k == 0:
                 stream[n] = out[place, placed.site].double().cpu()
     return Seen(keys, stream)
+
+
+def streams(model: CausalModel, placed: Sequence[Placed], layer: int) -> list[torch.Tensor]:
+    """The residual stream behind a block at every token up to the edited one, of each row [tokens, width], in float32."""
+    import torch
+
+    found: dict[int, torch.Tensor] = {}
+    rows = sorted(((n, 0, one) for n, one in enumerate(placed)), key=lambda row: len(row[2].ids))
+    for part in _parts(rows):
+        ids, mask = padded([one.ids[: one.site + 1] for _, _, one in part], _pad(model), model.device)
+        with torch.inference_mode():
+            out = run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)
+        for place, (n, _, one) in enumerate(part):
+            found[n] = out[place, : one.site + 1].float().cpu().clone()
+    return [found[n] for n in range(len(placed))]
 
 
 def _parts(rows: Sequence[tuple[int, int, Placed]]) -> list[list[tuple[int, int, Placed]]]:
