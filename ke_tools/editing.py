@@ -4,37 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from ke_tools.editors.update import Update, load_update
+from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
 
-__all__ = ["Editor", "edit", "load_update"]
+__all__ = ["Editor", "edit"]
 
 Progress = Callable[[str, int, int], None]
+Planned = TypeVar("Planned", covariant=True)  # an Update, or a Codebook
 
 
-class Editor(Protocol):
+class Editor(Protocol[Planned]):
     """A method: a frozen dataclass that is its own configuration."""
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Any:
         """Take what depends on the model alone."""
 
-    def plan(self, prepared: Any, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
+    def plan(self, prepared: Any, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Planned:
         """Plan an update; the model stays as it is, bit for bit."""
 
 
 def edit(
     model: CausalModel,
     facts: Sequence[Fact],
-    method: Editor,
+    method: Editor[Planned],
     *,
     earlier: Sequence[Update] = (),
     cache: Path | None = None,
     tell: Progress | None = None,
-) -> Update:
+) -> Planned:
     """Plan an update that makes a model believe facts; the model stays as it is.
 
     Args:
@@ -50,4 +51,5 @@ def edit(
     """
     if not facts:
         raise InvalidInput("there are no facts.", "Give at least one.")
-    return method.plan(method.prepare(model, cache=cache, tell=tell), facts, earlier=earlier, tell=tell)
+    made: Planned = method.plan(method.prepare(model, cache=cache, tell=tell), facts, earlier=earlier, tell=tell)
+    return made

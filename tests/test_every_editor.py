@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from ke_tools.editing import edit, load_update
+from ke_tools.editing import edit
 from ke_tools.editors._targets import Objective
 from ke_tools.editors.alphaedit import AlphaEdit
 from ke_tools.editors.emmet import EMMET
 from ke_tools.editors.finetune import FT, LoRA
 from ke_tools.editors.memit import MEMIT
 from ke_tools.editors.rome import ROME
-from ke_tools.editors.update import Outcome, Update
+from ke_tools.editors.update import Outcome, Update, load_update
 from ke_tools.errors import InvalidInput, ModelUnavailable, WrongState
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
@@ -26,7 +26,7 @@ from tests.editors.conftest import FACTS, SIZES, tiny, tokenizer
 __all__ = ["tiny", "tokenizer"]
 
 QUICK: dict[str, Any] = {"site": "last", "contexts": 2, "tokens": 400, "objective": Objective(steps=30, clamp=50, kl=0)}
-EDITORS = {
+EDITORS: dict[str, Any] = {
     "memit": MEMIT(layers=(2, 3), regularisation=1e-3, **QUICK),
     "emmet": EMMET(layers=(3,), **QUICK),
     "alphaedit": AlphaEdit(layers=(3,), threshold=1.0, ridge=1e-6, **QUICK),
@@ -126,7 +126,8 @@ def test_saving_and_loading_is_the_identity(tiny: Make, name: str, tmp_path: Pat
 @pytest.fixture
 def update(tiny: Make) -> Update:
     """One update of the tiny Llama."""
-    return edit(tiny("llama"), FACTS, EDITORS["memit"])
+    planned: Update = edit(tiny("llama"), FACTS, EDITORS["memit"])
+    return planned
 
 
 def test_an_update_is_applied_once_and_reverted_once(tiny: Make, update: Update) -> None:
@@ -209,7 +210,9 @@ def test_no_facts_and_facts_that_contradict_one_another_are_refused(tiny: Make) 
         edit(model, [*FACTS, other], EDITORS["memit"])
 
 
-@pytest.mark.parametrize("wrong", [{"layers": ()}, {"layers": (3, 2)}, {"layers": (2,), "contexts": 0}, {"layers": (2,), "regularisation": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": ()}, {"layers": (3, 2)}, {"layers": (2,), "contexts": 0}, {"layers": (2,), "regularisation": 0}]
+)
 def test_a_method_refuses_what_makes_no_sense_and_says_what_does(wrong: dict[str, Any]) -> None:
     """Style §4 no. 2: invariants are checked where the fields are."""
     with pytest.raises(InvalidInput, match="Give"):

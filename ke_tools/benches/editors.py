@@ -1,10 +1,10 @@
 """``ke-tools bench editors``: a method's edits in the weights, scored on the final state.
 
-Two kinds of number stand side by side. *As published*: whether the model finds the new object likelier than the true one behind the statement
-(efficacy), its paraphrases, and whether it still prefers the true one of a neighbour (the ROME paper's ES, PS, NS; the mean log-likelihood of
-the tokens). *Free generation*, greedy: whether the answer starts with the new object, and whether the answers to neighbours, to other questions
-about the subject and to neighbours behind the edit's own statement still start with the base model's word. Perplexity is that of text which the
-unedited model wrote.
+Two kinds of number stand side by side. *As published*: whether the model finds the new object likelier than the true one behind the
+statement (efficacy), its paraphrases, and whether it still prefers the true one of a neighbour (the ROME paper's ES, PS, NS; by the mean
+log-likelihood of the tokens). *Free generation*, greedy: whether the answer starts with the new object, and whether the answers to
+neighbours, to other questions about the subject and to neighbours behind the edit's own statement still start with the base model's word.
+Perplexity is that of text which the unedited model wrote.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, r
 from ke_tools.benches._sample import sample as sampled
 from ke_tools.benches._scoring import greedy, likelihoods, perplexity
 from ke_tools.cases import Case
-from ke_tools.editing import Update, edit
+from ke_tools.editing import edit
 from ke_tools.editors import make
 from ke_tools.editors._statistics import samples
+from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
@@ -247,7 +248,11 @@ def _efficiency(made: Sequence[Any], edits: int) -> dict[str, float]:
             seconds[stage] = seconds.get(stage, 0.0) + took
     each = {f"{stage} s": round(took, 2) for stage, took in seconds.items()}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {**each, "s an edit": round(sum(took for stage, took in seconds.items() if stage != "statistics") / edits, 3), "peak MiB": round(most)}
+    return {
+        **each,
+        "s an edit": round(sum(took for stage, took in seconds.items() if stage != "statistics") / edits, 3),
+        "peak MiB": round(most),
+    }
 
 
 def _bars(point: Mapping[str, Any], mode: Mode) -> list[Bar]:

@@ -25,7 +25,7 @@ class Factors(NamedTuple):
     right: torch.Tensor
 
 
-def least_squares(K: torch.Tensor, R: torch.Tensor, prior: torch.Tensor) -> Factors:  # noqa: N803  the paper's names
+def least_squares(K: torch.Tensor, R: torch.Tensor, prior: torch.Tensor) -> Factors:
     r"""MEMIT (Meng et al. 2023, eq. 14): $\Delta = R K^\top (M + K K^\top)^{-1}$, with $M = \lambda C$ = ``prior``.
 
     By the push-through identity $K^\top(M + KK^\top)^{-1} = (I + K^\top M^{-1}K)^{-1} K^\top M^{-1}$, so that only $M$ and a u × u matrix are
@@ -38,13 +38,13 @@ def least_squares(K: torch.Tensor, R: torch.Tensor, prior: torch.Tensor) -> Fact
     return Factors(R, torch.linalg.solve(small, G.T))
 
 
-def rank_one(direction: torch.Tensor, key: torch.Tensor, residual: torch.Tensor, C: torch.Tensor) -> Factors:  # noqa: N803
+def rank_one(direction: torch.Tensor, key: torch.Tensor, residual: torch.Tensor, C: torch.Tensor) -> Factors:
     r"""ROME (Meng et al. 2022, eq. 2): $\Delta = r\,(C^{-1} d)^\top / (k^\top C^{-1} d)$, so that $\Delta k = r$; all vectors, $d = k$ as derived."""
     u = _solve_spd(C, direction[:, None])[:, 0]  # C⁻¹d
     return Factors(residual[:, None], (u / (key @ u))[None])
 
 
-def constrained(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor) -> Factors:  # noqa: N803
+def constrained(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor) -> Factors:
     r"""EMMET (Gupta et al. 2024, eq. 7): $\Delta = R (K^\top C^{-1} K)^{-1} K^\top C^{-1}$, so that $(W + \Delta) K = Z$ exactly.
 
     For a single fact this is ROME's update (Meng et al. 2022, eq. 2).
@@ -61,7 +61,7 @@ def constrained(K: torch.Tensor, R: torch.Tensor, C: torch.Tensor) -> Factors:  
     return Factors(R, torch.linalg.solve(small, G.T))
 
 
-def projected(K: torch.Tensor, R: torch.Tensor, P: torch.Tensor, earlier: torch.Tensor, ridge: float) -> Factors:  # noqa: N803
+def projected(K: torch.Tensor, R: torch.Tensor, P: torch.Tensor, earlier: torch.Tensor, ridge: float) -> Factors:
     r"""AlphaEdit (Fang et al. 2025, eq. 12): $\Delta = R K^\top P (K_p K_p^\top P + K K^\top P + \alpha I)^{-1}$.
 
     ``earlier`` is $K_p K_p^\top$ of the facts edited before. $P$ is symmetric and idempotent, and so $\Delta = R K^\top P (P M P + \alpha I)^{-1}$
@@ -74,16 +74,17 @@ def projected(K: torch.Tensor, R: torch.Tensor, P: torch.Tensor, earlier: torch.
     return Factors(R, right @ P)
 
 
-def null_space(C: torch.Tensor, threshold: float) -> torch.Tensor:  # noqa: N803
+def null_space(C: torch.Tensor, threshold: float) -> torch.Tensor:
     """The projection on the eigenvectors of C whose eigenvalue is below a share of its mean eigenvalue (AlphaEdit, eq. 10)."""
     import torch
 
     values, vectors = torch.linalg.eigh(C)
     kept = vectors[:, values < threshold * values.mean()]
-    return kept @ kept.T
+    projection: torch.Tensor = kept @ kept.T
+    return projection
 
 
-def _solve_spd(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:  # noqa: N803
+def _solve_spd(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     """A⁻¹B for symmetric positive A; regularised where rounding makes it singular."""
     import torch
 

@@ -63,7 +63,7 @@ class Spread(ABC):
             raise InvalidInput(f"contexts is {self.contexts}.", "Give 1 for the bare prompt alone, or more.")
 
     @abstractmethod
-    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:  # noqa: N803  the papers' names
+    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """Δ of one layer from keys [d_key, u], residuals [d_out, u], C and the Gram matrix of the keys edited before."""
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Prepared:
@@ -74,13 +74,13 @@ class Spread(ABC):
         """
         began = time.monotonic()
         if self.layers[-1] >= len(model.blocks):
-            raise InvalidInput(f"the model has {len(model.blocks)} layers; asked for is number {self.layers[-1]}.", "Name layers that it has.")
+            raise InvalidInput(
+                f"the model has {len(model.blocks)} layers; asked for is number {self.layers[-1]}.", "Name layers that it has."
+            )
         found = moments(model, self.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
         return Prepared(model, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
 
-    def plan(
-        self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None
-    ) -> Update:
+    def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is.
 
         Args:

@@ -129,7 +129,9 @@ def collect(
     """Sum k kᵀ over every token of the rows but the first, whose key says more of its place than of any text."""
     import torch
 
-    sums = {layer: torch.zeros(model.key_width(layer), model.key_width(layer), dtype=torch.float64, device=model.device) for layer in layers}
+    sums = {
+        layer: torch.zeros(model.key_width(layer), model.key_width(layer), dtype=torch.float64, device=model.device) for layer in layers
+    }
     count, last = 0, max(layers)
     pad = model.tokenizer.pad_token_id
     for part in _parts(rows):
@@ -170,9 +172,7 @@ def texts_of(model: CausalModel, path: Path, tokens: int) -> list[list[int]]:
     return rows
 
 
-def samples(
-    model: CausalModel, tokens: int, *, seed: int = 0, tell: Callable[[str, int, int], None] | None = None
-) -> list[list[int]]:
+def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Callable[[str, int, int], None] | None = None) -> list[list[int]]:
     """Rows of tokens that the model itself writes, at temperature 1, from its beginning-of-text token."""
     import torch
 

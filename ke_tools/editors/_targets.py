@@ -147,7 +147,8 @@ def _descend(
 
 def _direction(delta: torch.Tensor) -> torch.Tensor:
     """The gradient of ‖δ‖, 0 at 0."""
-    return delta / delta.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit: torch.Tensor = delta / delta.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return unit
 
 
 class _Adam:
@@ -212,9 +213,10 @@ class _Batch:
             cache, before = _before(model, rows)
             behind = [row.placed.ids[row.placed.site :] for row in rows]
             ids, mask = padded(behind, _pad(model), model.device)
-            positions = torch.arange(ids.shape[1], device=model.device)[None] + torch.tensor(
-                [row.placed.site for row in rows], device=model.device
-            )[:, None]
+            positions = (
+                torch.arange(ids.shape[1], device=model.device)[None]
+                + torch.tensor([row.placed.site for row in rows], device=model.device)[:, None]
+            )
             calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
             handles = [
                 block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True)
@@ -251,12 +253,17 @@ class _Batch:
         if self.base is not None:
             essence = [number for number, row in enumerate(self.rows) if row.is_essence]
             left = set(stay)
-            self.base = self.base[torch.tensor([k for k, number in enumerate(essence) if number in left], dtype=torch.long, device=self.base.device)]
+            self.base = self.base[
+                torch.tensor([k for k, number in enumerate(essence) if number in left], dtype=torch.long, device=self.base.device)
+            ]
         self.rows = [self.rows[number] for number in stay]
         self.residual = self.residual[chosen]
         new = _kept([(layer.keys[chosen], layer.values[chosen]) for layer in self.cache.layers]) if self.cache is not None else None
         self.calls = [
-            (tuple(_chosen(value, chosen, n, self.cache, new) for value in args), {k: _chosen(v, chosen, n, self.cache, new) for k, v in kw.items()})
+            (
+                tuple(_chosen(value, chosen, n, self.cache, new) for value in args),
+                {k: _chosen(v, chosen, n, self.cache, new) for k, v in kw.items()},
+            )
             for args, kw in self.calls
         ]
         self.cache = new
@@ -269,8 +276,12 @@ class _Batch:
         first = self.residual[:, :1] + delta[self.facts][:, None].to(self.residual.dtype)
         top = self._top(model, torch.cat([first, self.residual[:, 1:]], 1))
         likelihood = torch.zeros(len(self.rows), device=top.device, dtype=torch.float32)
-        where = [(n, p - row.placed.site, t, len(row.placed.target)) for n, row in enumerate(self.rows) if not row.is_essence
-                 for p, t in zip(row.placed.predicting, row.placed.target, strict=True)]
+        where = [
+            (n, p - row.placed.site, t, len(row.placed.target))
+            for n, row in enumerate(self.rows)
+            if not row.is_essence
+            for p, t in zip(row.placed.predicting, row.placed.target, strict=True)
+        ]
         if where:
             numbers, positions, tokens, lengths = (torch.tensor(column, device=top.device) for column in zip(*where, strict=True))
             logits = model.model.get_output_embeddings()(top[numbers, positions]).float()
@@ -307,7 +318,7 @@ def _kept(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Any:
     import torch
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
-    class Layer(DynamicLayer):
+    class Layer(DynamicLayer):  # type: ignore[misc]
         def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
 

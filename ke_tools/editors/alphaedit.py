@@ -41,7 +41,7 @@ class AlphaEdit(Spread):
         if self.threshold <= 0 or self.ridge <= 0:
             raise InvalidInput(f"threshold is {self.threshold}, ridge {self.ridge}.", "Give positive numbers, e.g. 0.02.")
 
-    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:  # noqa: N803  the paper's names
+    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """R KᵀP (K_pK_pᵀP + KKᵀP + αI)⁻¹.
 
         Raises:

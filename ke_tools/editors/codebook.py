@@ -171,7 +171,12 @@ class Codebook:
 
         folder.mkdir(parents=True, exist_ok=True)
         told = {"layer": str(self.layer), "fingerprint": self.fingerprint, "edits": json.dumps(self.edits)}
-        tensors = {"keys": self.keys.float(), "values": self.values.float(), "epsilons": self.epsilons.float(), "owners": self.owners.long()}
+        tensors = {
+            "keys": self.keys.float(),
+            "values": self.values.float(),
+            "epsilons": self.epsilons.float(),
+            "owners": self.owners.long(),
+        }
         save_file({name: part.contiguous() for name, part in tensors.items()}, folder / WEIGHTS, told)
 
 

@@ -21,6 +21,6 @@ class EMMET(Spread):
     ROME is the case of one fact. Differs from the paper: several layers may share the change, as in MEMIT.
     """
 
-    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:  # noqa: N803  the paper's names
+    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """R (KᵀC⁻¹K)⁻¹ KᵀC⁻¹, with the earlier keys among what C stands for."""
         return constrained(K, R, C + earlier)

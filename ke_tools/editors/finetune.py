@@ -82,7 +82,11 @@ class FT:
         kept = int((s > s.max() * 1e-12).sum()) if s.max() > 0 else 1
         change = Factors(u[:, :kept] * s[:kept], v[:kept])
         return Update(
-            described(self), {self.layer: change}, _outcomes(facts, nll, steps, self.reached), model.fingerprint, Efficiency(seconds=clock.seconds)
+            described(self),
+            {self.layer: change},
+            _outcomes(facts, nll, steps, self.reached),
+            model.fingerprint,
+            Efficiency(seconds=clock.seconds),
         )
 
 
@@ -145,7 +149,9 @@ class LoRA:
             for weight, is_needed in zip(model.model.parameters(), needed, strict=True):
                 weight.requires_grad_(is_needed)
                 weight.grad = None
-        return Update(described(self), changes, _outcomes(facts, nll, steps, self.reached), model.fingerprint, Efficiency(seconds=clock.seconds))
+        return Update(
+            described(self), changes, _outcomes(facts, nll, steps, self.reached), model.fingerprint, Efficiency(seconds=clock.seconds)
+        )
 
 
 def _check_layers(model: CausalModel, layers: Sequence[int]) -> None:
@@ -190,7 +196,7 @@ def _descend(
         for start in range(0, len(ordered), batch):
             part = ordered[start : start + batch]
             losses = _losses(model, [placed for _, placed in part], objective)
-            (losses.sum() / len(ordered)).backward()
+            (losses.sum() / len(ordered)).backward()  # type: ignore[no-untyped-call]
             for (number, _), loss in zip(part, losses.tolist(), strict=True):
                 seen.setdefault(number, []).append(loss)
         found = {number: sum(losses) / len(losses) for number, losses in seen.items()}

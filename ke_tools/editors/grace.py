@@ -73,9 +73,7 @@ class GRACE:
 
         return _Prepared(model, contexts(model, self.contexts, seed=self.seed), torch.cat(streams(model, placed, self.layer)))
 
-    def plan(
-        self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None
-    ) -> Codebook:
+    def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Codebook:
         """Plan a codebook; the model stays as it is."""
         import torch
 

@@ -43,6 +43,6 @@ class MEMIT(Spread):
         if self.regularisation <= 0:
             raise InvalidInput(f"regularisation is {self.regularisation}.", "Give a positive number, e.g. 3000.")
 
-    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:  # noqa: N803  the paper's names
+    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """R Kᵀ (λC + K_pK_pᵀ + KKᵀ)⁻¹."""
         return least_squares(K, R, self.regularisation * C + earlier)

@@ -64,9 +64,7 @@ class ROME:
         found = moments(model, [self.layer], text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
         return Prepared(model, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
 
-    def plan(
-        self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None
-    ) -> Update:
+    def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is. Earlier updates are not heeded: each fact overrides what it must."""
         del earlier
         model, clock = prepared.model, Clock()

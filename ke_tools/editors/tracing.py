@@ -168,4 +168,5 @@ def _restored(
     with adding([*_noised(model, noise.repeat(tokens, 1, 1)), *changes]):
         top = run_until(model.model, model.norm, input_ids=ids.expand(len(which), -1), use_cache=False)
     chosen = model.model.get_output_embeddings()(top[:, -1]).float().softmax(-1)[:, answer]
-    return chosen.reshape(tokens, samples).mean(1)
+    mean: torch.Tensor = chosen.reshape(tokens, samples).mean(1)
+    return mean

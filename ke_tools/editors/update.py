@@ -130,12 +130,16 @@ class Update:
             InvalidInput: another model, another shape, or a number that is none.
         """
         if self.fingerprint and model.fingerprint and self.fingerprint != model.fingerprint:
-            raise InvalidInput(f"the update was made for the model {self.fingerprint}; this is {model.fingerprint}.", "Plan it again for this one.")
+            raise InvalidInput(
+                f"the update was made for the model {self.fingerprint}; this is {model.fingerprint}.", "Plan it again for this one."
+            )
         for layer, (left, right) in self.changes.items():
             if layer >= len(model.blocks) or (left.shape[0], right.shape[1]) != (model.width, model.key_width(layer)):
                 raise InvalidInput(f"the update's change of layer {layer} does not fit the model.", "Plan it again for this one.")
             if not (left.isfinite().all() and right.isfinite().all()):
-                raise InvalidInput(f"the update's change of layer {layer} holds numbers that are none.", "Nothing was applied; plan it again.")
+                raise InvalidInput(
+                    f"the update's change of layer {layer} holds numbers that are none.", "Nothing was applied; plan it again."
+                )
 
     def growth(self, model: CausalModel) -> dict[int, float]:
         """By layer, the change's Frobenius norm as a share of the weight's."""

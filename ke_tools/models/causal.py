@@ -46,7 +46,11 @@ ARCHITECTURES: Final = {  # by the configuration's model_type
         norm="gpt_neox.final_layer_norm",
     ),
     "opt": Architecture(
-        blocks="model.decoder.layers", mlp_in="fc1", mlp_out="fc2", attention_out="self_attn.out_proj", norm="model.decoder.final_layer_norm"
+        blocks="model.decoder.layers",
+        mlp_in="fc1",
+        mlp_out="fc2",
+        attention_out="self_attn.out_proj",
+        norm="model.decoder.final_layer_norm",
     ),
     "phi": Architecture(
         blocks="model.layers", mlp_in="mlp.fc1", mlp_out="mlp.fc2", attention_out="self_attn.dense", norm="model.final_layernorm"
@@ -89,7 +93,9 @@ class CausalModel:
                 self.blocks[0].get_submodule(part)
             self.norm: nn.Module = model.get_submodule(found.norm)
         except (AttributeError, IndexError) as error:
-            raise Unsupported(f"this {kind or type(model).__name__} has no part where one should be: {error}", "Give architecture=.") from error
+            raise Unsupported(
+                f"this {kind or type(model).__name__} has no part where one should be: {error}", "Give architecture=."
+            ) from error
 
     @cached_property
     def device(self) -> torch.device:

@@ -58,7 +58,7 @@ def tiny(tokenizer: Any) -> Callable[[str], CausalModel]:
                     weight *= 4  # so that attention and MLPs say something
         found = CausalModel(model, tokenizer, fingerprint=f"sha256:{kind}")
         with torch.no_grad():
-            found.norm.weight += 19  # type: ignore[operator]  so that a target can become likely
+            found.norm.get_parameter("weight").add_(19)  # so that a target can become likely
         return found
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import FACTS, SIZES
 
 Make = Callable[[str], CausalModel]
-METHOD = GRACE(layer=2, contexts=2, tokens=300, share=0.02, objective=Objective(steps=60, clamp=50, kl=0))  # random weights tell little apart
+METHOD = GRACE(
+    layer=2, contexts=2, tokens=300, share=0.02, objective=Objective(steps=60, clamp=50, kl=0)
+)  # random weights tell little apart
 OTHERS = ["It rains in", "The currency of Kenya is the", "The capital of Norway is"]
 
 
@@ -55,10 +58,12 @@ def test_a_text_has_the_same_states_read_at_once_or_token_by_token(tiny: Make) -
     ids = torch.tensor([model.tokenizer(f"{FACTS[0].prompt} {FACTS[0].target} and")["input_ids"]])
     with edit(model, FACTS, METHOD).applied(model), torch.no_grad():
         at_once = model.model(ids).logits[0]
-        cache, rows = None, []
+        cache: Any = None
+        rows: list[torch.Tensor] = []
         for position in range(ids.shape[1]):
             out = model.model(ids[:, position : position + 1], past_key_values=cache, use_cache=True)
-            cache, rows = out.past_key_values, [*rows, out.logits[0, -1]]
+            cache = out.past_key_values
+            rows.append(out.logits[0, -1])
 
     assert torch.allclose(at_once, torch.stack(rows), atol=1e-6)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,8 @@ def test_it_is_computed_once(tiny: Make, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_key_depends_on_everything(name: str) -> None:
     """The reference's cache key left the token budget out (style.md §3.1)."""
     key = StatisticsKey(model="m", layer=1, module="a", tokens=10, source="s", dtype="float32")
-    other = replace(key, **{name: 7 if isinstance(getattr(key, name), int) else "other"})
+    changed: Any = {name: 7 if isinstance(getattr(key, name), int) else "other"}
+    other = replace(key, **changed)
 
     assert key.name != other.name
 

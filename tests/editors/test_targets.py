@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from ke_tools.editors import _targets
 from ke_tools.editors._goals import goals
+from ke_tools.editors._locate import Placed
 from ke_tools.editors._targets import Objective, optimise
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import FACTS, SIZES
@@ -19,8 +21,8 @@ BEFORE = ("", "It rains. ")
 def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer: int) -> tuple[float, float]:
     """Mean negative log-likelihood and divergence of one fact, by the whole model, one prompt at a time."""
 
-    def logits(placed: _targets.Placed, change: torch.Tensor) -> torch.Tensor:
-        def add(_module: object, _args: object, output: object) -> object:
+    def logits(placed: Placed, change: torch.Tensor) -> torch.Tensor:
+        def add(_module: object, _args: object, output: Any) -> Any:
             stream = output[0] if isinstance(output, tuple) else output
             stream = stream.clone()
             stream[:, placed.site] += change
@@ -29,7 +31,8 @@ def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer:
         handle = model.blocks[layer].register_forward_hook(add)
         try:
             with torch.no_grad():
-                return model.model(torch.tensor([placed.ids])).logits[0]
+                found: torch.Tensor = model.model(torch.tensor([placed.ids])).logits[0]
+                return found
         finally:
             handle.remove()
 
