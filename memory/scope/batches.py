@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -187,6 +188,7 @@ _TALK: Final = 8  # texts that ask for nothing
 _BESIDE: Final = 6  # relations beside which something else is put
 _ALIKE: Final = 0.72  # cosine from which relations of two sources may be one
 _NEAREST: Final = 25
+_DAMPING: Final = 0.7  # a source or type n times as large is drawn n ** this times as often: a small one counts too
 NOBODY: Final = -1  # owner of what asks for no relation
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -228,6 +230,8 @@ class Mixer:
         self._by_type: defaultdict[str, list[int]] = defaultdict(list)
         for number, (group, source) in enumerate(zip(self.groups, sources, strict=False)):
             self._by_type[group.kind or source.name].append(number)
+        shares = [len(source.groups) ** (_DAMPING - 1) for source in sources]
+        self._reach = list(accumulate([*shares, 0.0]))  # the sum of the shares up to each group; open questions have none
 
     def begin(self, seed: int) -> None:
         """Draw from here on as a mixer of this seed does."""
@@ -265,12 +269,12 @@ class Mixer:
         """Relations of one type of subject, then others, every second of them like one that is there."""
         rng = self._rng
         kinds = list(self._by_type)
-        kind = rng.choices(kinds, [len(self._by_type[kind]) ** 0.7 for kind in kinds])[0]
+        kind = rng.choices(kinds, [len(self._by_type[kind]) ** _DAMPING for kind in kinds])[0]
         chosen = rng.sample(self._by_type[kind], min(_OF_ONE_TYPE, len(self._by_type[kind])))
         if rng.random() < 0.5:  # noqa: PLR2004
             chosen.append(len(self.groups) - 1)
         while len(chosen) < min(_RELATIONS, len(self.groups)):
-            number = rng.randrange(len(self.groups))
+            number = rng.choices(range(len(self.groups)), cum_weights=self._reach)[0]
             if rng.random() < 0.5:  # noqa: PLR2004
                 like = rng.choice(chosen)
                 number = int(rng.choice(np.argsort(-self._likeness[like] * ~self.unsure[like])[:_NEAREST].tolist()))

@@ -29,7 +29,7 @@ def embed(texts: Sequence[str]) -> Any:
     return HashingEmbedder(64).encode(texts)
 
 
-def drawn(corpus: Corpus, times: int = 40) -> list[crossing.Labelled]:
+def drawn(corpus: Corpus, times: int = 100) -> list[crossing.Labelled]:
     """Pairs of many batches."""
     mixer, rng = Mixer([corpus], embed, seed=0), random.Random(0)
     return [pair for _ in range(times) for pair in crossing.pairs(mixer, HashingEmbedder(64), rng)]
