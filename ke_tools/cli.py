@@ -657,6 +657,42 @@ def bench_scope(
     return _bars(call, found)
 
 
+@verb(bench_app, "editors")
+def bench_editors(
+    call: Call,
+    *,
+    method: Annotated[str, typer.Option(help="memit, rome, emmet, alphaedit, ft-m, ft-l, lora or grace.")] = "memit",
+    fields: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method (repeatable).")] = None,
+    edits: Annotated[str, typer.Option(metavar="N,…", help="How many edits, each from the unedited model on.")] = "1,10,100",
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records; else atlas facts.")] = None,
+    kind: Annotated[Format, typer.Option("--format", help="Its format.")] = "auto",
+    mode: Annotated[Literal["batch", "sequential"], typer.Option(help="All at once, or one batch after another.")] = "batch",
+    batch: Annotated[int, typer.Option(min=1, help="Edits of a batch in sequential mode.")] = 20,
+    seed: Seed = 0,
+) -> int:
+    """Write edits into the weights, measure the final state, and take them back."""
+    from ke_tools.benches import editors
+
+    how = dict(text.split("=", 1) if "=" in text else (text, "") for text in fields or [])
+    numbers = [int(part) for part in edits.split(",") if part.strip().isdecimal()]
+    if not numbers or min(numbers) < 1:
+        raise InvalidInput(f"--edits is {edits!r}.", "Give numbers, e.g. 1,10,100.")
+    with printing.progress() as progress:
+        found = editors.run(
+            call.settings(),
+            method=method,
+            how=how,
+            numbers=numbers,
+            data=data,
+            kind=kind,
+            mode=mode,
+            batch=batch,
+            seed=seed,
+            progress=progress,
+        )
+    return _bars(call, found)
+
+
 @verb(bench_app, "forms")
 def bench_forms(
     call: Call,

@@ -18,6 +18,8 @@ LEVELS = (
     {"cases", "config"},
     {"atlas"},
     {"memory", "models"},
+    {"editors"},
+    {"editing"},
     {"verify"},
     {"servers"},
     {"testing"},

@@ -1,0 +1,70 @@
+"""Editors: one method a file, a frozen dataclass that is its own configuration."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, replace
+from importlib import import_module
+from typing import Any, Final, get_args, get_type_hints
+
+from ke_tools.errors import InvalidInput
+
+__all__ = ["METHODS", "make"]
+
+METHODS: Final = {
+    "memit": "memit:MEMIT",
+    "rome": "rome:ROME",
+    "emmet": "emmet:EMMET",
+    "alphaedit": "alphaedit:AlphaEdit",
+    "ft-m": "finetune:FT",
+    "ft-l": "finetune:FT",
+    "lora": "finetune:LoRA",
+    "grace": "grace:GRACE",
+}
+_PRESET: Final = {"ft-l": {"objective": "last"}}
+
+
+def make(name: str, **settings: str) -> Any:
+    """Make a method by name, its fields from text; a field of its objective goes by its own name.
+
+    Raises:
+        InvalidInput: no such method or field, or a value that the field cannot have.
+    """
+    if name not in METHODS:
+        raise InvalidInput(f"there is no method {name!r}.", f"Known are {', '.join(METHODS)}.")
+    module, _, kind = METHODS[name].partition(":")
+    method = getattr(import_module(f"{__name__}.{module}"), kind)
+    known = {field.name: field for field in fields(method)}
+    hints = get_type_hints(method)
+    values: dict[str, Any] = dict(_PRESET.get(name, {}))
+    inner: dict[str, Any] = {}
+    objective = known["objective"].default_factory() if "objective" in known and known["objective"].default_factory is not MISSING else None
+    own = get_type_hints(type(objective)) if objective is not None else {}
+    for key, text in settings.items():
+        if key in known and key != "objective":
+            values[key] = _value(hints[key], text, key)
+        elif key in own:
+            inner[key] = _value(own[key], text, key)
+        else:
+            raise InvalidInput(f"{name} has no field {key!r}.", f"It has {', '.join([*known, *own])}.")
+    if inner:
+        values["objective"] = replace(objective, **inner)  # type: ignore[type-var]
+    missing = [n for n, field in known.items() if n not in values and field.default is MISSING and field.default_factory is MISSING]
+    if missing:
+        raise InvalidInput(f"{name} needs {', '.join(missing)}.", f"Give it, e.g. {missing[0]}=…")
+    return method(**values)
+
+
+def _value(kind: Any, text: str, name: str) -> Any:
+    try:
+        if kind == tuple[int, ...]:
+            first, dash, last = text.partition("-")
+            return tuple(range(int(first), int(last) + 1)) if dash else tuple(int(part) for part in text.split(","))
+        if kind in (int, float, str):
+            return kind(text)
+        choices = get_args(kind)
+        if text in choices:
+            return text
+        plain = next(choice for choice in choices if choice is not type(None))
+        return plain(text)
+    except (ValueError, TypeError, StopIteration) as error:
+        raise InvalidInput(f"{name} cannot be {text!r}.", f"It is {getattr(kind, '__name__', kind)}.") from error

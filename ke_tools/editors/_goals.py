@@ -1,0 +1,82 @@
+"""Of facts, the prompts that an editor works with: in front of the fact's own, text of the model's; beside it, its paraphrases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from ke_tools.editors._locate import Placed, Site, padded, place
+from ke_tools.editors._targets import Goal
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import Fact, squash
+from ke_tools.models.causal import CausalModel
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["contexts", "goals", "refuse_contradictions"]
+
+_BEGINNINGS: Final = ("The", "Therefore", "Because", "I", "You", "In", "When", "It")  # the first five are the reference's
+_ESSENCE: Final = "{} is a"  # the reference's
+
+
+def contexts(model: CausalModel, count: int, *, length: int = 10, seed: int = 0) -> tuple[str, ...]:
+    """Text of the model's own to stand before a prompt: "" first, then ``count - 1`` sampled beginnings of ``length`` tokens."""
+    import torch
+
+    tokenizer = model.tokenizer
+    starts = [_BEGINNINGS[n % len(_BEGINNINGS)] for n in range(count - 1)]
+    if not starts:
+        return ("",)
+    rows = [tokenizer(start)["input_ids"] for start in starts]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    ids, mask = padded(rows, pad, model.device, left=True)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    with torch.inference_mode():
+        for _ in range(length):
+            positions = (mask.cumsum(1) - 1).clamp_min(0)
+            logits = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, -1].float()
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            ids, mask = torch.cat([ids, drawn], 1), torch.cat([mask, torch.ones_like(drawn)], 1)
+    texts = [tokenizer.decode(row[keep.bool()], skip_special_tokens=True) for row, keep in zip(ids, mask, strict=True)]
+    return ("", *(" ".join(text.split()).rstrip(". ") + ". " for text in texts))
+
+
+def goals(model: CausalModel, facts: Sequence[Fact], before: Sequence[str], *, site: Site = "subject") -> list[Goal]:
+    """What each fact wants: its prompt behind each of the texts ``before``, and each of its paraphrases as it is.
+
+    Raises:
+        InvalidInput: a prompt cannot be tokenised so that its subject stands out, or two facts contradict one another.
+    """
+    refuse_contradictions(facts)
+    return [_goal(model, fact, before, site) for fact in facts]
+
+
+def _goal(model: CausalModel, fact: Fact, before: Sequence[str], site: Site) -> Goal:
+    names = (fact.subject, *fact.aliases)
+    worded = [*(text + fact.prompt for text in before), *fact.paraphrases]
+    prompts: list[Placed] = [place(model.tokenizer, text, names, fact.target, site=site) for text in worded]
+    return Goal(tuple(prompts), place(model.tokenizer, _ESSENCE.format(fact.subject), names, site=site))
+
+
+def refuse_contradictions(facts: Sequence[Fact]) -> None:
+    """Refuse two targets for one prompt.
+
+    Raises:
+        InvalidInput: it names both.
+    """
+    known: dict[str, Fact] = {}
+    for fact in facts:
+        other = known.setdefault(squash(fact.prompt), fact)
+        if squash(other.target) != squash(fact.target):
+            raise InvalidInput(
+                f"two facts say of {fact.prompt!r} both {other.target!r} and {fact.target!r}.", "Give each prompt one target in a batch."
+            )
+
+
+def token_rows(goals_: Sequence[Goal]) -> tuple[list[Placed], torch.Tensor]:
+    """All prompts of all goals, and for each the number of its goal."""
+    import torch
+
+    rows = [(number, placed) for number, goal in enumerate(goals_) for placed in goal.prompts]
+    return [placed for _, placed in rows], torch.tensor([number for number, _ in rows])

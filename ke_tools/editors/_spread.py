@@ -1,0 +1,162 @@
+"""What the methods have in common that find values z first and then spread the change over some layers' output projections."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ke_tools.editors._goals import contexts, goals
+from ke_tools.editors._keys import look
+from ke_tools.editors._locate import Site
+from ke_tools.editors._solve import Factors
+from ke_tools.editors._statistics import Moments, moments
+from ke_tools.editors._targets import Goal, Objective, Targets, optimise
+from ke_tools.editors.update import Efficiency, Outcome, Reached, Update
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import Fact
+from ke_tools.models.causal import CausalModel
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Clock", "Prepared", "Spread", "described", "reached"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a method needs to know of a model, whatever the facts."""
+
+    model: CausalModel
+    moments: Moments
+    contexts: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread(ABC):
+    """Layers, prompts, the search for z and the statistics; what a layer's change is, the method says."""
+
+    layers: tuple[int, ...]
+    site: Site = "subject"
+    contexts: int = 6  # the bare prompt, and behind text of the model's own
+    objective: Objective = field(default_factory=Objective)
+    text: Path | None = None  # to take C from; else the model's samples
+    tokens: int | None = None  # of it; else ten a dimension of the key
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InvalidInput: it says what to give.
+        """
+        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise InvalidInput(f"layers are {self.layers}.", "Give numbers of layers in order, e.g. (4, 5, 6).")
+        if self.contexts < 1:
+            raise InvalidInput(f"contexts is {self.contexts}.", "Give 1 for the bare prompt alone, or more.")
+
+    @abstractmethod
+    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
+        """Δ of one layer from keys [d_key, u], residuals [d_out, u], C and the Gram matrix of the keys edited before."""
+
+    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Prepared:
+        """Take what depends on the model alone: C of each layer, and texts to stand before prompts.
+
+        Raises:
+            InvalidInput: the model has no such layer, or the text to take C from is none.
+        """
+        began = time.monotonic()
+        if self.layers[-1] >= len(model.blocks):
+            raise InvalidInput(
+                f"the model has {len(model.blocks)} layers; asked for is number {self.layers[-1]}.", "Name layers that it has."
+            )
+        found = moments(model, self.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
+        return Prepared(model, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
+
+    def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
+        """Plan an update; the model stays as it is.
+
+        Args:
+            prepared: what :meth:`prepare` gave.
+            facts: what the model shall believe.
+            earlier: updates that are applied already and shall hold on.
+            tell: hears (stage, done, total).
+        """
+        clock, wanted = Clock(), goals(prepared.model, facts, prepared.contexts, site=self.site)
+        with clock.stage("z"):
+            found = self._values(prepared.model, wanted, tell)
+        with clock.stage("solve"):
+            changes, keys = self._spread(prepared, wanted, found.z.double().cpu(), earlier)
+        seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
+        outcomes = reached(facts, found, self.objective)
+        return Update(described(self), changes, outcomes, prepared.model.fingerprint, Efficiency(seconds=seconds), keys)
+
+    def _values(self, model: CausalModel, wanted: Sequence[Goal], tell: Progress | None) -> Targets:
+        return optimise(model, wanted, self.layers[-1], self.objective, tell=lambda done, n: tell("z", done, n) if tell else None)
+
+    def _spread(
+        self, prepared: Prepared, wanted: Sequence[Goal], z: torch.Tensor, earlier: Sequence[Update]
+    ) -> tuple[dict[int, Factors], dict[int, torch.Tensor]]:
+        """Change the layers in order so that the stream comes to hold ``z`` [facts, width] after the last of them."""
+        model, last = prepared.model, self.layers[-1]
+        changes: dict[int, Factors] = {}
+        keys: dict[int, torch.Tensor] = {}
+        for layer in self.layers:
+            with Update({}, changes).hooked(model):
+                seen = look(model, wanted, sorted({layer, last}))
+            keys[layer] = seen.keys[layer]
+            R = ((z - seen.stream) / (last - layer + 1)).T  # (Z − Hᴸ) / (L − l + 1)
+            changes[layer] = self.solve(keys[layer].T, R, prepared.moments.of(layer), gram(earlier, layer, model.key_width(layer)))
+        return changes, keys
+
+
+def gram(earlier: Sequence[Update], layer: int, width: int) -> torch.Tensor:
+    """K_p K_pᵀ of the facts that were edited before, [d_key, d_key]."""
+    import torch
+
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for update in earlier:
+        if layer in update.keys:
+            keys = update.keys[layer].double()
+            total += keys.T @ keys
+    return total
+
+
+def reached(facts: Sequence[Fact], found: Targets, objective: Objective) -> tuple[Reached, ...]:
+    """How it went for each fact."""
+    return tuple(
+        Reached(fact.prompt, _outcome(nll, steps, objective), round(nll, 4), steps)
+        for fact, nll, steps in zip(facts, found.nll.tolist(), found.steps, strict=True)
+    )
+
+
+def _outcome(nll: float, steps: int, objective: Objective) -> Outcome:
+    if nll >= objective.reached:
+        return Outcome.MISSED
+    return Outcome.REACHED if steps else Outcome.KNOWN
+
+
+def described(method: Any) -> Mapping[str, Any]:
+    """A method's name and fields, as JSON has them."""
+    return {"name": type(method).__name__, **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(method).items()}}
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)

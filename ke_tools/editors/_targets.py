@@ -1,0 +1,374 @@
+r"""Target values z: what the residual stream should hold at an edited token, for all facts of a batch at once.
+
+For fact $i$ with contexts $x_j$ (Meng et al. 2023, eq. 16, with the KL term and the decay of the reference implementation)
+
+$$\delta_i = \arg\min_\delta \frac{1}{P} \sum_{j=1}^{P} -\log p_{h_i^L \mathrel{+}= \delta}(o_i \mid x_j \oplus p_i)
+  + \lambda_{\mathrm{KL}}\, D_{\mathrm{KL}}\bigl(p(\cdot \mid e_i) \,\|\, p_{h_i^L \mathrel{+}= \delta}(\cdot \mid e_i)\bigr)
+  + \lambda_{\mathrm{wd}} \frac{\|\delta\|}{\|h_i^L\|^2}$$
+
+subject to $\|\delta\| \le c\,\|h_i^L\|$, with $h_i^L$ the residual stream after block $L$ at the edited token, $e_i$ the *essence* prompt
+"{subject} is a", and the log-probability of a target taken as the mean over its tokens; $z_i = h_i^L + \delta_i$.
+
+The facts are independent of one another, so that all are optimised in one tensor $\delta$ (facts × width), each with its own Adam state:
+the sum of the losses has for each row the gradient that it would have alone. Rows of tokens run in padded batches under a token budget.
+Only blocks above $L$ run in the loop; what lies before the edited token is the same at every step, so its keys and values are computed
+once; the vocabulary is projected only where the loss needs it; a fact that has reached its target leaves the batch.
+
+Differs from the reference: 1. all facts at once; 2. Adam's step is relative, a multiple of the root mean square of $h_i^L$; 3. a fact
+stops by the likelihood of its target, not by the whole loss; 4. the last of the facts' contexts need not be the model's own text:
+paraphrases count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools.editors._locate import Placed, padded
+from ke_tools.editors._trace import run_until
+from ke_tools.models.causal import CausalModel
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Goal", "Objective", "Targets", "optimise"]
+
+_BETAS: Final = (0.9, 0.999)
+_EPS: Final = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """The hyper-parameters of the loss and of its descent."""
+
+    steps: int = 25
+    learning_rate: float = 0.5  # of the root mean square of h
+    kl: float = 0.0625
+    weight_decay: float = 1e-3
+    clamp: float = 4.0  # longest δ, in lengths of h
+    reached: float = 0.05  # nats a target token, from which on a fact is done
+    tokens: int = 4096  # of a padded batch
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A fact's rows: prompts that shall be continued by the target, and the one whose continuation shall stay."""
+
+    prompts: tuple[Placed, ...]
+    essence: Placed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What was found, in the order of the goals."""
+
+    z: torch.Tensor  # [facts, width], in float32
+    h: torch.Tensor  # the residual stream before, of each fact's first prompt
+    nll: torch.Tensor  # [facts], nats a target token at the end
+    steps: tuple[int, ...]  # that each fact took
+
+
+@dataclass(slots=True)
+class _Row:
+    fact: int
+    placed: Placed
+    is_essence: bool
+
+
+def optimise(
+    model: CausalModel, goals: Sequence[Goal], layer: int, objective: Objective, *, tell: Callable[[int, int], None] | None = None
+) -> Targets:
+    """Find z for every goal at the output of a block.
+
+    Args:
+        model: stays as it is.
+        goals: what each fact wants.
+        layer: the block L.
+        objective: hyper-parameters.
+        tell: hears after each step of (facts that are done, facts).
+    """
+    import torch
+
+    rows = [_Row(n, placed, is_essence=False) for n, goal in enumerate(goals) for placed in goal.prompts]
+    if objective.kl:
+        rows += [_Row(n, goal.essence, is_essence=True) for n, goal in enumerate(goals) if goal.essence is not None]
+    batches = [_Batch.of(model, part, layer) for part in _parts(rows, objective.tokens)]
+    h = torch.zeros(len(goals), model.width, dtype=torch.float32, device=model.device)
+    firsts = {id(goal.prompts[0]): n for n, goal in enumerate(goals)}
+    for batch in batches:
+        for number, row in enumerate(batch.rows):
+            if not row.is_essence and id(row.placed) in firsts:
+                h[row.fact] = batch.residual[number, 0].float()
+    weights = torch.tensor([1 / len(goal.prompts) for goal in goals], device=model.device)
+    return _descend(model, batches, h, weights, objective, tell or (lambda _done, _all: None))
+
+
+def _descend(
+    model: CausalModel,
+    batches: Sequence[_Batch],
+    h: torch.Tensor,
+    weights: torch.Tensor,
+    objective: Objective,
+    tell: Callable[[int, int], None],
+) -> Targets:
+    import torch
+
+    delta = torch.zeros_like(h)
+    adam = _Adam(delta, objective.learning_rate * h.pow(2).mean(1, keepdim=True).sqrt())
+    length = h.norm(dim=1)
+    active = torch.ones(len(h), dtype=torch.bool, device=h.device)
+    nll, taken = torch.zeros(len(h), device=h.device), torch.zeros(len(h), dtype=torch.long)
+    for step in range(objective.steps + 1):
+        is_last = step == objective.steps
+        found = delta.clone().requires_grad_(not is_last)
+        fresh = torch.zeros_like(nll)
+        with torch.set_grad_enabled(not is_last):
+            for batch in batches:
+                batch.keep(active)
+                if not batch.rows:
+                    continue
+                likelihood, drift = batch.losses(model, found)
+                loss = (likelihood * weights[batch.facts]).sum() + objective.kl * drift.sum()
+                fresh.index_add_(0, batch.facts, likelihood.detach() * weights[batch.facts])
+                if not is_last:
+                    loss.backward()  # type: ignore[no-untyped-call]
+        nll = torch.where(active, fresh, nll)
+        active = active & (nll >= objective.reached)
+        tell(int((~active).sum()), len(active))
+        if is_last or not active.any():
+            break
+        taken += active.cpu()
+        gradient = found.grad if found.grad is not None else torch.zeros_like(delta)
+        gradient = gradient + objective.weight_decay * _direction(delta) / length.pow(2)[:, None]
+        adam.step(gradient, active)
+        delta *= (objective.clamp * length / delta.norm(dim=1).clamp_min(1e-12)).clamp_max(1)[:, None]
+    return Targets(h + delta, h, nll, tuple(taken.tolist()))
+
+
+def _direction(delta: torch.Tensor) -> torch.Tensor:
+    """The gradient of ‖δ‖, 0 at 0."""
+    unit: torch.Tensor = delta / delta.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return unit
+
+
+class _Adam:
+    """Adam (Kingma and Ba 2015) on rows that come to rest one by one; a row at rest keeps its place and its moments."""
+
+    def __init__(self, rows: torch.Tensor, rates: torch.Tensor) -> None:
+        import torch
+
+        self._rows, self._rates = rows, rates
+        self._first, self._second = torch.zeros_like(rows), torch.zeros_like(rows)
+        self._steps = 0  # all rows that move have made as many
+
+    def step(self, gradient: torch.Tensor, active: torch.Tensor) -> None:
+        self._steps += 1
+        moving = active[:, None]
+        self._first = (_BETAS[0] * self._first + (1 - _BETAS[0]) * gradient).where(moving, self._first)
+        self._second = (_BETAS[1] * self._second + (1 - _BETAS[1]) * gradient.pow(2)).where(moving, self._second)
+        m = self._first / (1 - _BETAS[0] ** self._steps)
+        v = self._second / (1 - _BETAS[1] ** self._steps)
+        self._rows -= (self._rates * m / (v.sqrt() + _EPS)).where(moving, m.new_zeros(()))
+
+
+def _parts(rows: Sequence[_Row], tokens: int) -> Iterator[list[_Row]]:
+    """Rows of like length behind the edited token together, as many as the budget allows."""
+    part: list[_Row] = []
+    for row in sorted(rows, key=lambda row: (len(row.placed.ids) - row.placed.site, row.placed.site)):
+        longest = max(len(one.placed.ids) for one in (*part, row))
+        if part and longest * (len(part) + 1) > tokens:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows from their edited token on, with what the blocks above L need to know of what lies before it."""
+
+    layer: int
+    rows: list[_Row]
+    residual: torch.Tensor  # [rows, tokens, width]: the stream after block L, from the edited token on
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # how the model called each block above L
+    cache: Any  # keys and values of what lies before; None where nothing does
+    base: torch.Tensor | None = None  # log-probabilities of the essence rows before any change, [essence rows, vocabulary]
+    facts: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._index()
+
+    def _index(self) -> None:
+        import torch
+
+        self.facts = torch.tensor([row.fact for row in self.rows], dtype=torch.long, device=self.residual.device)
+
+    @classmethod
+    def of(cls, model: CausalModel, rows: list[_Row], layer: int) -> _Batch:
+        """Compute all that no step changes."""
+        import torch
+
+        with torch.no_grad():
+            cache, before = _before(model, rows)
+            behind = [row.placed.ids[row.placed.site :] for row in rows]
+            ids, mask = padded(behind, _pad(model), model.device)
+            positions = (
+                torch.arange(ids.shape[1], device=model.device)[None]
+                + torch.tensor([row.placed.site for row in rows], device=model.device)[:, None]
+            )
+            calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+            handles = [
+                block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True)
+                for block in model.blocks[layer + 1 :]
+            ]
+            streams: list[torch.Tensor] = []
+            handles.append(model.blocks[layer].register_forward_hook(lambda _m, _a, output: streams.append(_stream(output))))
+            kept = _kept([(layer.keys, layer.values) for layer in cache.layers]) if cache is not None else None
+            try:
+                run_until(
+                    model.model,
+                    model.norm,
+                    input_ids=ids,
+                    attention_mask=torch.cat([before, mask], 1),
+                    position_ids=positions,
+                    use_cache=False,
+                    **({"past_key_values": kept} if kept is not None else {}),
+                )
+            finally:
+                for handle in handles:
+                    handle.remove()
+            batch = cls(layer, rows, streams[0], calls, kept)
+            batch.base = batch._essence(model, batch._top(model, streams[0])).log_softmax(-1)
+        return batch
+
+    def keep(self, active: torch.Tensor) -> None:
+        """Drop the rows of facts that are done."""
+        import torch
+
+        stay = [number for number, row in enumerate(self.rows) if active[row.fact]]
+        if len(stay) == len(self.rows):
+            return
+        n, chosen = len(self.rows), torch.tensor(stay, dtype=torch.long, device=self.residual.device)
+        if self.base is not None:
+            essence = [number for number, row in enumerate(self.rows) if row.is_essence]
+            left = set(stay)
+            self.base = self.base[
+                torch.tensor([k for k, number in enumerate(essence) if number in left], dtype=torch.long, device=self.base.device)
+            ]
+        self.rows = [self.rows[number] for number in stay]
+        self.residual = self.residual[chosen]
+        new = _kept([(layer.keys[chosen], layer.values[chosen]) for layer in self.cache.layers]) if self.cache is not None else None
+        self.calls = [
+            (
+                tuple(_chosen(value, chosen, n, self.cache, new) for value in args),
+                {k: _chosen(v, chosen, n, self.cache, new) for k, v in kw.items()},
+            )
+            for args, kw in self.calls
+        ]
+        self.cache = new
+        self._index()
+
+    def losses(self, model: CausalModel, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each row the negative log-likelihood of its target's tokens, their mean, and the essence's divergence; both [rows]."""
+        import torch
+
+        first = self.residual[:, :1] + delta[self.facts][:, None].to(self.residual.dtype)
+        top = self._top(model, torch.cat([first, self.residual[:, 1:]], 1))
+        likelihood = torch.zeros(len(self.rows), device=top.device, dtype=torch.float32)
+        where = [
+            (n, p - row.placed.site, t, len(row.placed.target))
+            for n, row in enumerate(self.rows)
+            if not row.is_essence
+            for p, t in zip(row.placed.predicting, row.placed.target, strict=True)
+        ]
+        if where:
+            numbers, positions, tokens, lengths = (torch.tensor(column, device=top.device) for column in zip(*where, strict=True))
+            logits = model.model.get_output_embeddings()(top[numbers, positions]).float()
+            each = torch.nn.functional.cross_entropy(logits, tokens, reduction="none") / lengths
+            likelihood = likelihood.index_add(0, numbers, each)
+        drift = torch.zeros(len(self.rows), device=top.device, dtype=torch.float32)
+        essence = [n for n, row in enumerate(self.rows) if row.is_essence]
+        if essence and self.base is not None:
+            now = self._essence(model, top).log_softmax(-1)
+            each = (self.base.exp() * (self.base - now)).sum(-1)  # D(p before ‖ p now)
+            drift = drift.index_add(0, torch.tensor(essence, device=top.device), each)
+        return likelihood, drift
+
+    def _essence(self, model: CausalModel, top: torch.Tensor) -> torch.Tensor:
+        """Logits behind the essence rows, [essence rows, vocabulary]."""
+        import torch
+
+        where = [(n, row.placed.prompt_length - 1 - row.placed.site) for n, row in enumerate(self.rows) if row.is_essence]
+        numbers = torch.tensor([n for n, _ in where], dtype=torch.long, device=top.device)
+        positions = torch.tensor([p for _, p in where], dtype=torch.long, device=top.device)
+        logits: torch.Tensor = model.model.get_output_embeddings()(top[numbers, positions]).float()
+        return logits
+
+    def _top(self, model: CausalModel, stream: torch.Tensor) -> torch.Tensor:
+        """Run the blocks above L and the last norm."""
+        for block, (args, kwargs) in zip(model.blocks[self.layer + 1 :], self.calls, strict=True):
+            stream = _stream(block(stream, *args, **kwargs))
+        top: torch.Tensor = model.norm(stream)
+        return top
+
+
+def _kept(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    """Keys and values of what lies before the edited tokens, as a cache that does not grow."""
+    import torch
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    class Layer(DynamicLayer):  # type: ignore[misc]
+        def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
+
+    cache = DynamicCache()
+    cache.layers = []
+    for keys, values in layers:
+        layer = Layer()
+        layer.lazy_initialization(keys, values)
+        # A row whose edited token is its first has nothing before it: all its columns are masked, and may hold anything but NaN.
+        layer.keys, layer.values = keys.nan_to_num(), values.nan_to_num()
+        cache.layers.append(layer)
+    return cache
+
+
+def _before(model: CausalModel, rows: Sequence[_Row]) -> tuple[Any, torch.Tensor]:
+    """Keys and values of the tokens before the edited ones, and their mask [rows, longest]; no cache where no row has any."""
+    import torch
+    from transformers import DynamicCache
+
+    before = [row.placed.ids[: row.placed.site] for row in rows]
+    ids, mask = padded(before, _pad(model), model.device, left=True)
+    if not ids.shape[1]:
+        return None, mask
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache = DynamicCache()
+    run_until(model.model, model.norm, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    if torch.is_grad_enabled():
+        raise AssertionError("the prefix is computed without gradients")
+    return cache, mask
+
+
+def _pad(model: CausalModel) -> int:
+    pad = model.tokenizer.pad_token_id
+    return int(pad if pad is not None else model.tokenizer.eos_token_id or 0)
+
+
+def _stream(output: Any) -> torch.Tensor:
+    stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
+
+
+def _chosen(value: Any, rows: torch.Tensor, n: int, old: Any, new: Any) -> Any:
+    """Some rows of a batch's argument: of tensors over its rows, in tuples too; the cache's own."""
+    import torch
+
+    if old is not None and value is old:
+        return new
+    if isinstance(value, torch.Tensor) and value.dim() > 1 and n > 1 and value.shape[0] == n:
+        return value[rows]
+    if isinstance(value, tuple):
+        return tuple(_chosen(one, rows, n, old, new) for one in value)
+    return value

@@ -1,0 +1,116 @@
+"""GRACE: edits as entries of a codebook, with keys for more than one wording (after Hartvigsen et al. 2023)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ke_tools.editors._goals import contexts, goals
+from ke_tools.editors._keys import streams
+from ke_tools.editors._locate import Placed
+from ke_tools.editors._spread import Clock, Progress, reached
+from ke_tools.editors._statistics import samples
+from ke_tools.editors._targets import Objective, optimise
+from ke_tools.editors.codebook import Codebook
+from ke_tools.editors.update import Efficiency, Update
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import Fact
+from ke_tools.models.causal import CausalModel
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GRACE"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    model: CausalModel
+    contexts: tuple[str, ...]
+    elsewhere: torch.Tensor  # states behind the block in ordinary text, [tokens, width]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRACE:
+    r"""Replace the state behind the last token of a prompt, and of those like it, by one from which the model says the target.
+
+    The value of a fact is found as MEMIT's $z$ with the site at the prompt's last token, for all of its prompts at once. Each of its
+    prompts is a key; a key's $\varepsilon$ is ``share`` of the distance to its nearest negative: a state in ordinary text, a state of
+    another fact, or one of the fact's own prompts before its last token.
+    """
+
+    layer: int
+    contexts: int = 3  # the bare prompt, and behind text of the model's own
+    share: float = 0.5  # of the way to the nearest negative
+    objective: Objective = field(default_factory=lambda: Objective(kl=0.0, clamp=8.0))
+    tokens: int = 4096  # of ordinary text
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InvalidInput: it says what to give.
+        """
+        if not 0 < self.share < 1:
+            raise InvalidInput(f"share is {self.share}.", "Give a number between 0 and 1, e.g. 0.5.")
+
+    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
+        """Take states of ordinary text, and texts to stand before prompts.
+
+        Raises:
+            InvalidInput: the model has no such layer.
+        """
+        del cache
+        if not 0 <= self.layer < len(model.blocks):
+            raise InvalidInput(f"the model has {len(model.blocks)} layers; asked for is number {self.layer}.", "Name one that it has.")
+        rows = samples(model, self.tokens, seed=self.seed, tell=tell)
+        placed = [Placed(tuple(row), len(row) - 1, len(row)) for row in rows]
+        import torch
+
+        return _Prepared(model, contexts(model, self.contexts, seed=self.seed), torch.cat(streams(model, placed, self.layer)))
+
+    def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Codebook:
+        """Plan a codebook; the model stays as it is."""
+        import torch
+
+        del earlier
+        model, clock = prepared.model, Clock()
+        wanted = goals(model, facts, prepared.contexts, site="last")
+        wanted = [replace(goal, essence=None) for goal in wanted]
+        with clock.stage("z"):
+            found = optimise(model, wanted, self.layer, self.objective, tell=lambda done, n: tell("z", done, n) if tell else None)
+        with clock.stage("keys"):
+            rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
+            states = streams(model, [placed for _, placed in rows], self.layer)
+            keys = torch.stack([state[placed.site] for (_, placed), state in zip(rows, states, strict=True)])
+            owners = torch.tensor([n for n, _ in rows])
+            before = torch.cat([state[: placed.site] for (_, placed), state in zip(rows, states, strict=True)])
+            epsilons = self.share * _nearest(keys, owners, torch.cat([prepared.elsewhere, before]))
+        return Codebook(
+            layer=self.layer,
+            keys=keys,
+            epsilons=epsilons,
+            owners=owners,
+            values=found.z.float().cpu(),
+            edits=tuple(_id(fact) for fact in facts),
+            fingerprint=model.fingerprint,
+            outcomes=reached(facts, found, self.objective),
+            efficiency=Efficiency(seconds=clock.seconds),
+        )
+
+
+def _nearest(keys: torch.Tensor, owners: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
+    """The distance of each key to its nearest negative, [keys]."""
+    import torch
+
+    others = torch.cdist(keys, keys).masked_fill(owners[:, None] == owners[None], float("inf"))
+    return torch.minimum(torch.cdist(keys, elsewhere).min(1).values, others.min(1).values)
+
+
+def _id(fact: Fact) -> str:
+    return hashlib.sha256(json.dumps([fact.subject, fact.prompt, fact.target]).encode()).hexdigest()[:16]

@@ -1,0 +1,229 @@
+"""What an editor planned: for each layer a matrix of low rank that is added to the MLP's output projection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from ke_tools.editors._solve import Factors
+from ke_tools.editors._trace import adding
+from ke_tools.errors import InvalidInput, ModelUnavailable, WrongState
+from ke_tools.models.causal import CausalModel
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Efficiency", "Outcome", "Reached", "Update", "load_update"]
+
+WEIGHTS: Final = "update.safetensors"
+CARD: Final = "update.json"
+
+
+class Outcome(Enum):
+    """How it went for a fact; the value says what to try."""
+
+    REACHED = "the target's likelihood was reached."
+    MISSED = "the target was not reached; raise steps or clamp, or give paraphrases that word it more plainly."
+    KNOWN = "the model gives the target already; nothing had to be changed."
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A fact's outcome, and how unlikely its target still is (nats a token) at the values that were planned."""
+
+    prompt: str
+    outcome: Outcome
+    nll: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Seconds by stage and the most memory that was in use."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_mib: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """A plan; the model it was made for is as it was.
+
+    ``changes`` maps a layer to factors ``left`` [d_out, u] and ``right`` [u, d_key]: Δ = left @ right.
+    """
+
+    method: Mapping[str, Any]
+    changes: Mapping[int, Factors]
+    outcomes: tuple[Reached, ...] = ()
+    fingerprint: str = ""  # of the model's weights
+    efficiency: Efficiency = Efficiency()
+    keys: Mapping[int, torch.Tensor] = field(default_factory=dict)  # layer → [facts, d_key]: what later updates shall leave alone
+    _before: WeakKeyDictionary[Any, dict[int, torch.Tensor]] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of a layer's change."""
+        return max((change.right.shape[0] for change in self.changes.values()), default=0)
+
+    def apply(self, model: CausalModel) -> None:
+        """Add the changes to the weights.
+
+        Raises:
+            WrongState: it is applied already.
+            InvalidInput: it was made for a model of another shape, or holds a number that is none.
+        """
+        import torch
+
+        if model.model in self._before:
+            raise WrongState("this update is applied to the model already.", "Revert it first.")
+        self.check(model)
+        before: dict[int, torch.Tensor] = {}
+        with torch.no_grad():
+            for layer, (left, right) in self.changes.items():
+                weight = model.weight(layer)
+                before[layer] = weight.detach().clone()
+                delta = (left.double() @ right.double()).to(weight.device)
+                weight.copy_(weight.double() + (delta.T if model.is_transposed(layer) else delta))
+        self._before[model.model] = before
+
+    def revert(self, model: CausalModel) -> None:
+        """Put the weights back, bit for bit.
+
+        Raises:
+            WrongState: it is not applied.
+        """
+        import torch
+
+        before = self._before.pop(model.model, None)
+        if before is None:
+            raise WrongState("this update is not applied to the model.", "Apply it first.")
+        with torch.no_grad():
+            for layer, weight in before.items():
+                model.weight(layer).copy_(weight)
+
+    @contextmanager
+    def applied(self, model: CausalModel) -> Iterator[None]:
+        """Add the changes to the weights for as long as the block lasts."""
+        self.apply(model)
+        try:
+            yield
+        finally:
+            self.revert(model)
+
+    @contextmanager
+    def hooked(self, model: CausalModel) -> Iterator[None]:
+        """Add to each projection's output what the change makes of its input; no weight is touched."""
+        self.check(model)
+        with adding([(model.projection(layer), _through(change, model)) for layer, change in self.changes.items()]):
+            yield
+
+    def check(self, model: CausalModel) -> None:
+        """Refuse what cannot be applied.
+
+        Raises:
+            InvalidInput: another model, another shape, or a number that is none.
+        """
+        if self.fingerprint and model.fingerprint and self.fingerprint != model.fingerprint:
+            raise InvalidInput(
+                f"the update was made for the model {self.fingerprint}; this is {model.fingerprint}.", "Plan it again for this one."
+            )
+        for layer, (left, right) in self.changes.items():
+            if layer >= len(model.blocks) or (left.shape[0], right.shape[1]) != (model.width, model.key_width(layer)):
+                raise InvalidInput(f"the update's change of layer {layer} does not fit the model.", "Plan it again for this one.")
+            if not (left.isfinite().all() and right.isfinite().all()):
+                raise InvalidInput(
+                    f"the update's change of layer {layer} holds numbers that are none.", "Nothing was applied; plan it again."
+                )
+
+    def growth(self, model: CausalModel) -> dict[int, float]:
+        """By layer, the change's Frobenius norm as a share of the weight's."""
+        return {layer: _norm(change) / float(model.weight(layer).detach().double().norm()) for layer, change in self.changes.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write it; :func:`load_update` reads it."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{layer}.{name}": getattr(change, name) for layer, change in self.changes.items() for name in Factors._fields}
+        tensors |= {f"{layer}.keys": keys for layer, keys in self.keys.items()}
+        tensors = {name: part.float().contiguous() for name, part in tensors.items()}
+        save_file(tensors, folder / WEIGHTS)
+        card = {
+            "method": dict(self.method),
+            "fingerprint": self.fingerprint,
+            "outcomes": [{**asdict(one), "outcome": one.outcome.name} for one in self.outcomes],
+            "efficiency": asdict(self.efficiency),
+        }
+        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+
+    def truncated(self, rank: int) -> tuple[Update, float]:
+        """The best approximation of every change by a rank, and the greatest share of a change's norm that it loses."""
+        import torch
+
+        changes, worst = {}, 0.0
+        for layer, (left, right) in self.changes.items():
+            if right.shape[0] <= rank:
+                changes[layer] = Factors(left, right)
+                continue
+            q, r = torch.linalg.qr(left.double())
+            u, s, v = torch.linalg.svd(r @ right.double(), full_matrices=False)
+            worst = max(worst, float(s[rank:].norm() / s.norm()))
+            root = s[:rank].sqrt()
+            changes[layer] = Factors(q @ u[:, :rank] * root, root[:, None] * v[:rank])
+        return Update(self.method, changes, self.outcomes, self.fingerprint, self.efficiency, self.keys), worst
+
+
+def load_update(folder: Path) -> Update:
+    """Read what :meth:`Update.save` wrote.
+
+    Raises:
+        ModelUnavailable: missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        card = json.loads((folder / CARD).read_text("utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        layers = sorted({int(name.partition(".")[0]) for name in tensors})
+        changes = {layer: Factors(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
+        outcomes = tuple(Reached(**{**one, "outcome": Outcome[one["outcome"]]}) for one in card["outcomes"])
+        keys = {layer: tensors[f"{layer}.keys"] for layer in layers if f"{layer}.keys" in tensors}
+        return Update(card["method"], changes, outcomes, card["fingerprint"], Efficiency(**card["efficiency"]), keys)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelUnavailable(f"the update in {folder} cannot be read: {error}", "Plan it again.") from error
+
+
+def _through(change: Factors, model: CausalModel) -> Any:
+    left, right = (part.to(model.device, model.dtype) for part in change)
+
+    def added(entered: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return output + entered @ right.T @ left.T
+
+    return added
+
+
+def _norm(change: Factors) -> float:
+    """‖left right‖ without making the product."""
+    left, right = (part.double() for part in change)
+    return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
+
+
+def merged(changes: Sequence[Mapping[int, Factors]]) -> dict[int, Factors]:
+    """One change a layer that does what several do together."""
+    import torch
+
+    layers = sorted({layer for one in changes for layer in one})
+    return {
+        layer: Factors(
+            torch.cat([one[layer].left for one in changes if layer in one], 1),
+            torch.cat([one[layer].right for one in changes if layer in one], 0),
+        )
+        for layer in layers
+    }

@@ -1,0 +1,145 @@
+"""What an editor needs of a causal language model: where its parts lie, one declarative entry an architecture family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools.errors import InvalidInput, Unsupported
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["ARCHITECTURES", "Architecture", "CausalModel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """Names of the parts of a family, as ``get_submodule`` takes them; those of a block are relative to it."""
+
+    blocks: str
+    mlp_in: str  # the MLP's first projection
+    mlp_out: str  # the MLP's output projection, which editors change
+    attention_out: str
+    norm: str  # after the last block
+
+
+_LLAMA: Final = Architecture(
+    blocks="model.layers", mlp_in="mlp.up_proj", mlp_out="mlp.down_proj", attention_out="self_attn.o_proj", norm="model.norm"
+)
+ARCHITECTURES: Final = {  # by the configuration's model_type
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
+    "gpt2": Architecture(
+        blocks="transformer.h", mlp_in="mlp.c_fc", mlp_out="mlp.c_proj", attention_out="attn.c_proj", norm="transformer.ln_f"
+    ),
+    "gptj": Architecture(
+        blocks="transformer.h", mlp_in="mlp.fc_in", mlp_out="mlp.fc_out", attention_out="attn.out_proj", norm="transformer.ln_f"
+    ),
+    "gpt_neox": Architecture(
+        blocks="gpt_neox.layers",
+        mlp_in="mlp.dense_h_to_4h",
+        mlp_out="mlp.dense_4h_to_h",
+        attention_out="attention.dense",
+        norm="gpt_neox.final_layer_norm",
+    ),
+    "opt": Architecture(
+        blocks="model.decoder.layers",
+        mlp_in="fc1",
+        mlp_out="fc2",
+        attention_out="self_attn.out_proj",
+        norm="model.decoder.final_layer_norm",
+    ),
+    "phi": Architecture(
+        blocks="model.layers", mlp_in="mlp.fc1", mlp_out="mlp.fc2", attention_out="self_attn.dense", norm="model.final_layernorm"
+    ),
+}
+
+
+class CausalModel:
+    """A causal model of transformers with its tokenizer, addressed by parts; nothing of it is changed here."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, architecture: Architecture | None = None, fingerprint: str = "") -> None:
+        """Find the parts.
+
+        Args:
+            model: a ``…ForCausalLM``.
+            tokenizer: its fast tokenizer.
+            architecture: where its parts lie; looked up by its configuration's ``model_type`` unless given.
+            fingerprint: hash over its weights (``sha256:…``), for what is cached about it; "": nothing is.
+
+        Raises:
+            Unsupported: the family is unknown, or has no MLP output projection where one was said to be.
+            InvalidInput: the tokenizer cannot tell where its tokens lie in a text.
+        """
+        kind = str(getattr(model.config, "model_type", ""))
+        found = architecture or ARCHITECTURES.get(kind)
+        if found is None:
+            names = ", ".join(field.name for field in fields(Architecture))
+            raise Unsupported(
+                f"where the parts of a {kind or type(model).__name__} lie is not known.",
+                f"Give architecture=Architecture({names}); known are {', '.join(sorted(ARCHITECTURES))}.",
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise InvalidInput(
+                f"{type(tokenizer).__name__} does not tell where tokens lie in a text.", "Load the fast tokenizer (use_fast=True)."
+            )
+        self.model, self.tokenizer, self.architecture, self.fingerprint = model.eval(), tokenizer, found, fingerprint
+        try:
+            self.blocks: Sequence[nn.Module] = list(model.get_submodule(found.blocks))
+            for part in (found.mlp_in, found.mlp_out, found.attention_out):
+                self.blocks[0].get_submodule(part)
+            self.norm: nn.Module = model.get_submodule(found.norm)
+        except (AttributeError, IndexError) as error:
+            raise Unsupported(
+                f"this {kind or type(model).__name__} has no part where one should be: {error}", "Give architecture=."
+            ) from error
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        dtype: torch.dtype = self.weight(0).dtype
+        return dtype
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP's output projection of a layer."""
+        return self.blocks[layer].get_submodule(self.architecture.mlp_out)
+
+    def attention_out(self, layer: int) -> nn.Module:
+        """The attention's output projection of a layer."""
+        return self.blocks[layer].get_submodule(self.architecture.attention_out)
+
+    def mlp(self, layer: int) -> nn.Module:
+        """The module whose output a block adds to its residual stream: the MLP, or its output projection where it has no module."""
+        path, _, _ = self.architecture.mlp_out.rpartition(".")
+        return self.blocks[layer].get_submodule(path) if path else self.projection(layer)
+
+    def projection_name(self, layer: int) -> str:
+        """Its full name in the model."""
+        return f"{self.architecture.blocks}.{layer}.{self.architecture.mlp_out}"
+
+    def weight(self, layer: int) -> torch.Tensor:
+        """The projection's weight as it is stored: [d_out, d_in], or [d_in, d_out] where :meth:`is_transposed`."""
+        weight: torch.Tensor = self.projection(layer).weight  # type: ignore[assignment]
+        return weight
+
+    def is_transposed(self, layer: int) -> bool:
+        """Whether the weight is stored as [d_in, d_out] (GPT-2's Conv1D)."""
+        return type(self.projection(layer)).__name__ == "Conv1D"
+
+    @property
+    def width(self) -> int:
+        """Length of a residual vector."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    def key_width(self, layer: int) -> int:
+        """Length of a key: the input of the layer's MLP output projection."""
+        return int(self.weight(layer).shape[0 if self.is_transposed(layer) else 1])
