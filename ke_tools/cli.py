@@ -673,7 +673,7 @@ def bench_editors(
     """Write edits into the weights, measure the final state, and take them back."""
     from ke_tools.benches import editors
 
-    how = dict(text.split("=", 1) if "=" in text else (text, "") for text in fields or [])
+    how = {name: value for name, _, value in (text.partition("=") for text in fields or [])}
     numbers = [int(part) for part in edits.split(",") if part.strip().isdecimal()]
     if not numbers or min(numbers) < 1:
         raise InvalidInput(f"--edits is {edits!r}.", "Give numbers, e.g. 1,10,100.")
