@@ -661,7 +661,7 @@ def bench_scope(
 def bench_editors(
     call: Call,
     *,
-    method: Annotated[str, typer.Option(help="memit, rome, emmet, alphaedit, ft-m, ft-l, lora or grace.")] = "memit",
+    method: Annotated[str, typer.Option(help="memit, rome, emmet, alphaedit, pmet, ft-m, ft-l, lora or grace.")] = "memit",
     fields: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method (repeatable).")] = None,
     edits: Annotated[str, typer.Option(metavar="N,…", help="How many edits, each from the unedited model on.")] = "1,10,100",
     data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records; else atlas facts.")] = None,

@@ -15,6 +15,7 @@ METHODS: Final = {
     "rome": "rome:ROME",
     "emmet": "emmet:EMMET",
     "alphaedit": "alphaedit:AlphaEdit",
+    "pmet": "pmet:PMET",
     "ft-m": "finetune:FT",
     "ft-l": "finetune:FT",
     "lora": "finetune:LoRA",

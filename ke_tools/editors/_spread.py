@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._statistics import Moments, moments
-from ke_tools.editors._targets import Goal, Objective, Targets, optimise
+from ke_tools.editors._targets import At, Goal, Objective, Targets, optimise
 from ke_tools.editors.update import Efficiency, Outcome, Reached, Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
@@ -43,6 +43,8 @@ class Prepared:
 class Spread(ABC):
     """Layers, prompts, the search for z and the statistics; what a layer's change is, the method says."""
 
+    at: ClassVar[At] = "block"  # where z is
+    sharing: ClassVar[float] = 1.0  # the power of L − l + 1 by which a layer's share of the residual is divided
     layers: tuple[int, ...]
     site: Site = "subject"
     contexts: int = 6  # the bare prompt, and behind text of the model's own
@@ -99,20 +101,22 @@ class Spread(ABC):
         return Update(described(self), changes, outcomes, prepared.model.fingerprint, Efficiency(seconds=seconds), keys)
 
     def _values(self, model: CausalModel, wanted: Sequence[Goal], tell: Progress | None) -> Targets:
-        return optimise(model, wanted, self.layers[-1], self.objective, tell=lambda done, n: tell("z", done, n) if tell else None)
+        return optimise(
+            model, wanted, self.layers[-1], self.objective, at=self.at, tell=lambda done, n: tell("z", done, n) if tell else None
+        )
 
     def _spread(
         self, prepared: Prepared, wanted: Sequence[Goal], z: torch.Tensor, earlier: Sequence[Update]
     ) -> tuple[dict[int, Factors], dict[int, torch.Tensor]]:
-        """Change the layers in order so that the stream comes to hold ``z`` [facts, width] after the last of them."""
+        """Change the layers in order so that ``z`` [facts, width] comes to stand where it was found, in the last of them."""
         model, last = prepared.model, self.layers[-1]
         changes: dict[int, Factors] = {}
         keys: dict[int, torch.Tensor] = {}
         for layer in self.layers:
             with Update({}, changes).hooked(model):
-                seen = look(model, wanted, sorted({layer, last}))
+                seen = look(model, wanted, sorted({layer, last}), self.at)
             keys[layer] = seen.keys[layer]
-            R = ((z - seen.stream) / (last - layer + 1)).T  # (Z − Hᴸ) / (L − l + 1)
+            R = ((z - seen.held) / (last - layer + 1) ** self.sharing).T  # (Z − Hᴸ) / (L − l + 1)
             changes[layer] = self.solve(keys[layer].T, R, prepared.moments.of(layer), gram(earlier, layer, model.key_width(layer)))
         return changes, keys
 
