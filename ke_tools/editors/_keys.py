@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import Placed, padded
 from ke_tools.editors._targets import At, Goal, sites
 from ke_tools.editors._trace import inputs_of, run_until
@@ -35,7 +36,8 @@ def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int], at: A
     last = max(layers)
     keys = {layer: torch.zeros(len(goals), model.key_width(layer), dtype=torch.float64) for layer in layers}
     held = torch.zeros(len(goals), model.width, dtype=torch.float64)
-    for part in _parts(rows):
+
+    def run(part: list[tuple[int, int, Placed]]) -> None:
         ids, mask = padded([placed.ids[: placed.site + 1] for _, _, placed in part], _pad(model), model.device)
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
             out = run_until(model.model, sites(model, last, at)[-1], input_ids=ids, attention_mask=mask, use_cache=False)
@@ -45,6 +47,8 @@ def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int], at: A
                 keys[layer][n] += key.double().cpu() / len(goals[n].prompts)
             if k == 0:
                 held[n] = out.reshape(*ids.shape, -1)[place, placed.site].double().cpu()
+
+    Budget(_TOKENS).each(rows, lambda row: len(row[2].ids), run)
     return Seen(keys, held)
 
 
@@ -54,22 +58,16 @@ def streams(model: CausalModel, placed: Sequence[Placed], layer: int) -> list[to
 
     found: dict[int, torch.Tensor] = {}
     rows = sorted(((n, 0, one) for n, one in enumerate(placed)), key=lambda row: len(row[2].ids))
-    for part in _parts(rows):
+
+    def run(part: list[tuple[int, int, Placed]]) -> None:
         ids, mask = padded([one.ids[: one.site + 1] for _, _, one in part], _pad(model), model.device)
         with torch.inference_mode():
             out = run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)
         for place, (n, _, one) in enumerate(part):
             found[n] = out[place, : one.site + 1].float().cpu().clone()
+
+    Budget(_TOKENS).each(rows, lambda row: len(row[2].ids), run)
     return [found[n] for n in range(len(placed))]
-
-
-def _parts(rows: Sequence[tuple[int, int, Placed]]) -> list[list[tuple[int, int, Placed]]]:
-    parts: list[list[tuple[int, int, Placed]]] = [[]]
-    for row in rows:
-        if parts[-1] and len(row[2].ids) * (len(parts[-1]) + 1) > _TOKENS:
-            parts.append([])
-        parts[-1].append(row)
-    return parts
 
 
 def _pad(model: CausalModel) -> int:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import padded
 from ke_tools.editors._trace import inputs_of, run_until
 from ke_tools.errors import InvalidInput
@@ -134,18 +135,22 @@ def collect(
     }
     count, last = 0, max(layers)
     pad = model.tokenizer.pad_token_id
-    for part in _parts(rows):
+
+    def run(part: list[Sequence[int]]) -> None:
+        nonlocal count
         ids, mask = padded(part, int(pad if pad is not None else model.tokenizer.eos_token_id or 0), model.device)
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
             run_until(model.model, model.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
             counted = mask.bool()
             counted[:, 0] = False
-            for layer in layers:
-                keys = entered[layer].reshape(*ids.shape, -1)[counted].double()
-                sums[layer] += keys.T @ keys
+            found = {layer: entered.pop(layer).reshape(*ids.shape, -1)[counted].double() for layer in layers}
+            for layer, keys in found.items():
+                sums[layer].addmm_(keys.T, keys)  # in place: once the keys are there, no memory can be missing
         count += int(counted.sum())
         if tell:
             tell("statistics", count, sum(map(len, rows)))
+
+    Budget(_AT_ONCE).each(sorted(rows, key=len), len, run)
     if not count:
         raise InvalidInput("there is no text to take statistics of.", "Give a file with at least some sentences.")
     return Moments({layer: one.cpu() for layer, one in sums.items()}, count)
@@ -203,17 +208,6 @@ def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Callable[[s
     finally:
         torch.random.set_rng_state(state)
     return rows
-
-
-def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    part: list[Sequence[int]] = []
-    for row in sorted(rows, key=len):
-        if part and len(row) * (len(part) + 1) > _AT_ONCE:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
 
 
 # Files

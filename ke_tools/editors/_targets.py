@@ -26,10 +26,13 @@ paraphrases count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import Placed, padded
 from ke_tools.editors._trace import adding, inputs_of, run_until
 from ke_tools.models.causal import CausalModel
@@ -82,6 +85,11 @@ class _Row:
     placed: Placed
     is_essence: bool
 
+    @property
+    def behind(self) -> int:
+        """Tokens from the edited one on; rows with as many go well together."""
+        return len(self.placed.ids) - self.placed.site
+
 
 def sites(model: CausalModel, layer: int, at: At) -> tuple[nn.Module, ...]:
     """The modules of block L to whose outputs δ are added; z is found at the last of them."""
@@ -112,9 +120,13 @@ def optimise(
     rows = [_Row(n, placed, is_essence=False) for n, goal in enumerate(goals) for placed in goal.prompts]
     if objective.kl:
         rows += [_Row(n, goal.essence, is_essence=True) for n, goal in enumerate(goals) if goal.essence is not None]
+    rows.sort(key=lambda row: (row.behind, row.placed.site))
+    budget = Budget(objective.tokens)
 
     def batches() -> list[_Batch]:
-        return [_Batch.of(model, part, layer, at) for part in _parts(rows, objective.tokens)]
+        made: list[_Batch] = []
+        budget.each(rows, lambda row: len(row.placed.ids), lambda part: made.append(_Batch.of(model, part, layer, at)))
+        return made
 
     first = batches()
     h = torch.zeros(len(goals), len(sites(model, layer, at)), model.width, dtype=torch.float32, device=model.device)
@@ -124,19 +136,20 @@ def optimise(
             if not row.is_essence and id(row.placed) in firsts:
                 h[row.fact] = batch.held[number].float()
     weights = torch.tensor([1 / len(goal.prompts) for goal in goals], device=model.device)
-    delta, nll, steps = _descend(model, first, h, weights, objective, tell or (lambda _done, _all: None))
+    delta, nll, steps = _descend(model, first, h, weights, objective, budget, tell or (lambda _done, _all: None))
     if at == "parts":  # what the attention would have to do, nobody will
         delta = torch.cat([torch.zeros_like(delta[:, :1]), delta[:, 1:]], 1)
-        nll = _likelihoods(model, batches(), delta, weights)
+        _, nll = _loss(model, batches(), delta, weights, objective.kl, budget, with_gradient=False)
     return Targets((h + delta)[:, -1], h[:, -1], nll, steps)
 
 
 def _descend(
     model: CausalModel,
-    batches: Sequence[_Batch],
+    batches: list[_Batch],
     h: torch.Tensor,
     weights: torch.Tensor,
     objective: Objective,
+    budget: Budget,
     tell: Callable[[int, int], None],
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """δ [facts, sites, width], the likelihoods at it, and the steps that each fact took."""
@@ -149,39 +162,57 @@ def _descend(
     nll, taken = torch.zeros(len(h), device=h.device), torch.zeros(len(h), dtype=torch.long)
     for step in range(objective.steps + 1):
         is_last = step == objective.steps
-        found = delta.clone().requires_grad_(not is_last)
-        fresh = torch.zeros_like(nll)
-        with torch.set_grad_enabled(not is_last):
-            for batch in batches:
-                batch.keep(active)
-                if not batch.rows:
-                    continue
-                likelihood, drift = batch.losses(model, found)
-                loss = (likelihood * weights[batch.facts]).sum() + objective.kl * drift.sum()
-                fresh.index_add_(0, batch.facts, likelihood.detach() * weights[batch.facts])
-                if not is_last:
-                    loss.backward()  # type: ignore[no-untyped-call]
+        for batch in batches:
+            batch.keep(active)
+        batches[:] = [batch for batch in batches if batch.rows]
+        gradient, fresh = _loss(model, batches, delta, weights, objective.kl, budget, with_gradient=not is_last)
         nll = torch.where(active, fresh, nll)
         active = active & (nll >= objective.reached)
         tell(int((~active).sum()), len(active))
         if is_last or not active.any():
             break
         taken += active.cpu()
-        gradient = found.grad if found.grad is not None else torch.zeros_like(delta)
         gradient = gradient + objective.weight_decay * _direction(delta) / length.pow(2).clamp_min(1e-12)
         adam.step(gradient, active)
         delta *= (objective.clamp * length / delta.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
     return delta, nll, tuple(taken.tolist())
 
 
-def _likelihoods(model: CausalModel, batches: Sequence[_Batch], delta: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _loss(
+    model: CausalModel,
+    batches: list[_Batch],
+    delta: torch.Tensor,
+    weights: torch.Tensor,
+    kl: float,
+    budget: Budget,
+    *,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the sum of the losses at δ, and each fact's likelihood; batches that memory does not hold are halved for good."""
     import torch
 
-    nll = torch.zeros(len(delta), device=delta.device)
-    with torch.no_grad():
-        for batch in batches:
-            nll.index_add_(0, batch.facts, batch.losses(model, delta)[0] * weights[batch.facts])
-    return nll
+    gradient, nll = torch.zeros_like(delta), torch.zeros(len(delta), device=delta.device)
+
+    def run(batch: _Batch) -> None:
+        nonlocal gradient, nll
+        found = delta.clone().requires_grad_(with_gradient)
+        with torch.set_grad_enabled(with_gradient):
+            likelihood, drift = batch.losses(model, found)
+            loss = (likelihood * weights[batch.facts]).sum() + kl * drift.sum()
+        if with_gradient:
+            gradient = gradient + torch.autograd.grad(loss, found)[0]
+        nll = nll.index_add(0, batch.facts, likelihood.detach() * weights[batch.facts])
+
+    waiting, batches[:] = batches[::-1], []
+    while waiting:
+        batch = waiting.pop()
+        longest = max(len(row.placed.ids) for row in batch.rows)
+        is_too_big = len(batch.rows) > 1 and longest * len(batch.rows) > budget.tokens
+        if not is_too_big and budget.holds(partial(run, batch), len(batch.rows), longest):
+            batches.append(batch)
+        else:
+            waiting += batch.halves()
+    return gradient, nll
 
 
 def _direction(delta: torch.Tensor) -> torch.Tensor:
@@ -208,19 +239,6 @@ class _Adam:
         m = self._first / (1 - _BETAS[0] ** self._steps)
         v = self._second / (1 - _BETAS[1] ** self._steps)
         self._rows -= (self._rates * m / (v.sqrt() + _EPS)).where(moving, m.new_zeros(()))
-
-
-def _parts(rows: Sequence[_Row], tokens: int) -> Iterator[list[_Row]]:
-    """Rows of like length behind the edited token together, as many as the budget allows."""
-    part: list[_Row] = []
-    for row in sorted(rows, key=lambda row: (len(row.placed.ids) - row.placed.site, row.placed.site)):
-        longest = max(len(one.placed.ids) for one in (*part, row))
-        if part and longest * (len(part) + 1) > tokens:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
 
 
 @dataclass(slots=True)
@@ -288,12 +306,23 @@ class _Batch:
 
     def keep(self, active: torch.Tensor) -> None:
         """Drop the rows of facts that are done."""
+        self.choose([number for number, row in enumerate(self.rows) if active[row.fact]])
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        """Two batches, of half of the rows each."""
+        middle = len(self.rows) // 2
+        first, second = copy(self), copy(self)
+        first.choose(range(middle))
+        second.choose(range(middle, len(self.rows)))
+        return first, second
+
+    def choose(self, stay: Sequence[int]) -> None:
+        """Drop the other rows."""
         import torch
 
-        stay = [number for number, row in enumerate(self.rows) if active[row.fact]]
         if len(stay) == len(self.rows):
             return
-        n, chosen = len(self.rows), torch.tensor(stay, dtype=torch.long, device=self.residual.device)
+        n, chosen = len(self.rows), torch.tensor(list(stay), dtype=torch.long, device=self.residual.device)
         if self.base is not None:
             essence = [number for number, row in enumerate(self.rows) if row.is_essence]
             left = set(stay)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ke_tools.editors import _targets
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._goals import goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Placed
@@ -67,12 +68,15 @@ def test_the_loss_is_that_of_the_whole_model(tiny: Callable[[str], CausalModel],
     rows += [_targets._Row(n, goal.essence, is_essence=True) for n, goal in enumerate(wanted) if goal.essence]
 
     likelihood, drift = torch.zeros(len(FACTS)), torch.zeros(len(FACTS))
-    for part in _targets._parts(rows, tokens):
+
+    def add(part: list[_targets._Row]) -> None:
         batch = _targets._Batch.of(model, part, 1, at)
         each, apart = batch.losses(model, delta)
         counts = torch.tensor([len(wanted[row.fact].prompts) for row in batch.rows])
         likelihood.index_add_(0, batch.facts, each.detach() / counts)
         drift.index_add_(0, batch.facts, apart.detach())
+
+    Budget(tokens).each(sorted(rows, key=lambda row: row.behind), lambda row: len(row.placed.ids), add)
 
     for number, goal in enumerate(wanted):
         nll, kl = by_hand(model, goal, delta[number], 1, at)
