@@ -107,7 +107,8 @@ def run(
             raise InvalidInput(f"{number} edits were asked for; the data holds {len(chosen)}.", "Ask for fewer.")
         points[number] = _point(found, editor, chosen, settings, mode, batch, stages)
     results = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "seconds": stages.as_dict()}
-    return report("editors", settings.model, seed, results, _bars(points[max(numbers)], mode))
+    notes = list(dict.fromkeys(note for point in points.values() for note in point.pop("notes")))
+    return {**report("editors", settings.model, seed, results, _bars(points[max(numbers)], mode)), "notes": notes}
 
 
 def load(settings: Settings) -> CausalModel:
@@ -187,7 +188,8 @@ def _point(
         with stages.stage("after"):
             after = _said(model, questions)
         growth = _growth(model, made)
-    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen))}
+    notes = [note for update in made if isinstance(update, Update) for note in update.notes]
+    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen)), "notes": notes}
 
 
 def _questions(model: CausalModel, chosen: Sequence[Case]) -> _Questions:

@@ -53,7 +53,7 @@ class Budget:
             if rows == 1:
                 raise ResourceExhausted(
                     f"there is no memory for one text of {longest} tokens by itself.",
-                    "Nothing was changed. Give fewer facts at once or shorter prompts, load the model in bfloat16, or take a machine with more memory.",
+                    "Nothing was changed. Give fewer facts at once or shorter prompts, or load the model in bfloat16.",
                 ) from error
         else:
             return True

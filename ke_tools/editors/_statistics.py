@@ -72,6 +72,15 @@ class Moments:
         """Those of both texts."""
         return Moments({layer: self.sums[layer] + other.sums[layer] for layer in self.sums}, self.count + other.count)
 
+    def notes(self) -> tuple[str, ...]:
+        """What one should know before one trusts C."""
+        few = {layer: len(sums) for layer, sums in self.sums.items() if not self.is_full_rank(layer)}
+        if not few:
+            return ()
+        width, named = max(few.values()), ", ".join(map(str, few))
+        remedy = f"give tokens={TOKENS_A_DIMENSION * width}, or a longer text."
+        return (f"{self.count} tokens are too few for C of {width} dimensions (layers {named}): it was regularised; {remedy}",)
+
     def is_full_rank(self, layer: int) -> bool:
         """Whether there were as many keys as dimensions; with fewer, C says nothing of some directions."""
         return self.count >= len(self.sums[layer])
@@ -99,7 +108,7 @@ def moments(
         tell: hears (stage, done, total).
 
     Raises:
-        InvalidInput: the text is empty or unreadable.
+        InvalidInput: the text is empty or unreadable, or the model's keys hold numbers that are none.
     """
     wanted = tokens or TOKENS_A_DIMENSION * max(model.key_width(layer) for layer in layers)
     source = hashlib.sha256(text.read_bytes()).hexdigest() if text else f"samples {seed}"
@@ -153,6 +162,11 @@ def collect(
     Budget(_AT_ONCE).each(sorted(rows, key=len), len, run)
     if not count:
         raise InvalidInput("there is no text to take statistics of.", "Give a file with at least some sentences.")
+    if wrong := [layer for layer in layers if not sums[layer].isfinite().all()]:
+        raise InvalidInput(
+            f"in ordinary text, the keys of layer {wrong[0]} hold numbers that are none.",
+            "Nothing was kept. Load the model in float32; if it is, its weights are damaged.",
+        )
     return Moments({layer: one.cpu() for layer, one in sums.items()}, count)
 
 
@@ -227,7 +241,7 @@ def _write(folder: Path, key: StatisticsKey, shard: str, found: Moments) -> None
 
 
 def _read(folder: Path) -> Moments | None:
-    """The sum over a folder's shards; none where a file is missing or damaged."""
+    """The sum over a folder's shards; none where a file is missing, damaged, or holds numbers that are none."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*-of-*.safetensors"))
@@ -242,4 +256,4 @@ def _read(folder: Path) -> Moments | None:
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
         total = one if total is None else total.plus(one)
-    return total
+    return total if total is not None and all(sums.isfinite().all() for sums in total.sums.values()) else None

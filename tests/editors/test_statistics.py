@@ -50,6 +50,8 @@ def test_too_few_keys_are_regularised_and_said_so() -> None:
     assert not few.is_full_rank(0)
     assert many.is_full_rank(0)
     assert torch.linalg.eigvalsh(few.of(0)).min() > 0
+    assert "3 tokens are too few for C of 8 dimensions (layers 0)" in few.notes()[0]
+    assert many.notes() == ()
     assert torch.equal(many.of(0), torch.eye(8, dtype=torch.float64) / 8)
 
 
@@ -111,6 +113,31 @@ def test_a_damaged_file_is_computed_again(tiny: Make, tmp_path: Path, content: b
     again = moments(model, [1], tokens=200, cache=tmp_path)
 
     assert torch.equal(again.sums[1], first.sums[1])
+
+
+def test_keys_that_are_no_numbers_are_refused_with_their_layer_and_not_kept(tiny: Make, tmp_path: Path) -> None:
+    """Issue, bad input: NaN in the statistics."""
+    model = tiny("llama")
+    honest = model.weight(1).detach().clone()
+    rows = _statistics.samples(model, 200)
+    with torch.no_grad():
+        model.weight(1)[0, 0] = float("nan")  # spoils the stream behind layer 1, and with it the keys of layer 2
+
+    with pytest.raises(InvalidInput, match="layer 2 hold numbers that are none"):
+        collect(model, [1, 2], rows)
+    with pytest.raises((InvalidInput, RuntimeError)):
+        moments(model, [1, 2], tokens=200, cache=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    with torch.no_grad():
+        model.weight(1).copy_(honest)
+
+
+def test_a_cached_file_that_holds_no_numbers_is_computed_again(tmp_path: Path) -> None:
+    """As a damaged one is."""
+    key = StatisticsKey(model="m", layer=1, module="a", tokens=10, source="s", dtype="float64")
+    _statistics._write(tmp_path, key, "0-of-1", Moments({1: torch.full((2, 2), float("inf"), dtype=torch.float64)}, 3))
+
+    assert _statistics._read(tmp_path) is None
 
 
 def test_the_same_seed_samples_the_same_and_leaves_the_callers_randomness_alone(tiny: Make) -> None:
