@@ -29,14 +29,14 @@ from ke_tools.editors._statistics import samples
 from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
-from ke_tools.models.causal import CausalModel
+from ke_tools.models.causal import CausalModel, load
 from ke_tools.verify.matching import starts_with, words
 from ke_tools.verify.rates import Rate, rate
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["atlas_cases", "load", "run"]
+__all__ = ["atlas_cases", "run"]
 
 Mode = Literal["batch", "sequential"]
 ANSWER_TOKENS: Final = 8
@@ -109,19 +109,6 @@ def run(
     results = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "seconds": stages.as_dict()}
     notes = list(dict.fromkeys(note for point in points.values() for note in point.pop("notes")))
     return {**report("editors", settings.model, seed, results, _bars(points[max(numbers)], mode)), "notes": notes}
-
-
-def load(settings: Settings) -> CausalModel:
-    """The settings' model in float32, as editors need it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ke_tools.models import checkpoint
-
-    path = checkpoint.resolve(settings)
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(str(path))
-    return CausalModel(model, tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))
 
 
 def atlas_cases(count: int, seed: int) -> list[Case]:

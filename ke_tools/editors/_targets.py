@@ -371,11 +371,11 @@ class _Batch:
         """What the last norm puts out with δ [facts, sites, width] added at the edited tokens."""
         if self.at == "block":
             return self._top(model, _plus(self.residual, delta[self.facts, 0]))
-        changes = [
-            (site, lambda _entered, output, n=n: _plus(output.reshape(self.residual.shape), delta[self.facts, n]).reshape(output.shape))
-            for n, site in enumerate(sites(model, self.layer, self.at))
-        ]
-        with adding(changes):
+
+        def adds(change: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+            return lambda _entered, output: _plus(output.reshape(self.residual.shape), change).reshape(output.shape)
+
+        with adding([(site, adds(delta[self.facts, n])) for n, site in enumerate(sites(model, self.layer, self.at))]):
             return self._top(model, self.residual)
 
     def _essence(self, model: CausalModel, top: torch.Tensor) -> torch.Tensor:

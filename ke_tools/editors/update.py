@@ -85,7 +85,8 @@ class Update:
         if model.model in self._before:
             raise WrongState("this update is applied to the model already.", "Revert it first.")
         self.check(model)
-        before, after = {}, {}
+        before: dict[int, torch.Tensor] = {}
+        after: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for layer, (left, right) in self.changes.items():
                 weight = model.weight(layer)
