@@ -174,7 +174,7 @@ def _point(
             stages.tell("batches", number + 1, len(parts))
         with stages.stage("after"):
             after = _said(model, questions)
-        growth = _growth(model, made)
+    growth = _growth(model, made)  # of the unedited weights
     notes = [note for update in made if isinstance(update, Update) for note in update.notes]
     return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen)), "notes": notes}
 

@@ -10,6 +10,7 @@ import pytest
 
 from ke_tools.benches import editors
 from ke_tools.config import Settings
+from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import tiny, tokenizer
@@ -63,6 +64,23 @@ def test_the_model_is_taken_back_whatever_the_mode(tiny: Make, settings: Setting
     assert report["results"]["edits"].keys() == {1, 3}
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
     assert bool(report["bars"]) == (mode == "batch")
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_growth_is_a_share_of_the_unedited_weight(tiny: Make, settings: Settings, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the edited one, a change a hundred times the weight would be a share of 1."""
+    monkeypatch.setattr(editors, "PLAIN_TOKENS", 200)
+    model, seen = tiny("llama"), list[float]()
+    honest, base = Update.growth, float(model.weight(3).detach().norm())
+
+    def noting(self: Update, model: CausalModel) -> dict[int, float]:
+        seen.append(float(model.weight(3).detach().norm()))
+        return honest(self, model)
+
+    monkeypatch.setattr(Update, "growth", noting)
+    measured(settings, model, mode=mode, batch=1)
+
+    assert seen == [base] * (1 if mode == "batch" else 2)
 
 
 def test_what_is_to_be_known_of_the_statistics_is_told_once(
