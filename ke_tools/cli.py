@@ -566,6 +566,36 @@ def scope_relations(call: Call, *, data: Data = None) -> int:
     return _show(call, {corpus.name: sorted({group.relation or group.name for group in corpus.groups}) for corpus in corpora(data or [])})
 
 
+@verb(app, "statistics", TUNE)
+def statistics(
+    call: Call,
+    *,
+    layers: Annotated[str, typer.Option(metavar="N-M|N,…", help="The layers that will be edited.")],
+    text: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Plain text to count; else the model's samples.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="How many in all; else ten a dimension of the keys.")] = None,
+    shard: Annotated[str, typer.Option(metavar="K/N", help="Count the K-th of N parts only; other processes count the others.")] = "1/1",
+    seed: Seed = 0,
+) -> int:
+    """Count what weight editors must leave alone, into the cache, where they find it."""
+    from ke_tools.editors import numbers
+    from ke_tools.editors._statistics import Shard, collect_shard
+    from ke_tools.models import causal
+
+    settings = call.settings()
+    try:
+        wanted, (number, of) = numbers(layers), map(int, shard.split("/"))
+    except ValueError as error:
+        raise InvalidInput(f"--layers is {layers!r}, --shard {shard!r}.", "Give e.g. --layers 4-8 --shard 1/4.") from error
+    part = Shard(number - 1, of)
+    _checkpoint(settings)
+    with printing.progress() as progress:
+        model = causal.load(settings)
+        missing = collect_shard(model, wanted, part, settings.cache, text=text, tokens=tokens, seed=seed, tell=progress)
+    names = [f"{one + 1}/{of}" for one in missing]
+    summary = f"Shard {shard} is there; missing are {', '.join(names)}." if missing else "The statistics are complete."
+    return _show(call, {"summary": summary, "layers": list(wanted), "shard": shard, "missing": names, "complete": not missing})
+
+
 @verb(bench_app, "model")
 def bench_model(
     call: Call,
@@ -661,7 +691,7 @@ def bench_scope(
 def bench_editors(
     call: Call,
     *,
-    method: Annotated[str, typer.Option(help="memit, rome, emmet, alphaedit, ft-m, ft-l, lora or grace.")] = "memit",
+    method: Annotated[str, typer.Option(help="memit, rome, emmet, alphaedit, pmet, ft-m, ft-l, lora or grace.")] = "memit",
     fields: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method (repeatable).")] = None,
     edits: Annotated[str, typer.Option(metavar="N,…", help="How many edits, each from the unedited model on.")] = "1,10,100",
     data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records; else atlas facts.")] = None,

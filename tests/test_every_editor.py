@@ -16,6 +16,7 @@ from ke_tools.editors.alphaedit import AlphaEdit
 from ke_tools.editors.emmet import EMMET
 from ke_tools.editors.finetune import FT, LoRA
 from ke_tools.editors.memit import MEMIT
+from ke_tools.editors.pmet import PMET
 from ke_tools.editors.rome import ROME
 from ke_tools.editors.update import Outcome, Update, load_update
 from ke_tools.errors import InvalidInput, ModelUnavailable, WrongState
@@ -30,14 +31,17 @@ EDITORS: dict[str, Any] = {
     "memit": MEMIT(layers=(2, 3), regularisation=1e-3, **QUICK),
     "emmet": EMMET(layers=(3,), **QUICK),
     "alphaedit": AlphaEdit(layers=(3,), threshold=1.0, ridge=1e-6, **QUICK),
+    "pmet": PMET(layers=(2, 3), regularisation=1e-3, **QUICK),
     "rome": ROME(layer=3, **QUICK),
     "rome, reference": ROME(layer=3, key="reference", **QUICK),
     "ft-m": FT(layer=3, steps=60, learning_rate=2e-2),
     "ft-l": FT(layer=3, objective="last", steps=3, bound=1e-2),
     "lora": LoRA(layers=(2, 3), rank=4, steps=80, learning_rate=5e-2),
 }
+EASY = replace(QUICK["objective"], reached=0.5)
 ONE_BY_ONE = {"rome", "rome, reference"}  # each fact overrides what it must
 BOUNDED = {"ft-l"}  # reaches nothing within its bound
+HALVED = {"pmet"}  # what attention would have to do is left out
 Make = Callable[[str], CausalModel]
 
 
@@ -82,7 +86,7 @@ def test_merged_and_hooked_forms_agree(tiny: Make, kind: str, name: str) -> None
     assert (merged - answers(model, PROMPTS)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", EDITORS.keys() - BOUNDED)
+@pytest.mark.parametrize("name", EDITORS.keys() - BOUNDED - HALVED)
 def test_the_facts_hold(tiny: Make, name: str) -> None:
     """Reliability: greedy, the target follows each fact's prompt."""
     model, facts = tiny("llama"), FACTS[:1] if name in ONE_BY_ONE else FACTS
@@ -116,11 +120,66 @@ def test_saving_and_loading_is_the_identity(tiny: Make, name: str, tmp_path: Pat
     again = load_update(tmp_path)
 
     assert (again.fingerprint, again.outcomes, again.efficiency) == (update.fingerprint, update.outcomes, update.efficiency)
+    assert again.notes == update.notes
     for layer, change in update.changes.items():
         assert torch.equal(again.changes[layer].left, change.left.float())
         assert torch.equal(again.changes[layer].right, change.right.float())
         assert (layer in again.keys) == (layer in update.keys)
         assert layer not in update.keys or torch.equal(again.keys[layer], update.keys[layer].float())
+
+
+@pytest.mark.parametrize("name", EDITORS.keys() - BOUNDED - HALVED)
+def test_a_fact_that_is_believed_already_changes_nothing(tiny: Make, name: str) -> None:
+    """Issue, bad input: the target equals the present answer."""
+    model, editor = tiny("llama"), EDITORS[name]
+    editor = replace(editor, contexts=1) if hasattr(editor, "contexts") else editor
+    edit(model, FACTS[1:2], editor).apply(model)
+
+    again = edit(model, FACTS[1:2], replace(editor, reached=0.5) if hasattr(editor, "reached") else replace(editor, objective=EASY))
+
+    assert {one.outcome for one in again.outcomes} == {Outcome.KNOWN}
+    assert max(again.growth(model).values()) < 1e-4
+
+
+@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_are_edited_in_numbers_that_hold(tiny: Make, name: str, dtype: torch.dtype) -> None:
+    """Issue, bad input: z in float32, the solve in float64, the update into the half weight without overflow."""
+    model = tiny("llama")
+    model.model.to(dtype)
+    before = answers(model, PROMPTS)
+
+    update = edit(model, FACTS, EDITORS[name])
+
+    assert {part.dtype for change in update.changes.values() for part in change} == {torch.float64}
+    with update.applied(model):
+        merged = answers(model, PROMPTS)
+        assert {weight.dtype for weight in model.model.parameters()} == {dtype}
+    with update.hooked(model):
+        hooked = answers(model, PROMPTS)
+    moved = (merged - before).norm()
+    assert merged.isfinite().all()
+    assert (hooked - merged).norm() < (0.1 if dtype == torch.float16 else 0.5) * moved, "more than rounding"
+    assert torch.equal(answers(model, PROMPTS), before)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_model_that_computes_no_numbers_is_told_and_left_as_it_was(tiny: Make, name: str) -> None:
+    """Issue, bad input: NaN anywhere: nothing is planned; a loss that is none must not pass for one that is low."""
+    model, editor = tiny("llama"), EDITORS[name]
+    prepared = editor.prepare(model)
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[7] = float("nan")
+    before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
+
+    with pytest.raises(InvalidInput, match=r"The capital of France is.*none"):
+        editor.plan(prepared, FACTS)
+
+    assert all(
+        torch.equal(weight, before[key]) or key.endswith(("embed_tokens.weight", "lm_head.weight"))
+        for key, weight in model.model.state_dict().items()
+    )
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
 @pytest.fixture
@@ -159,6 +218,22 @@ def test_what_cannot_be_applied_changes_nothing(tiny: Make, update: Update, dama
         with pytest.raises(InvalidInput), use(model):
             pass
     assert all(torch.equal(weight, before[key]) for key, weight in model.model.state_dict().items())
+
+
+def test_a_weight_that_would_overflow_stops_the_whole_update(tiny: Make, update: Update) -> None:
+    """Issue, bad input: half weights end at 65504; the layers before the one that overflows stay as they are too."""
+    model = tiny("llama")
+    model.model.to(torch.float16)
+    before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
+    last = max(update.changes)
+    left, right = update.changes[last]
+    large = replace(update, changes={**update.changes, last: type(update.changes[last])(left * 1e9, right)})
+
+    with pytest.raises(InvalidInput, match=f"layer {last} are larger than torch.float16 can hold"):
+        large.apply(model)
+
+    assert all(torch.equal(weight, before[key]) for key, weight in model.model.state_dict().items())
+    update.apply(model)
 
 
 def test_a_truncated_update_says_what_it_lost(update: Update) -> None:

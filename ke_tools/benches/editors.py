@@ -29,14 +29,14 @@ from ke_tools.editors._statistics import samples
 from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
-from ke_tools.models.causal import CausalModel
+from ke_tools.models.causal import CausalModel, load
 from ke_tools.verify.matching import starts_with, words
 from ke_tools.verify.rates import Rate, rate
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["atlas_cases", "load", "run"]
+__all__ = ["atlas_cases", "run"]
 
 Mode = Literal["batch", "sequential"]
 ANSWER_TOKENS: Final = 8
@@ -107,20 +107,8 @@ def run(
             raise InvalidInput(f"{number} edits were asked for; the data holds {len(chosen)}.", "Ask for fewer.")
         points[number] = _point(found, editor, chosen, settings, mode, batch, stages)
     results = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "seconds": stages.as_dict()}
-    return report("editors", settings.model, seed, results, _bars(points[max(numbers)], mode))
-
-
-def load(settings: Settings) -> CausalModel:
-    """The settings' model in float32, as editors need it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ke_tools.models import checkpoint
-
-    path = checkpoint.resolve(settings)
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(str(path))
-    return CausalModel(model, tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))
+    notes = list(dict.fromkeys(note for point in points.values() for note in point.pop("notes")))
+    return {**report("editors", settings.model, seed, results, _bars(points[max(numbers)], mode)), "notes": notes}
 
 
 def atlas_cases(count: int, seed: int) -> list[Case]:
@@ -186,8 +174,9 @@ def _point(
             stages.tell("batches", number + 1, len(parts))
         with stages.stage("after"):
             after = _said(model, questions)
-        growth = _growth(model, made)
-    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen))}
+    growth = _growth(model, made)  # of the unedited weights
+    notes = [note for update in made if isinstance(update, Update) for note in update.notes]
+    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen)), "notes": notes}
 
 
 def _questions(model: CausalModel, chosen: Sequence[Case]) -> _Questions:

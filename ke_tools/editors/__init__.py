@@ -8,13 +8,14 @@ from typing import Any, Final, get_args, get_type_hints
 
 from ke_tools.errors import InvalidInput
 
-__all__ = ["METHODS", "make"]
+__all__ = ["METHODS", "make", "numbers"]
 
 METHODS: Final = {
     "memit": "memit:MEMIT",
     "rome": "rome:ROME",
     "emmet": "emmet:EMMET",
     "alphaedit": "alphaedit:AlphaEdit",
+    "pmet": "pmet:PMET",
     "ft-m": "finetune:FT",
     "ft-l": "finetune:FT",
     "lora": "finetune:LoRA",
@@ -54,11 +55,20 @@ def make(name: str, **settings: str) -> Any:
     return method(**values)
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers of layers as one writes them: ``4,5,6`` or ``4-6``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    first, dash, last = text.partition("-")
+    return tuple(range(int(first), int(last) + 1)) if dash else tuple(int(part) for part in text.split(","))
+
+
 def _value(kind: Any, text: str, name: str) -> Any:
     try:
         if kind == tuple[int, ...]:
-            first, dash, last = text.partition("-")
-            return tuple(range(int(first), int(last) + 1)) if dash else tuple(int(part) for part in text.split(","))
+            return numbers(text)
         if kind in (int, float, str):
             return kind(text)
         choices = get_args(kind)

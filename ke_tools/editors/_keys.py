@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import Placed, padded
-from ke_tools.editors._targets import Goal
+from ke_tools.editors._targets import At, Goal, sites
 from ke_tools.editors._trace import inputs_of, run_until
 from ke_tools.models.causal import CausalModel
 
@@ -22,10 +23,10 @@ class Seen(NamedTuple):
     """What is found at the edited tokens of facts."""
 
     keys: Mapping[int, torch.Tensor]  # layer → [facts, d_key], the mean over a fact's prompts
-    stream: torch.Tensor  # [facts, width], after the last layer looked at, of a fact's first prompt
+    held: torch.Tensor  # [facts, width]: the stream after the last layer looked at, or its MLP's output, of a fact's first prompt
 
 
-def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int]) -> Seen:
+def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int], at: At = "block") -> Seen:
     """Run the facts' prompts up to the last of the layers."""
     import torch
 
@@ -34,18 +35,21 @@ def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int]) -> Se
     )
     last = max(layers)
     keys = {layer: torch.zeros(len(goals), model.key_width(layer), dtype=torch.float64) for layer in layers}
-    stream = torch.zeros(len(goals), model.width, dtype=torch.float64)
-    for part in _parts(rows):
+    held = torch.zeros(len(goals), model.width, dtype=torch.float64)
+
+    def run(part: list[tuple[int, int, Placed]]) -> None:
         ids, mask = padded([placed.ids[: placed.site + 1] for _, _, placed in part], _pad(model), model.device)
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
-            out = run_until(model.model, model.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
+            out = run_until(model.model, sites(model, last, at)[-1], input_ids=ids, attention_mask=mask, use_cache=False)
         for place, (n, k, placed) in enumerate(part):
             for layer in layers:
                 key = entered[layer].reshape(*ids.shape, -1)[place, placed.site]
                 keys[layer][n] += key.double().cpu() / len(goals[n].prompts)
             if k == 0:
-                stream[n] = out[place, placed.site].double().cpu()
-    return Seen(keys, stream)
+                held[n] = out.reshape(*ids.shape, -1)[place, placed.site].double().cpu()
+
+    Budget(_TOKENS).each(rows, lambda row: len(row[2].ids), run)
+    return Seen(keys, held)
 
 
 def streams(model: CausalModel, placed: Sequence[Placed], layer: int) -> list[torch.Tensor]:
@@ -54,22 +58,16 @@ def streams(model: CausalModel, placed: Sequence[Placed], layer: int) -> list[to
 
     found: dict[int, torch.Tensor] = {}
     rows = sorted(((n, 0, one) for n, one in enumerate(placed)), key=lambda row: len(row[2].ids))
-    for part in _parts(rows):
+
+    def run(part: list[tuple[int, int, Placed]]) -> None:
         ids, mask = padded([one.ids[: one.site + 1] for _, _, one in part], _pad(model), model.device)
         with torch.inference_mode():
             out = run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)
         for place, (n, _, one) in enumerate(part):
             found[n] = out[place, : one.site + 1].float().cpu().clone()
+
+    Budget(_TOKENS).each(rows, lambda row: len(row[2].ids), run)
     return [found[n] for n in range(len(placed))]
-
-
-def _parts(rows: Sequence[tuple[int, int, Placed]]) -> list[list[tuple[int, int, Placed]]]:
-    parts: list[list[tuple[int, int, Placed]]] = [[]]
-    for row in rows:
-        if parts[-1] and len(row[2].ids) * (len(parts[-1]) + 1) > _TOKENS:
-            parts.append([])
-        parts[-1].append(row)
-    return parts
 
 
 def _pad(model: CausalModel) -> int:

@@ -85,9 +85,15 @@ def null_space(C: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def _solve_spd(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """A⁻¹B for symmetric positive A; regularised where rounding makes it singular."""
+    """A⁻¹B for symmetric positive A; regularised where rounding makes it singular.
+
+    Raises:
+        InvalidInput: A holds a number that is none, which no regularisation mends.
+    """
     import torch
 
+    if not A.isfinite().all():
+        raise InvalidInput("a matrix of the keys holds numbers that are none.", "Nothing was planned. Load the model in float32.")
     lower, failed = torch.linalg.cholesky_ex(A)
     ridge = _LEAST * A.diagonal().mean()
     while failed:

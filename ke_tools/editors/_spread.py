@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._statistics import Moments, moments
-from ke_tools.editors._targets import Goal, Objective, Targets, optimise
+from ke_tools.editors._targets import At, Goal, Objective, Targets, optimise
 from ke_tools.editors.update import Efficiency, Outcome, Reached, Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
@@ -24,7 +24,7 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clock", "Prepared", "Spread", "described", "reached"]
+__all__ = ["Clock", "Prepared", "Spread", "described", "reached", "refuse_nonsense", "values"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,6 +43,8 @@ class Prepared:
 class Spread(ABC):
     """Layers, prompts, the search for z and the statistics; what a layer's change is, the method says."""
 
+    at: ClassVar[At] = "block"  # where z is
+    sharing: ClassVar[float] = 1.0  # the power of L − l + 1 by which a layer's share of the residual is divided
     layers: tuple[int, ...]
     site: Site = "subject"
     contexts: int = 6  # the bare prompt, and behind text of the model's own
@@ -88,31 +90,36 @@ class Spread(ABC):
             facts: what the model shall believe.
             earlier: updates that are applied already and shall hold on.
             tell: hears (stage, done, total).
+
+        Raises:
+            InvalidInput: a value, a key or a change holds numbers that are none; it names the fact or the layer.
         """
         clock, wanted = Clock(), goals(prepared.model, facts, prepared.contexts, site=self.site)
         with clock.stage("z"):
-            found = self._values(prepared.model, wanted, tell)
+            found = values(prepared.model, facts, wanted, self.layers[-1], self.objective, at=self.at, tell=tell)
         with clock.stage("solve"):
-            changes, keys = self._spread(prepared, wanted, found.z.double().cpu(), earlier)
+            changes, keys = self._spread(prepared, facts, wanted, found.z.double().cpu(), earlier)
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
         outcomes = reached(facts, found, self.objective)
-        return Update(described(self), changes, outcomes, prepared.model.fingerprint, Efficiency(seconds=seconds), keys)
-
-    def _values(self, model: CausalModel, wanted: Sequence[Goal], tell: Progress | None) -> Targets:
-        return optimise(model, wanted, self.layers[-1], self.objective, tell=lambda done, n: tell("z", done, n) if tell else None)
+        efficiency = Efficiency(seconds=seconds)
+        made = Update(described(self), changes, outcomes, prepared.model.fingerprint, efficiency, keys, prepared.moments.notes())
+        made.check(prepared.model)
+        return made
 
     def _spread(
-        self, prepared: Prepared, wanted: Sequence[Goal], z: torch.Tensor, earlier: Sequence[Update]
+        self, prepared: Prepared, facts: Sequence[Fact], wanted: Sequence[Goal], z: torch.Tensor, earlier: Sequence[Update]
     ) -> tuple[dict[int, Factors], dict[int, torch.Tensor]]:
-        """Change the layers in order so that the stream comes to hold ``z`` [facts, width] after the last of them."""
+        """Change the layers in order so that ``z`` [facts, width] comes to stand where it was found, in the last of them."""
         model, last = prepared.model, self.layers[-1]
         changes: dict[int, Factors] = {}
         keys: dict[int, torch.Tensor] = {}
         for layer in self.layers:
             with Update({}, changes).hooked(model):
-                seen = look(model, wanted, sorted({layer, last}))
+                seen = look(model, wanted, sorted({layer, last}), self.at)
             keys[layer] = seen.keys[layer]
-            R = ((z - seen.stream) / (last - layer + 1)).T  # (Z − Hᴸ) / (L − l + 1)
+            refuse_nonsense(keys[layer], facts, f"the key in layer {layer}")
+            refuse_nonsense(seen.held, facts, f"what stands in layer {last}")
+            R = ((z - seen.held) / (last - layer + 1) ** self.sharing).T  # (Z − Hᴸ) / (L − l + 1)
             changes[layer] = self.solve(keys[layer].T, R, prepared.moments.of(layer), gram(earlier, layer, model.key_width(layer)))
         return changes, keys
 
@@ -127,6 +134,41 @@ def gram(earlier: Sequence[Update], layer: int, width: int) -> torch.Tensor:
             keys = update.keys[layer].double()
             total += keys.T @ keys
     return total
+
+
+def values(
+    model: CausalModel,
+    facts: Sequence[Fact],
+    wanted: Sequence[Goal],
+    layer: int,
+    objective: Objective,
+    *,
+    at: At = "block",
+    tell: Progress | None = None,
+) -> Targets:
+    """Find the facts' values.
+
+    Raises:
+        InvalidInput: one holds a number that is none.
+    """
+    found = optimise(model, wanted, layer, objective, at=at, tell=lambda done, n: tell("z", done, n) if tell else None)
+    refuse_nonsense(found.z, facts, f"the value in layer {layer}")
+    refuse_nonsense(found.nll, facts, "the likelihood of the target")
+    return found
+
+
+def refuse_nonsense(rows: torch.Tensor, facts: Sequence[Fact], what: str) -> None:
+    """Refuse rows, one a fact, with numbers that are none.
+
+    Raises:
+        InvalidInput: it names the first fact.
+    """
+    for fact, row in zip(facts, rows, strict=True):
+        if not row.isfinite().all():
+            raise InvalidInput(
+                f"{what} of {fact.prompt!r} holds numbers that are none.",
+                "Nothing was planned. Load the model in float32, or lower learning_rate; if neither helps, its weights are damaged.",
+            )
 
 
 def reached(facts: Sequence[Fact], found: Targets, objective: Objective) -> tuple[Reached, ...]:

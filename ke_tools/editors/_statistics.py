@@ -1,8 +1,9 @@
 r"""The second moment of a layer's keys, $C = \mathbb{E}[k k^\top]$: what the projection sees in ordinary text.
 
 Accumulated in float64 over tokens of plain text, or, where no text is given, of the model's own samples. A cached moment lies in a folder
-named by a hash of everything that it depends on, as one file a shard; several processes may compute shards, and a folder's moment is the
-sum over its files, so that merging is copying.
+named by a hash of everything that it depends on, as one file a shard. Several processes may each compute a shard, every N-th row of the
+text or samples of a seed of its own; a folder's moment is the sum over the N files of a whole set, so that merging is copying, in any
+order and as often as one likes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import padded
 from ke_tools.editors._trace import inputs_of, run_until
 from ke_tools.errors import InvalidInput
@@ -23,7 +26,7 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Moments", "StatisticsKey", "collect", "moments", "texts_of"]
+__all__ = ["Moments", "Shard", "StatisticsKey", "collect", "collect_shard", "moments", "texts_of"]
 
 TOKENS_A_DIMENSION: Final = 10  # of a key: what is collected unless told otherwise
 _RIDGE: Final = 1e-3  # of the mean diagonal
@@ -31,6 +34,7 @@ _VERSION: Final = 1
 _LONGEST: Final = 256  # tokens of a piece of text
 _AT_ONCE: Final = 4096  # tokens of a padded batch
 _SAMPLED_AT_ONCE: Final = 32
+Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,34 @@ class StatisticsKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of what is to be counted; together, those with numbers below ``of`` are all of it."""
+
+    number: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InvalidInput: there is no such part.
+        """
+        if not 0 <= self.number < self.of:
+            raise InvalidInput(f"there is no shard {self.number + 1} of {self.of}.", "Give 1/4, 2/4, 3/4, 4/4 for four.")
+
+    @property
+    def name(self) -> str:
+        """A name for its file."""
+        return f"{self.number}-of-{self.of}"
+
+    def rows(self, model: CausalModel, text: Path | None, tokens: int, seed: int, tell: Tell | None) -> list[list[int]]:
+        """Its rows of tokens; ``tokens`` and ``seed`` are those of the whole."""
+        if text:
+            return texts_of(model, text, tokens)[self.number :: self.of]
+        return samples(model, -(-tokens // self.of), seed=seed * self.of + self.number, tell=tell)
+
+
+@dataclass(frozen=True, slots=True)
 class Moments:
     """Sums of k kᵀ by layer, float64, and how many keys they are of."""
 
@@ -67,9 +99,22 @@ class Moments:
             return found
         return found + _RIDGE * found.diagonal().mean() * torch.eye(len(found), dtype=found.dtype)
 
+    def only(self, layer: int) -> Moments:
+        """Those of one layer."""
+        return Moments({layer: self.sums[layer]}, self.count)
+
     def plus(self, other: Moments) -> Moments:
         """Those of both texts."""
         return Moments({layer: self.sums[layer] + other.sums[layer] for layer in self.sums}, self.count + other.count)
+
+    def notes(self) -> tuple[str, ...]:
+        """What one should know before one trusts C."""
+        few = {layer: len(sums) for layer, sums in self.sums.items() if not self.is_full_rank(layer)}
+        if not few:
+            return ()
+        width, named = max(few.values()), ", ".join(map(str, few))
+        remedy = f"give tokens={TOKENS_A_DIMENSION * width}, or a longer text."
+        return (f"{self.count} tokens are too few for C of {width} dimensions (layers {named}): it was regularised; {remedy}",)
 
     def is_full_rank(self, layer: int) -> bool:
         """Whether there were as many keys as dimensions; with fewer, C says nothing of some directions."""
@@ -84,7 +129,7 @@ def moments(
     tokens: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    tell: Tell | None = None,
 ) -> Moments:
     """The moments of some layers, from the cache where they are.
 
@@ -98,34 +143,89 @@ def moments(
         tell: hears (stage, done, total).
 
     Raises:
-        InvalidInput: the text is empty or unreadable.
+        InvalidInput: the text is empty or unreadable, or the model's keys hold numbers that are none.
     """
-    wanted = tokens or TOKENS_A_DIMENSION * max(model.key_width(layer) for layer in layers)
-    source = hashlib.sha256(text.read_bytes()).hexdigest() if text else f"samples {seed}"
-    keys = {layer: _key(model, layer, wanted, source) for layer in layers}
+    wanted = tokens or _usual(model, layers)
+    keys = _keys(model, layers, text, wanted, seed)
     folders = {layer: cache / "statistics" / key.name for layer, key in keys.items()} if cache and model.fingerprint else {}
     kept = {layer: _read(folders[layer]) if folders else None for layer in layers}
     missing = [layer for layer, found in kept.items() if found is None]
     if missing:
-        rows = texts_of(model, text, wanted) if text else samples(model, wanted, seed=seed, tell=tell)
-        made = collect(model, missing, rows, tell=tell)
+        made = collect(model, missing, Shard().rows(model, text, wanted, seed, tell), tell=tell)
         for layer in missing:
-            kept[layer] = Moments({layer: made.sums[layer]}, made.count)
+            kept[layer] = made.only(layer)
             if folders:
-                _write(folders[layer], keys[layer], "0-of-1", kept[layer] or made)
+                _write(folders[layer], keys[layer], Shard().name, made.only(layer))
     found = [one for one in kept.values() if one is not None]
     return Moments({layer: sums for one in found for layer, sums in one.sums.items()}, min(one.count for one in found))
 
 
-def _key(model: CausalModel, layer: int, tokens: int, source: str) -> StatisticsKey:
-    return StatisticsKey(
-        model=model.fingerprint, layer=layer, module=model.projection_name(layer), tokens=tokens, source=source, dtype=str(model.dtype)
-    )
+def collect_shard(
+    model: CausalModel,
+    layers: Sequence[int],
+    shard: Shard,
+    cache: Path,
+    *,
+    text: Path | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+    tell: Tell | None = None,
+) -> tuple[int, ...]:
+    """Compute one shard of the moments of some layers, unless it lies in the cache, where :func:`moments` finds them once all do.
+
+    Args:
+        model: whose.
+        layers: of which.
+        shard: of what the other arguments say of the whole.
+        cache: folder to keep them in.
+        text: a file of plain text; the model's own samples unless given.
+        tokens: of the whole; ten a dimension of the widest key unless given.
+        seed: of the samples.
+        tell: hears (stage, done, total).
+
+    Returns:
+        Numbers of the shards that are still missing.
+
+    Raises:
+        InvalidInput: the model has no such layer or no fingerprint, or there is no text for this shard.
+    """
+    if not layers or not all(0 <= layer < len(model.blocks) for layer in layers):
+        raise InvalidInput(f"the model has {len(model.blocks)} layers; asked for is {list(layers)}.", "Name layers that it has.")
+    if not model.fingerprint:
+        raise InvalidInput("what is kept of a model goes by its fingerprint, and this one has none.", "Give CausalModel(fingerprint=).")
+    wanted = tokens or _usual(model, layers)
+    keys = _keys(model, layers, text, wanted, seed)
+    folders = {layer: cache / "statistics" / key.name for layer, key in keys.items()}
+    todo = [layer for layer, folder in folders.items() if _moments_in(folder / f"{shard.name}.safetensors") is None]
+    if todo:
+        rows = shard.rows(model, text, wanted, seed, tell)
+        if not rows:
+            raise InvalidInput(f"no text is left for shard {shard.number + 1} of {shard.of}.", "Take fewer shards, or a longer text.")
+        made = collect(model, todo, rows, tell=tell)
+        for layer in todo:
+            _write(folders[layer], keys[layer], shard.name, made.only(layer))
+    if all(_read(folder) is not None for folder in folders.values()):
+        return ()
+    there = [set(_sets(folder).get(shard.of, {})) for folder in folders.values()]
+    return tuple(sorted(set(range(shard.of)) - set.intersection(*there)))
 
 
-def collect(
-    model: CausalModel, layers: Sequence[int], rows: Sequence[Sequence[int]], *, tell: Callable[[str, int, int], None] | None = None
-) -> Moments:
+def _usual(model: CausalModel, layers: Sequence[int]) -> int:
+    return TOKENS_A_DIMENSION * max(model.key_width(layer) for layer in layers)
+
+
+def _keys(model: CausalModel, layers: Sequence[int], text: Path | None, tokens: int, seed: int) -> dict[int, StatisticsKey]:
+    source = hashlib.sha256(text.read_bytes()).hexdigest() if text else f"samples {seed}"
+    dtype = str(model.dtype)
+    return {
+        layer: StatisticsKey(
+            model=model.fingerprint, layer=layer, module=model.projection_name(layer), tokens=tokens, source=source, dtype=dtype
+        )
+        for layer in layers
+    }
+
+
+def collect(model: CausalModel, layers: Sequence[int], rows: Sequence[Sequence[int]], *, tell: Tell | None = None) -> Moments:
     """Sum k kᵀ over every token of the rows but the first, whose key says more of its place than of any text."""
     import torch
 
@@ -134,20 +234,29 @@ def collect(
     }
     count, last = 0, max(layers)
     pad = model.tokenizer.pad_token_id
-    for part in _parts(rows):
+
+    def run(part: list[Sequence[int]]) -> None:
+        nonlocal count
         ids, mask = padded(part, int(pad if pad is not None else model.tokenizer.eos_token_id or 0), model.device)
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
             run_until(model.model, model.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
             counted = mask.bool()
             counted[:, 0] = False
-            for layer in layers:
-                keys = entered[layer].reshape(*ids.shape, -1)[counted].double()
-                sums[layer] += keys.T @ keys
+            found = {layer: entered.pop(layer).reshape(*ids.shape, -1)[counted].double() for layer in layers}
+            for layer, keys in found.items():
+                sums[layer].addmm_(keys.T, keys)  # in place: once the keys are there, no memory can be missing
         count += int(counted.sum())
         if tell:
             tell("statistics", count, sum(map(len, rows)))
+
+    Budget(_AT_ONCE).each(sorted(rows, key=len), len, run)
     if not count:
         raise InvalidInput("there is no text to take statistics of.", "Give a file with at least some sentences.")
+    if wrong := [layer for layer in layers if not sums[layer].isfinite().all()]:
+        raise InvalidInput(
+            f"in ordinary text, the keys of layer {wrong[0]} hold numbers that are none.",
+            "Nothing was kept. Load the model in float32; if it is, its weights are damaged.",
+        )
     return Moments({layer: one.cpu() for layer, one in sums.items()}, count)
 
 
@@ -172,7 +281,7 @@ def texts_of(model: CausalModel, path: Path, tokens: int) -> list[list[int]]:
     return rows
 
 
-def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Callable[[str, int, int], None] | None = None) -> list[list[int]]:
+def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None = None) -> list[list[int]]:
     """Rows of tokens that the model itself writes, at temperature 1, from its beginning-of-text token."""
     import torch
 
@@ -205,17 +314,6 @@ def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Callable[[s
     return rows
 
 
-def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    part: list[Sequence[int]] = []
-    for row in sorted(rows, key=len):
-        if part and len(row) * (len(part) + 1) > _AT_ONCE:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
-
-
 # Files
 
 
@@ -233,19 +331,33 @@ def _write(folder: Path, key: StatisticsKey, shard: str, found: Moments) -> None
 
 
 def _read(folder: Path) -> Moments | None:
-    """The sum over a folder's shards; none where a file is missing or damaged."""
+    """The sum over a whole set of shards, the smallest set there is; none where each lacks a file or has a damaged one."""
+    for of, files in sorted(_sets(folder).items()):
+        found = [_moments_in(files[number]) for number in range(of) if number in files]
+        whole = [one for one in found if one is not None]
+        if len(whole) == of:
+            return reduce(Moments.plus, whole)
+    return None
+
+
+def _sets(folder: Path) -> dict[int, dict[int, Path]]:
+    """Of how many shards → number of the shard → its file."""
+    found: dict[int, dict[int, Path]] = {}
+    for path in folder.glob("*-of-*.safetensors"):
+        number, _, of = path.stem.partition("-of-")
+        if number.isdecimal() and of.isdecimal():
+            found.setdefault(int(of), {})[int(number)] = path
+    return found
+
+
+def _moments_in(path: Path) -> Moments | None:
+    """A shard; none where it is missing, damaged, or holds numbers that are none."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*-of-*.safetensors"))
-    if not files or len(files) < int(files[0].stem.rpartition("-")[2]):
+    try:
+        with safe_open(path, framework="pt") as file:
+            told: Mapping[str, Any] = file.metadata()
+            one = Moments({int(told["layer"]): file.get_tensor("sum")}, int(told["count"]))
+    except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    total: Moments | None = None
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                told: Mapping[str, Any] = file.metadata()
-                one = Moments({int(told["layer"]): file.get_tensor("sum")}, int(told["count"]))
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return None
-        total = one if total is None else total.plus(one)
-    return total
+    return one if all(sums.isfinite().all() for sums in one.sums.values()) else None

@@ -14,6 +14,11 @@ the sum of the losses has for each row the gradient that it would have alone. Ro
 Only blocks above $L$ run in the loop; what lies before the edited token is the same at every step, so its keys and values are computed
 once; the vocabulary is projected only where the loss needs it; a fact that has reached its target leaves the batch.
 
+With ``at="parts"`` there are two δ a fact, one added to the output $a^L$ of block $L$'s attention and one to that of its MLP, $m^L$. They
+are optimised together, each with a decay, a clamp and a step in lengths of its own part (Li et al. 2024; :mod:`ke_tools.editors.pmet`),
+and $z_i = m_i^L + \delta_i^m$; the loop then begins with block $L$, whose input no δ reaches. The likelihood that is told is that of
+$\delta_i^m$ alone.
+
 Differs from the reference: 1. all facts at once; 2. Adam's step is relative, a multiple of the root mean square of $h_i^L$; 3. a fact
 stops by the likelihood of its target, not by the whole loss; 4. the last of the facts' contexts need not be the model's own text:
 paraphrases count.
@@ -21,19 +26,24 @@ paraphrases count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import Placed, padded
-from ke_tools.editors._trace import run_until
+from ke_tools.editors._trace import adding, inputs_of, run_until
 from ke_tools.models.causal import CausalModel
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-__all__ = ["Goal", "Objective", "Targets", "optimise"]
+__all__ = ["At", "Goal", "Objective", "Targets", "optimise", "sites"]
 
+At = Literal["block", "parts"]  # the residual stream behind block L, or the outputs of its attention and its MLP
 _BETAS: Final = (0.9, 0.999)
 _EPS: Final = 1e-8
 
@@ -63,9 +73,9 @@ class Goal:
 class Targets:
     """What was found, in the order of the goals."""
 
-    z: torch.Tensor  # [facts, width], in float32
-    h: torch.Tensor  # the residual stream before, of each fact's first prompt
-    nll: torch.Tensor  # [facts], nats a target token at the end
+    z: torch.Tensor  # [facts, width], in float32; with parts, of the MLP's output
+    h: torch.Tensor  # what stood there before, of each fact's first prompt
+    nll: torch.Tensor  # [facts], nats a target token at z
     steps: tuple[int, ...]  # that each fact took
 
 
@@ -75,17 +85,34 @@ class _Row:
     placed: Placed
     is_essence: bool
 
+    @property
+    def behind(self) -> int:
+        """Tokens from the edited one on; rows with as many go well together."""
+        return len(self.placed.ids) - self.placed.site
+
+
+def sites(model: CausalModel, layer: int, at: At) -> tuple[nn.Module, ...]:
+    """The modules of block L to whose outputs δ are added; z is found at the last of them."""
+    return (model.blocks[layer],) if at == "block" else (model.attention_out(layer), model.projection(layer))
+
 
 def optimise(
-    model: CausalModel, goals: Sequence[Goal], layer: int, objective: Objective, *, tell: Callable[[int, int], None] | None = None
+    model: CausalModel,
+    goals: Sequence[Goal],
+    layer: int,
+    objective: Objective,
+    *,
+    at: At = "block",
+    tell: Callable[[int, int], None] | None = None,
 ) -> Targets:
-    """Find z for every goal at the output of a block.
+    """Find z for every goal at the output of a block, or of its MLP.
 
     Args:
         model: stays as it is.
         goals: what each fact wants.
         layer: the block L.
         objective: hyper-parameters.
+        at: what δ are added to.
         tell: hears after each step of (facts that are done, facts).
     """
     import torch
@@ -93,62 +120,104 @@ def optimise(
     rows = [_Row(n, placed, is_essence=False) for n, goal in enumerate(goals) for placed in goal.prompts]
     if objective.kl:
         rows += [_Row(n, goal.essence, is_essence=True) for n, goal in enumerate(goals) if goal.essence is not None]
-    batches = [_Batch.of(model, part, layer) for part in _parts(rows, objective.tokens)]
-    h = torch.zeros(len(goals), model.width, dtype=torch.float32, device=model.device)
+    rows.sort(key=lambda row: (row.behind, row.placed.site))
+    budget = Budget(objective.tokens)
+
+    def batches() -> list[_Batch]:
+        made: list[_Batch] = []
+        budget.each(rows, lambda row: len(row.placed.ids), lambda part: made.append(_Batch.of(model, part, layer, at)))
+        return made
+
+    first = batches()
+    h = torch.zeros(len(goals), len(sites(model, layer, at)), model.width, dtype=torch.float32, device=model.device)
     firsts = {id(goal.prompts[0]): n for n, goal in enumerate(goals)}
-    for batch in batches:
+    for batch in first:
         for number, row in enumerate(batch.rows):
             if not row.is_essence and id(row.placed) in firsts:
-                h[row.fact] = batch.residual[number, 0].float()
+                h[row.fact] = batch.held[number].float()
     weights = torch.tensor([1 / len(goal.prompts) for goal in goals], device=model.device)
-    return _descend(model, batches, h, weights, objective, tell or (lambda _done, _all: None))
+    delta, nll, steps = _descend(model, first, h, weights, objective, budget, tell or (lambda _done, _all: None))
+    if at == "parts":  # what the attention would have to do, nobody will
+        delta = torch.cat([torch.zeros_like(delta[:, :1]), delta[:, 1:]], 1)
+        _, nll = _loss(model, batches(), delta, weights, objective.kl, budget, with_gradient=False)
+    return Targets((h + delta)[:, -1], h[:, -1], nll, steps)
 
 
 def _descend(
     model: CausalModel,
-    batches: Sequence[_Batch],
+    batches: list[_Batch],
     h: torch.Tensor,
     weights: torch.Tensor,
     objective: Objective,
+    budget: Budget,
     tell: Callable[[int, int], None],
-) -> Targets:
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """δ [facts, sites, width], the likelihoods at it, and the steps that each fact took."""
     import torch
 
-    delta = torch.zeros_like(h)
-    adam = _Adam(delta, objective.learning_rate * h.pow(2).mean(1, keepdim=True).sqrt())
-    length = h.norm(dim=1)
+    delta = torch.zeros_like(h)  # [facts, sites, width]
+    adam = _Adam(delta, objective.learning_rate * h.pow(2).mean(-1, keepdim=True).sqrt())
+    length = h.norm(dim=-1, keepdim=True)
     active = torch.ones(len(h), dtype=torch.bool, device=h.device)
     nll, taken = torch.zeros(len(h), device=h.device), torch.zeros(len(h), dtype=torch.long)
     for step in range(objective.steps + 1):
         is_last = step == objective.steps
-        found = delta.clone().requires_grad_(not is_last)
-        fresh = torch.zeros_like(nll)
-        with torch.set_grad_enabled(not is_last):
-            for batch in batches:
-                batch.keep(active)
-                if not batch.rows:
-                    continue
-                likelihood, drift = batch.losses(model, found)
-                loss = (likelihood * weights[batch.facts]).sum() + objective.kl * drift.sum()
-                fresh.index_add_(0, batch.facts, likelihood.detach() * weights[batch.facts])
-                if not is_last:
-                    loss.backward()  # type: ignore[no-untyped-call]
+        for batch in batches:
+            batch.keep(active)
+        batches[:] = [batch for batch in batches if batch.rows]
+        gradient, fresh = _loss(model, batches, delta, weights, objective.kl, budget, with_gradient=not is_last)
         nll = torch.where(active, fresh, nll)
         active = active & (nll >= objective.reached)
         tell(int((~active).sum()), len(active))
         if is_last or not active.any():
             break
         taken += active.cpu()
-        gradient = found.grad if found.grad is not None else torch.zeros_like(delta)
-        gradient = gradient + objective.weight_decay * _direction(delta) / length.pow(2)[:, None]
+        gradient = gradient + objective.weight_decay * _direction(delta) / length.pow(2).clamp_min(1e-12)
         adam.step(gradient, active)
-        delta *= (objective.clamp * length / delta.norm(dim=1).clamp_min(1e-12)).clamp_max(1)[:, None]
-    return Targets(h + delta, h, nll, tuple(taken.tolist()))
+        delta *= (objective.clamp * length / delta.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    return delta, nll, tuple(taken.tolist())
+
+
+def _loss(
+    model: CausalModel,
+    batches: list[_Batch],
+    delta: torch.Tensor,
+    weights: torch.Tensor,
+    kl: float,
+    budget: Budget,
+    *,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of the sum of the losses at δ, and each fact's likelihood; batches that memory does not hold are halved for good."""
+    import torch
+
+    gradient, nll = torch.zeros_like(delta), torch.zeros(len(delta), device=delta.device)
+
+    def run(batch: _Batch) -> None:
+        nonlocal gradient, nll
+        found = delta.clone().requires_grad_(with_gradient)
+        with torch.set_grad_enabled(with_gradient):
+            likelihood, drift = batch.losses(model, found)
+            loss = (likelihood * weights[batch.facts]).sum() + kl * drift.sum()
+        if with_gradient:
+            gradient = gradient + torch.autograd.grad(loss, found)[0]
+        nll = nll.index_add(0, batch.facts, likelihood.detach() * weights[batch.facts])
+
+    waiting, batches[:] = batches[::-1], []
+    while waiting:
+        batch = waiting.pop()
+        longest = max(len(row.placed.ids) for row in batch.rows)
+        is_too_big = len(batch.rows) > 1 and longest * len(batch.rows) > budget.tokens
+        if not is_too_big and budget.holds(partial(run, batch), len(batch.rows), longest):
+            batches.append(batch)
+        else:
+            waiting += batch.halves()
+    return gradient, nll
 
 
 def _direction(delta: torch.Tensor) -> torch.Tensor:
     """The gradient of ‖δ‖, 0 at 0."""
-    unit: torch.Tensor = delta / delta.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit: torch.Tensor = delta / delta.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     return unit
 
 
@@ -164,7 +233,7 @@ class _Adam:
 
     def step(self, gradient: torch.Tensor, active: torch.Tensor) -> None:
         self._steps += 1
-        moving = active[:, None]
+        moving = active[:, None, None]
         self._first = (_BETAS[0] * self._first + (1 - _BETAS[0]) * gradient).where(moving, self._first)
         self._second = (_BETAS[1] * self._second + (1 - _BETAS[1]) * gradient.pow(2)).where(moving, self._second)
         m = self._first / (1 - _BETAS[0] ** self._steps)
@@ -172,27 +241,16 @@ class _Adam:
         self._rows -= (self._rates * m / (v.sqrt() + _EPS)).where(moving, m.new_zeros(()))
 
 
-def _parts(rows: Sequence[_Row], tokens: int) -> Iterator[list[_Row]]:
-    """Rows of like length behind the edited token together, as many as the budget allows."""
-    part: list[_Row] = []
-    for row in sorted(rows, key=lambda row: (len(row.placed.ids) - row.placed.site, row.placed.site)):
-        longest = max(len(one.placed.ids) for one in (*part, row))
-        if part and longest * (len(part) + 1) > tokens:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
-
-
 @dataclass(slots=True)
 class _Batch:
-    """Rows from their edited token on, with what the blocks above L need to know of what lies before it."""
+    """Rows from their edited token on, with what the blocks that the loop runs need to know of what lies before it."""
 
     layer: int
+    at: At
     rows: list[_Row]
-    residual: torch.Tensor  # [rows, tokens, width]: the stream after block L, from the edited token on
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # how the model called each block above L
+    held: torch.Tensor  # [rows, sites, width]: what the sites put out at the edited token
+    residual: torch.Tensor  # [rows, tokens, width]: the stream in front of the blocks that the loop runs, from the edited token on
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # how the model called each of them
     cache: Any  # keys and values of what lies before; None where nothing does
     base: torch.Tensor | None = None  # log-probabilities of the essence rows before any change, [essence rows, vocabulary]
     facts: torch.Tensor = field(init=False)
@@ -206,7 +264,7 @@ class _Batch:
         self.facts = torch.tensor([row.fact for row in self.rows], dtype=torch.long, device=self.residual.device)
 
     @classmethod
-    def of(cls, model: CausalModel, rows: list[_Row], layer: int) -> _Batch:
+    def of(cls, model: CausalModel, rows: list[_Row], layer: int, at: At = "block") -> _Batch:
         """Compute all that no step changes."""
         import torch
 
@@ -214,43 +272,57 @@ class _Batch:
             cache, before = _before(model, rows)
             behind = [row.placed.ids[row.placed.site :] for row in rows]
             ids, mask = padded(behind, _pad(model), model.device)
-            positions = (
-                torch.arange(ids.shape[1], device=model.device)[None]
-                + torch.tensor([row.placed.site for row in rows], device=model.device)[:, None]
-            )
+            first = torch.tensor([row.placed.site for row in rows], device=model.device)
+            run = _above(model, layer, at)
             calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
             handles = [
                 block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args[1:], kwargs)), with_kwargs=True)
-                for block in model.blocks[layer + 1 :]
+                for block in run
             ]
-            streams: list[torch.Tensor] = []
-            handles.append(model.blocks[layer].register_forward_hook(lambda _m, _a, output: streams.append(_stream(output))))
+            held: list[torch.Tensor] = []
+
+            def note(_entered: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+                held.append(output.reshape(*ids.shape, -1)[:, 0])
+                return output
+
             kept = _kept([(layer.keys, layer.values) for layer in cache.layers]) if cache is not None else None
             try:
-                run_until(
-                    model.model,
-                    model.norm,
-                    input_ids=ids,
-                    attention_mask=torch.cat([before, mask], 1),
-                    position_ids=positions,
-                    use_cache=False,
-                    **({"past_key_values": kept} if kept is not None else {}),
-                )
+                with adding([(site, note) for site in sites(model, layer, at)]), inputs_of({"stream": [*run, model.norm][0]}) as entered:
+                    run_until(
+                        model.model,
+                        model.norm,
+                        input_ids=ids,
+                        attention_mask=torch.cat([before, mask], 1),
+                        position_ids=torch.arange(ids.shape[1], device=model.device)[None] + first[:, None],
+                        use_cache=False,
+                        **({"past_key_values": kept} if kept is not None else {}),
+                    )
             finally:
                 for handle in handles:
                     handle.remove()
-            batch = cls(layer, rows, streams[0], calls, kept)
-            batch.base = batch._essence(model, batch._top(model, streams[0])).log_softmax(-1)
+            batch = cls(layer, at, rows, torch.stack(held, 1), entered["stream"], calls, kept)
+            batch.base = batch._essence(model, batch._top(model, batch.residual)).log_softmax(-1)
         return batch
 
     def keep(self, active: torch.Tensor) -> None:
         """Drop the rows of facts that are done."""
+        self.choose([number for number, row in enumerate(self.rows) if active[row.fact]])
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        """Two batches, of half of the rows each."""
+        middle = len(self.rows) // 2
+        first, second = copy(self), copy(self)
+        first.choose(range(middle))
+        second.choose(range(middle, len(self.rows)))
+        return first, second
+
+    def choose(self, stay: Sequence[int]) -> None:
+        """Drop the other rows."""
         import torch
 
-        stay = [number for number, row in enumerate(self.rows) if active[row.fact]]
         if len(stay) == len(self.rows):
             return
-        n, chosen = len(self.rows), torch.tensor(stay, dtype=torch.long, device=self.residual.device)
+        n, chosen = len(self.rows), torch.tensor(list(stay), dtype=torch.long, device=self.residual.device)
         if self.base is not None:
             essence = [number for number, row in enumerate(self.rows) if row.is_essence]
             left = set(stay)
@@ -258,7 +330,7 @@ class _Batch:
                 torch.tensor([k for k, number in enumerate(essence) if number in left], dtype=torch.long, device=self.base.device)
             ]
         self.rows = [self.rows[number] for number in stay]
-        self.residual = self.residual[chosen]
+        self.held, self.residual = self.held[chosen], self.residual[chosen]
         new = _kept([(layer.keys[chosen], layer.values[chosen]) for layer in self.cache.layers]) if self.cache is not None else None
         self.calls = [
             (
@@ -274,8 +346,7 @@ class _Batch:
         """Of each row the negative log-likelihood of its target's tokens, their mean, and the essence's divergence; both [rows]."""
         import torch
 
-        first = self.residual[:, :1] + delta[self.facts][:, None].to(self.residual.dtype)
-        top = self._top(model, torch.cat([first, self.residual[:, 1:]], 1))
+        top = self._moved(model, delta)
         likelihood = torch.zeros(len(self.rows), device=top.device, dtype=torch.float32)
         where = [
             (n, p - row.placed.site, t, len(row.placed.target))
@@ -296,6 +367,17 @@ class _Batch:
             drift = drift.index_add(0, torch.tensor(essence, device=top.device), each)
         return likelihood, drift
 
+    def _moved(self, model: CausalModel, delta: torch.Tensor) -> torch.Tensor:
+        """What the last norm puts out with δ [facts, sites, width] added at the edited tokens."""
+        if self.at == "block":
+            return self._top(model, _plus(self.residual, delta[self.facts, 0]))
+
+        def adds(change: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+            return lambda _entered, output: _plus(output.reshape(self.residual.shape), change).reshape(output.shape)
+
+        with adding([(site, adds(delta[self.facts, n])) for n, site in enumerate(sites(model, self.layer, self.at))]):
+            return self._top(model, self.residual)
+
     def _essence(self, model: CausalModel, top: torch.Tensor) -> torch.Tensor:
         """Logits behind the essence rows, [essence rows, vocabulary]."""
         import torch
@@ -307,11 +389,23 @@ class _Batch:
         return logits
 
     def _top(self, model: CausalModel, stream: torch.Tensor) -> torch.Tensor:
-        """Run the blocks above L and the last norm."""
-        for block, (args, kwargs) in zip(model.blocks[self.layer + 1 :], self.calls, strict=True):
+        """Run the blocks from there on and the last norm."""
+        for block, (args, kwargs) in zip(_above(model, self.layer, self.at), self.calls, strict=True):
             stream = _stream(block(stream, *args, **kwargs))
         top: torch.Tensor = model.norm(stream)
         return top
+
+
+def _above(model: CausalModel, layer: int, at: At) -> Sequence[nn.Module]:
+    """The blocks that δ changes the output of: those above L, and with parts L itself."""
+    return model.blocks[layer + (at == "block") :]
+
+
+def _plus(states: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """States [rows, tokens, width] with a change [rows, width] at each row's first token, the edited one."""
+    import torch
+
+    return torch.cat([states[:, :1] + change[:, None].to(states.dtype), states[:, 1:]], 1)
 
 
 def _kept(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ke_tools.editors._goals import goals
 from ke_tools.editors._locate import Placed, padded
 from ke_tools.editors._solve import Factors
-from ke_tools.editors._spread import Clock, Progress, described
+from ke_tools.editors._spread import Clock, Progress, described, refuse_nonsense
 from ke_tools.editors.update import Efficiency, Outcome, Reached, Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
@@ -33,6 +33,7 @@ class FT:
     ``objective="last"`` (FT-L, ``prompt_last``) scores every token of the target behind the prompt, as the field's tables do, which is
     wrong for targets of several tokens. ``bound`` keeps every entry of Δ within ±bound (the ROME paper's FT+L).
 
+    The descent is on a copy of the weight in float32 at least: in a half, small steps and Adam's ε would be lost.
     Δ is not of low rank by itself; it is kept as its singular value decomposition, whole.
     Differs from EasyEdit at 14cea82: paraphrases that come with a fact are learnt too.
     """
@@ -56,26 +57,40 @@ class FT:
         return model
 
     def plan(self, prepared: CausalModel, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
-        """Plan an update; the model stays as it is."""
+        """Plan an update; the model stays as it is.
+
+        Raises:
+            InvalidInput: the loss of a fact became a number that is none.
+        """
         import torch
 
         del earlier
         model, clock = prepared, Clock()
         wanted = goals(model, facts, ("",))
         weight = model.weight(self.layer)
-        before = weight.detach().clone()
+        stored = weight.detach().clone()
+        before = stored.to(torch.promote_types(stored.dtype, torch.float32))
+        master = torch.nn.Parameter(before.clone())
 
-        def bounded() -> None:
+        def hand_over(*_: Any) -> None:
+            master.grad, weight.grad = weight.grad if weight.grad is None else weight.grad.to(master.dtype), None
+
+        def write() -> None:
             if self.bound:
-                weight.copy_(before + (weight - before).clamp(-self.bound, self.bound))
+                master.copy_(before + (master - before).clamp(-self.bound, self.bound))
+            weight.copy_(master)
 
         with clock.stage("descent"), _learning(model, [weight]):
-            optimizer = torch.optim.Adam([weight], lr=self.learning_rate)
+            optimizer = torch.optim.Adam([master], lr=self.learning_rate)
+            optimizer.register_step_pre_hook(hand_over)
             rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
-            nll, steps = _descend(model, rows, optimizer, self.steps, self.batch, self.reached, self.objective, bounded, tell)
-            delta = (weight.detach() - before).double().cpu()
-            with torch.no_grad():
-                weight.copy_(before)
+            try:
+                nll, steps = _descend(model, rows, optimizer, self.steps, self.batch, self.reached, self.objective, write, tell)
+                delta = (master.detach() - before).double().cpu()
+            finally:
+                with torch.no_grad():
+                    weight.copy_(stored)
+        refuse_nonsense(torch.tensor([nll[n] for n in range(len(facts))]), facts, "the loss")
         if model.is_transposed(self.layer):
             delta = delta.T
         u, s, v = torch.linalg.svd(delta, full_matrices=False)
@@ -114,7 +129,11 @@ class LoRA:
         return model
 
     def plan(self, prepared: CausalModel, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
-        """Plan an update; the model stays as it is."""
+        """Plan an update; the model stays as it is.
+
+        Raises:
+            InvalidInput: the loss of a fact became a number that is none.
+        """
         import torch
         from peft import LoraConfig, get_peft_model
 
@@ -139,6 +158,7 @@ class LoRA:
                 optimizer = torch.optim.AdamW([w for w in tuned.parameters() if w.requires_grad], lr=self.learning_rate, weight_decay=0.0)
                 rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
                 nll, steps = _descend(model, rows, optimizer, self.steps, self.batch, self.reached, "target", lambda: None, tell)
+            refuse_nonsense(torch.tensor([nll[n] for n in range(len(facts))]), facts, "the loss")
             changes = {}
             for layer in self.layers:
                 part: Any = model.projection(layer)

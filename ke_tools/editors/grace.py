@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import streams
 from ke_tools.editors._locate import Placed
-from ke_tools.editors._spread import Clock, Progress, reached
+from ke_tools.editors._spread import Clock, Progress, reached, refuse_nonsense, values
 from ke_tools.editors._statistics import samples
-from ke_tools.editors._targets import Objective, optimise
+from ke_tools.editors._targets import Objective
 from ke_tools.editors.codebook import Codebook
 from ke_tools.editors.update import Efficiency, Update
 from ke_tools.errors import InvalidInput
@@ -75,7 +75,11 @@ class GRACE:
         return _Prepared(model, contexts(model, self.contexts, seed=self.seed), torch.cat(streams(model, placed, self.layer)))
 
     def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Codebook:
-        """Plan a codebook; the model stays as it is."""
+        """Plan a codebook; the model stays as it is.
+
+        Raises:
+            InvalidInput: a value or a key holds numbers that are none.
+        """
         import torch
 
         del earlier
@@ -83,11 +87,12 @@ class GRACE:
         wanted = goals(model, facts, prepared.contexts, site="last")
         wanted = [replace(goal, essence=None) for goal in wanted]
         with clock.stage("z"):
-            found = optimise(model, wanted, self.layer, self.objective, tell=lambda done, n: tell("z", done, n) if tell else None)
+            found = values(model, facts, wanted, self.layer, self.objective, tell=tell)
         with clock.stage("keys"):
             rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
             states = streams(model, [placed for _, placed in rows], self.layer)
             keys = torch.stack([state[placed.site] for (_, placed), state in zip(rows, states, strict=True)])
+            refuse_nonsense(keys, [facts[n] for n, _ in rows], f"a key in layer {self.layer}")
             owners = torch.tensor([n for n, _ in rows])
             before = torch.cat([state[: placed.site] for (_, placed), state in zip(rows, states, strict=True)])
             epsilons = self.share * _nearest(keys, owners, torch.cat([prepared.elsewhere, before]))

@@ -12,9 +12,9 @@ from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
 from ke_tools.editors._solve import Factors, rank_one
-from ke_tools.editors._spread import Clock, Prepared, Progress, described, reached
+from ke_tools.editors._spread import Clock, Prepared, Progress, described, reached, refuse_nonsense, values
 from ke_tools.editors._statistics import moments
-from ke_tools.editors._targets import Goal, Objective, optimise
+from ke_tools.editors._targets import Goal, Objective
 from ke_tools.editors.update import Efficiency, Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
@@ -40,7 +40,8 @@ class ROME:
     a single edit ruin the model.
 
     Differs from the reference (rome at 0874014): 1. the δ of a batch are found together, on the unedited model; 2. the clamp is in lengths
-    of the residual stream, there of the MLP's output; 3. C is taken of ten tokens a dimension of the key.
+    of the residual stream, there of the MLP's output; 3. C is taken of ten tokens a dimension of the key; 4. a fact that the model holds
+    already is given $v_* = W \bar k$, which changes nothing.
     """
 
     layer: int
@@ -65,19 +66,31 @@ class ROME:
         return Prepared(model, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
 
     def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
-        """Plan an update; the model stays as it is. Earlier updates are not heeded: each fact overrides what it must."""
+        """Plan an update; the model stays as it is. Earlier updates are not heeded: each fact overrides what it must.
+
+        Raises:
+            InvalidInput: a value, a key or the change holds numbers that are none.
+        """
+        import torch
+
         del earlier
         model, clock = prepared.model, Clock()
         wanted = goals(model, facts, prepared.contexts, site=self.site)
         with clock.stage("z"):
-            found = optimise(model, wanted, self.layer, self.objective, tell=lambda done, n: tell("z", done, n) if tell else None)
+            found = values(model, facts, wanted, self.layer, self.objective, tell=tell)
         with clock.stage("solve"):
             mean = look(model, wanted, [self.layer]).keys[self.layer]
             bare = look(model, [Goal(goal.prompts[:1], None) for goal in wanted], [self.layer]).keys[self.layer]
-            change = self._one_by_one(prepared, mean, bare, (found.z - found.h).double().cpu())
+            for keys in (mean, bare):
+                refuse_nonsense(keys, facts, f"the key in layer {self.layer}")
+            is_known = torch.tensor([steps == 0 for steps in found.steps])[:, None]
+            change = self._one_by_one(prepared, mean, mean.where(is_known, bare), (found.z - found.h).double().cpu())
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
-        outcomes = reached(facts, found, self.objective)
-        return Update(described(self), {self.layer: change}, outcomes, model.fingerprint, Efficiency(seconds=seconds), {self.layer: mean})
+        outcomes, efficiency = reached(facts, found, self.objective), Efficiency(seconds=seconds)
+        kept, notes = {self.layer: mean}, prepared.moments.notes()
+        made = Update(described(self), {self.layer: change}, outcomes, model.fingerprint, efficiency, kept, notes)
+        made.check(model)
+        return made
 
     def _one_by_one(self, prepared: Prepared, mean: torch.Tensor, bare: torch.Tensor, delta: torch.Tensor) -> Factors:
         """Insert the facts in order, each into what those before it made of W. Rows are facts."""

@@ -64,6 +64,7 @@ class Update:
     fingerprint: str = ""  # of the model's weights
     efficiency: Efficiency = Efficiency()
     keys: Mapping[int, torch.Tensor] = field(default_factory=dict)  # layer → [facts, d_key]: what later updates shall leave alone
+    notes: tuple[str, ...] = ()  # what one should know of how it was made
     _before: WeakKeyDictionary[Any, dict[int, torch.Tensor]] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
 
     @property
@@ -76,7 +77,8 @@ class Update:
 
         Raises:
             WrongState: it is applied already.
-            InvalidInput: it was made for a model of another shape, or holds a number that is none.
+            InvalidInput: it was made for a model of another shape, holds a number that is none, or makes a weight larger than its type
+                can hold; nothing is changed then.
         """
         import torch
 
@@ -84,12 +86,20 @@ class Update:
             raise WrongState("this update is applied to the model already.", "Revert it first.")
         self.check(model)
         before: dict[int, torch.Tensor] = {}
+        after: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for layer, (left, right) in self.changes.items():
                 weight = model.weight(layer)
-                before[layer] = weight.detach().clone()
                 delta = (left.double() @ right.double()).to(weight.device)
-                weight.copy_(weight.double() + (delta.T if model.is_transposed(layer) else delta))
+                before[layer] = weight.detach().clone()
+                after[layer] = (weight.double() + (delta.T if model.is_transposed(layer) else delta)).to(weight.dtype)
+                if not after[layer].isfinite().all():
+                    raise InvalidInput(
+                        f"with the update, weights of layer {layer} are larger than {weight.dtype} can hold.",
+                        "Nothing was applied. Load the model in float32 or bfloat16.",
+                    )
+            for layer, changed in after.items():
+                model.weight(layer).copy_(changed)
         self._before[model.model] = before
 
     def revert(self, model: CausalModel) -> None:
@@ -159,6 +169,7 @@ class Update:
             "fingerprint": self.fingerprint,
             "outcomes": [{**asdict(one), "outcome": one.outcome.name} for one in self.outcomes],
             "efficiency": asdict(self.efficiency),
+            "notes": list(self.notes),
         }
         (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
 
@@ -176,7 +187,7 @@ class Update:
             worst = max(worst, float(s[rank:].norm() / s.norm()))
             root = s[:rank].sqrt()
             changes[layer] = Factors(q @ u[:, :rank] * root, root[:, None] * v[:rank])
-        return Update(self.method, changes, self.outcomes, self.fingerprint, self.efficiency, self.keys), worst
+        return Update(self.method, changes, self.outcomes, self.fingerprint, self.efficiency, self.keys, self.notes), worst
 
 
 def load_update(folder: Path) -> Update:
@@ -195,16 +206,20 @@ def load_update(folder: Path) -> Update:
         changes = {layer: Factors(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
         outcomes = tuple(Reached(**{**one, "outcome": Outcome[one["outcome"]]}) for one in card["outcomes"])
         keys = {layer: tensors[f"{layer}.keys"] for layer in layers if f"{layer}.keys" in tensors}
-        return Update(card["method"], changes, outcomes, card["fingerprint"], Efficiency(**card["efficiency"]), keys)
+        efficiency = Efficiency(**card["efficiency"])
+        return Update(card["method"], changes, outcomes, card["fingerprint"], efficiency, keys, tuple(card.get("notes", ())))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelUnavailable(f"the update in {folder} cannot be read: {error}", "Plan it again.") from error
 
 
 def _through(change: Factors, model: CausalModel) -> Any:
-    left, right = (part.to(model.device, model.dtype) for part in change)
+    import torch
+
+    dtype = torch.promote_types(model.dtype, torch.float32)  # a factor may hold numbers too small for a half
+    left, right = (part.to(model.device, dtype) for part in change)
 
     def added(entered: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        return output + entered @ right.T @ left.T
+        return (output + entered.to(dtype) @ right.T @ left.T).to(output.dtype)
 
     return added
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ARCHITECTURES", "Architecture", "CausalModel"]
+    from ke_tools.config import Settings
+
+__all__ = ["ARCHITECTURES", "Architecture", "CausalModel", "load"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,3 +145,21 @@ class CausalModel:
     def key_width(self, layer: int) -> int:
         """Length of a key: the input of the layer's MLP output projection."""
         return int(self.weight(layer).shape[0 if self.is_transposed(layer) else 1])
+
+
+def load(settings: Settings) -> CausalModel:
+    """The settings' model in float32, as editors need it.
+
+    Raises:
+        ModelUnavailable: it is not there or damaged.
+        Unsupported: where its parts lie is not known.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ke_tools.models import checkpoint
+
+    path = checkpoint.resolve(settings)
+    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(path))
+    return CausalModel(model, tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ke_tools.benches import editors
 from ke_tools.config import Settings
+from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import tiny, tokenizer
@@ -62,6 +64,39 @@ def test_the_model_is_taken_back_whatever_the_mode(tiny: Make, settings: Setting
     assert report["results"]["edits"].keys() == {1, 3}
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
     assert bool(report["bars"]) == (mode == "batch")
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_growth_is_a_share_of_the_unedited_weight(tiny: Make, settings: Settings, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the edited one, a change a hundred times the weight would be a share of 1."""
+    monkeypatch.setattr(editors, "PLAIN_TOKENS", 200)
+    model, seen = tiny("llama"), list[float]()
+    honest, base = Update.growth, float(model.weight(3).detach().norm())
+
+    def noting(self: Update, model: CausalModel) -> dict[int, float]:
+        seen.append(float(model.weight(3).detach().norm()))
+        return honest(self, model)
+
+    monkeypatch.setattr(Update, "growth", noting)
+    measured(settings, model, mode=mode, batch=1)
+
+    assert seen == [base] * (1 if mode == "batch" else 2)
+
+
+def test_what_is_to_be_known_of_the_statistics_is_told_once(
+    tiny: Make, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue, bad input: regularised, and said so."""
+    monkeypatch.setattr(editors, "PLAIN_TOKENS", 200)
+
+    (tmp_path / "text").write_text("It rains in Oslo, and in Lima it does not.", "utf-8")
+
+    few = measured(settings, tiny("llama"), how={**HOW, "text": str(tmp_path / "text")}, numbers=[1, 2])
+    enough = measured(settings, tiny("llama"), numbers=[1])
+
+    assert len(few["notes"]) == 1
+    assert "regularised" in few["notes"][0]
+    assert enough["notes"] == []
 
 
 def test_atlas_edits_are_asked_for_in_probe_wordings_and_worded_in_fitted_ones() -> None:

@@ -166,3 +166,14 @@ def test_what_does_not_fit_is_refused(tiny: Make) -> None:
         GRACE(layer=2, share=1.5)
     with pytest.raises(InvalidInput, match="4 layers"):
         edit(model, FACTS, GRACE(layer=9))
+
+
+def test_a_model_that_computes_no_numbers_is_told(tiny: Make) -> None:
+    """Issue, bad input: NaN in z: nothing is planned, and the fact is named."""
+    model = tiny("llama")
+    prepared = METHOD.prepare(model)
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[7] = float("nan")
+
+    with pytest.raises(InvalidInput, match=r"The capital of France is.*none"):
+        METHOD.plan(prepared, FACTS)

@@ -89,6 +89,16 @@ def test_a_rank_deficient_moment_is_regularised() -> None:
     assert close(delta(constrained(K, R, few @ few.T)) @ K, R) or delta(constrained(K, R, few @ few.T)).isfinite().all()
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_moment_that_holds_no_numbers_is_refused(number: float) -> None:
+    """Issue, bad input: no ridge mends it, and looking for one would never end."""
+    K, R, C = drawn()
+    C[0, 0] = number
+
+    with pytest.raises(InvalidInput, match="none"):
+        least_squares(K, R, C)
+
+
 def test_two_facts_with_one_key_cannot_both_hold_exactly() -> None:
     """Issue, bad input: refused, not solved in silence."""
     K, R, C = drawn()

@@ -9,32 +9,43 @@ import pytest
 import torch
 
 from ke_tools.editors import _targets
+from ke_tools.editors._budget import Budget
 from ke_tools.editors._goals import goals
+from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Placed
-from ke_tools.editors._targets import Objective, optimise
+from ke_tools.editors._targets import At, Objective, optimise
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import FACTS, SIZES
 
 BEFORE = ("", "It rains. ")
 
 
-def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer: int) -> tuple[float, float]:
+def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer: int, at: At) -> tuple[float, float]:
     """Mean negative log-likelihood and divergence of one fact, by the whole model, one prompt at a time."""
+    block = model.blocks[layer]
+    modules = {
+        "block": [block],
+        "parts": [block.get_submodule(part) for part in (model.architecture.attention_out, model.architecture.mlp_out)],
+    }
 
     def logits(placed: Placed, change: torch.Tensor) -> torch.Tensor:
-        def add(_module: object, _args: object, output: Any) -> Any:
-            stream = output[0] if isinstance(output, tuple) else output
-            stream = stream.clone()
-            stream[:, placed.site] += change
-            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+        def adding(one: torch.Tensor) -> Any:
+            def add(_module: object, _args: object, output: Any) -> Any:
+                stream = output[0] if isinstance(output, tuple) else output
+                stream = stream.clone()
+                stream.view(-1, model.width)[placed.site] += one
+                return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
-        handle = model.blocks[layer].register_forward_hook(add)
+            return add
+
+        handles = [module.register_forward_hook(adding(one)) for module, one in zip(modules[at], change, strict=True)]
         try:
             with torch.no_grad():
                 found: torch.Tensor = model.model(torch.tensor([placed.ids])).logits[0]
                 return found
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     losses = []
     for placed in goal.prompts:
@@ -46,39 +57,42 @@ def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer:
 
 
 @pytest.mark.parametrize("kind", SIZES)
-@pytest.mark.parametrize("tokens", [4096, 40])
-def test_the_loss_is_that_of_the_whole_model(tiny: Callable[[str], CausalModel], kind: str, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "at"), [(4096, "block"), (40, "block"), (40, "parts")])
+def test_the_loss_is_that_of_the_whole_model(tiny: Callable[[str], CausalModel], kind: str, tokens: int, at: At) -> None:
     """Issue §3: keys and values of the prefix reused, blocks from the edited layer up, logits where needed: the same loss."""
     model = tiny(kind)
     wanted = goals(model, FACTS, BEFORE)
     torch.manual_seed(1)
-    delta = torch.randn(len(FACTS), model.width, dtype=torch.float64)
+    delta = torch.randn(len(FACTS), 1 if at == "block" else 2, model.width, dtype=torch.float64)
     rows = [_targets._Row(n, p, is_essence=False) for n, goal in enumerate(wanted) for p in goal.prompts]
     rows += [_targets._Row(n, goal.essence, is_essence=True) for n, goal in enumerate(wanted) if goal.essence]
 
     likelihood, drift = torch.zeros(len(FACTS)), torch.zeros(len(FACTS))
-    for part in _targets._parts(rows, tokens):
-        batch = _targets._Batch.of(model, part, 1)
+
+    def add(part: list[_targets._Row]) -> None:
+        batch = _targets._Batch.of(model, part, 1, at)
         each, apart = batch.losses(model, delta)
         counts = torch.tensor([len(wanted[row.fact].prompts) for row in batch.rows])
         likelihood.index_add_(0, batch.facts, each.detach() / counts)
         drift.index_add_(0, batch.facts, apart.detach())
 
+    Budget(tokens).each(sorted(rows, key=lambda row: row.behind), lambda row: len(row.placed.ids), add)
+
     for number, goal in enumerate(wanted):
-        nll, kl = by_hand(model, goal, delta[number], 1)
+        nll, kl = by_hand(model, goal, delta[number], 1, at)
         assert likelihood[number].item() == pytest.approx(nll, rel=1e-4)
         assert drift[number].item() == pytest.approx(kl, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_many_facts_at_once_come_to_what_each_comes_to_alone(tiny: Callable[[str], CausalModel], kind: str) -> None:
+@pytest.mark.parametrize(("kind", "at"), [("llama", "block"), ("gpt2", "block"), ("llama", "parts"), ("gptj", "parts")])
+def test_many_facts_at_once_come_to_what_each_comes_to_alone(tiny: Callable[[str], CausalModel], kind: str, at: At) -> None:
     """Issue §3: the same optimum as one at a time, early stopping included."""
     model = tiny(kind)
     wanted = goals(model, FACTS, BEFORE)
     how = Objective(steps=12, reached=29.0, clamp=50)  # random weights: a low bar for one fact, too high a one for another
 
-    together = optimise(model, wanted, 1, how)
-    alone = [optimise(model, [goal], 1, how) for goal in wanted]
+    together = optimise(model, wanted, 1, how, at=at)
+    alone = [optimise(model, [goal], 1, how, at=at) for goal in wanted]
 
     assert together.steps == tuple(one.steps[0] for one in alone)
     for number, one in enumerate(alone):
@@ -97,6 +111,20 @@ def test_the_target_is_reached_and_the_length_of_the_change_bounded(tiny: Callab
     assert (free.nll < 0.05).all()
     assert ((short.z - short.h).norm(dim=1) <= 0.1 * short.h.norm(dim=1) * 1.0001).all()
     assert (short.nll > 0.05).all()
+
+
+def test_two_changes_find_what_one_alone_does_not_and_only_the_mlps_is_handed_on(tiny: Callable[[str], CausalModel]) -> None:
+    """Li et al. 2024: attention and MLP are optimised together, each bounded by its own length; z is the MLP's."""
+    model = tiny("llama")
+    wanted = goals(model, FACTS, BEFORE, site="last")
+    seen = look(model, wanted, [1], "parts")
+
+    found = optimise(model, wanted, 1, Objective(steps=5, clamp=0.5, kl=0), at="parts")
+
+    assert torch.allclose(found.h.double(), seen.held, rtol=1e-4, atol=1e-5)
+    change = (found.z - found.h).norm(dim=1)
+    assert (change <= 0.5 * found.h.norm(dim=1) * 1.0001).all()
+    assert (change > 0).all()
 
 
 def test_the_model_is_as_it_was(tiny: Callable[[str], CausalModel]) -> None:
