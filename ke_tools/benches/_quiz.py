@@ -1,6 +1,6 @@
 """What the surveys of knowledge editing ask about an edit, and how the answers are scored.
 
-*Reliability*: the edit's own prompt. *Generalisation*: its rewordings. *Locality*: a neighbour (another subject, the same relation), another
+*Reliability*: the edit's own prompt. *Generalisation*: its rewordings. *Locality*: a neighbour (another subject, same relation), another
 relation of the same subject, something unrelated, a neighbour behind the edit's own statement (distracted). *Portability*: the subject
 under another name (aliased), the fact turned round (reversed), what follows from it (reasoning). *Fluency*: text behind the subject.
 """
@@ -127,9 +127,9 @@ def _forced(speaker: Speaker, rows: Sequence[Question], targets: Sequence[str], 
 def scores(asked: Quiz, base: Said, said: Said) -> dict[str, dict[str, Any]]:
     """Every measure with its standard error, clustered by edit, in the two groups; what the data cannot measure says so.
 
-    *Free generation*: the answer starts with the target; what must stay begins with the base model's first word, and is its whole text; what
-    follows from the edit is in the answer. *As published*: the mean log-likelihood of what is wanted is above its rival's (ES, PS, NS);
-    the share of the target's tokens that the model would have chosen, and, of what must stay, that it chooses as the base model does.
+    *Free generation*: the answer starts with the target; what must stay begins with the base model's first word, and is its whole text;
+    what follows from the edit is in the answer. *As published*: the mean log-likelihood of what is wanted is above its rival's (ES, PS,
+    NS); the share of the target's tokens that the model would have chosen, and, of what must stay, that it chooses as the base does.
     """
     free: dict[str, Any] = {}
     published: dict[str, Any] = {}

@@ -66,4 +66,4 @@ def test_the_memory_mark_is_above_what_is_held() -> None:
     held = bytearray(64 * 2**20)
 
     assert _peak.peak() >= before + 32
-    assert len(held)
+    assert held
