@@ -158,13 +158,21 @@ class _Table:
             model = self.model or load(self.settings)
         editors = {name: _editor(name, self.how.get(name, {}), len(model.blocks)) for name in self.methods if name in METHODS}
         with self.stages.stage("sample"):
-            loaded = [case for case in cases.load(self.data, self.kind) if _fits(model, case.prompt, case.target, case.subject)]
-            own = trained(self.fingerprint, self.settings, with_scope=True)
-            chosen = sampled(loaded, self.edits, self.seed, own).chosen
+            every = cases.load(self.data, self.kind)
+            loaded = [case for case in every if _fits(model, case.prompt, case.target, case.subject)]
+            found = sampled(loaded, self.edits, self.seed, trained(self.fingerprint, self.settings, with_scope=True))
+            chosen = found.chosen
         if len(chosen) < self.edits:
             raise InvalidInput(f"{self.edits} edits were asked for; the data holds {len(chosen)} that can be made.", "Ask for fewer.")
         parts = [chosen[start : start + self.batch] for start in range(0, len(chosen), self.batch)]
-        return _Bench(self.settings, model, self.engine, editors, quiz(chosen), parts, self.stages)
+        asked = quiz(chosen)
+        left_out = {
+            "of the file: subject or target is not tokens of its own": len(every) - len(loaded),
+            "subject in training data": found.trained,
+            "not a fact": found.refused,
+            **asked.left_out,
+        }
+        return _Bench(self.settings, model, self.engine, editors, asked, left_out, parts, self.stages)
 
 
 @dataclass
@@ -176,6 +184,7 @@ class _Bench:
     engine: Engine | None
     editors: Mapping[str, Any]
     quiz: Quiz
+    left_out: Mapping[str, int]
     parts: Sequence[Sequence[Case]]  # the edits, as they are made one part after another
     stages: Stages
 
@@ -226,7 +235,7 @@ def _made(bench: _Bench, name: str, file: Path | None) -> dict[str, Any]:
         "settings": {key: value for key, value in found.settings.items() if value is not None},
         **scores(bench.quiz, found.base or base, found.said),
         "cost": cost if found.seconds is None else {"seconds an edit": found.seconds, **cost},
-        "left out": bench.quiz.left_out,
+        "left out": bench.left_out,
         "notes": found.notes,
     }
     if file is not None:
@@ -264,7 +273,7 @@ def _prompted(bench: _Bench) -> _Answered:
     context = int(getattr(bench.model.model.config, "max_position_embeddings", 0) or PROMPT_TOKENS)
     room = min(PROMPT_TOKENS, context - longest - FLUENT_TOKENS)
     behind, count = _fitting(bench.model, sentences, room)
-    note = f"{count} of {len(sentences)} statements stand before each question ({room} tokens), the latest ones."
+    note = f"{count} of {len(sentences)} statements stand before each question, the latest ones; there was room for {room} tokens."
     return _Answered(bench.ask("prompt", Weights(bench.model, behind)), settings={"tokens": room}, notes=[note])
 
 

@@ -17,6 +17,7 @@ from ke_tools.benches import _speakers, compare
 from ke_tools.benches._scoring import forced, likelihoods
 from ke_tools.cases import Case
 from ke_tools.config import Settings
+from ke_tools.editors import METHODS
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import tiny, tokenizer
@@ -112,6 +113,21 @@ def test_a_row_a_method_and_only_columns_that_the_data_measures(tiny: Make, sett
     assert values(rows["prompt"]) != values(rows["none"])
 
 
+def test_what_is_left_out_is_counted(tiny: Make, settings: Settings, tmp_path: Path) -> None:
+    """A rewording that does not name its subject, a neighbour that is edited, a subject that ends inside a token."""
+    path = tmp_path / "cf.json"
+    odd = counterfact("Quendo", "Lima", "Madrid") | {"prompt": "The capital of Quendorum-Italy is", "subject": "Ital"}
+    mute, near = {"rephrase_prompt": "It is governed from"}, {"locality_prompt": "The capital of Quendor is"}
+    rows = [ROWS[0] | mute, ROWS[1] | near, odd]
+    path.write_text(json.dumps(rows), "utf-8")
+    row = rows_of(settings, path, tiny("llama"), "none", edits=2)["none"]
+
+    left_out = row["left out"]
+    assert left_out["of the file: subject or target is not tokens of its own"] == 1
+    assert left_out["rewording without subject"] == left_out["neighbour names an edited subject"] == 1
+    assert row["free generation"]["generalisation"]["n"] == row["free generation"]["neighbour, first word"]["n"] == 1
+
+
 def test_portability_is_measured_where_the_data_asks_for_it(tiny: Make, settings: Settings, tmp_path: Path) -> None:
     """KnowEdit: the subject under another name, the fact turned round, what follows; another relation of the subject."""
     path = tmp_path / "ke.json"
@@ -151,6 +167,19 @@ def test_an_edit_that_a_later_one_overwrites_counts_as_what_it_is(
     assert row["as published"]["reliability, tokens"]["value"] < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_every_editor_has_a_row_with_usual_layers(tiny: Make, settings: Settings, data: Path, mode: str) -> None:
+    """The command without any --set; the model is as it was after each."""
+    model = tiny("llama")
+    names = [*METHODS, "none"]
+    rows = rows_of(settings, data, model, ",".join(names), mode=mode, batch=2, how={})
+
+    assert list(rows) == names
+    assert all(row["as published"]["ES"]["measured"] and not row["notes"] for row in rows.values())
+    assert values(rows_of(settings, data, model, "none", fresh=True)["none"]) == values(rows["none"])
+
+
 def test_a_finished_row_is_not_computed_again(tiny: Make, settings: Settings, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine methods take hours; what depends on anything else is made anew, and what is damaged too."""
     model = tiny("llama")
@@ -163,9 +192,9 @@ def test_a_finished_row_is_not_computed_again(tiny: Make, settings: Settings, da
     assert asked == []
     assert values(rows_of(settings, data, model, "ft-m", fresh=True)["ft-m"]) == values(first["ft-m"])
     assert len(asked) == 2  # the model as it is, and edited
-    for other in ({"seed": 1}, {"edits": 2}, {"how": IDLE}, {"mode": "sequential", "batch": 1}):
+    for other in ({"edits": 2}, {"how": IDLE}, {"mode": "sequential", "batch": 1}):
         rows_of(settings, data, model, "ft-m", **other)
-    assert len(asked) == 10
+    assert len(asked) == 8
     for file in (settings.cache / "compare").glob("*.json"):
         file.write_text("{", "utf-8")
     assert values(rows_of(settings, data, model, "none,ft-m")["ft-m"]) == values(first["ft-m"])
