@@ -723,6 +723,67 @@ def bench_editors(
     return _bars(call, found)
 
 
+@verb(bench_app, "compare")
+def bench_compare(
+    call: Call,
+    *,
+    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="A file of benchmark records.")],
+    kind: Annotated[Format, typer.Option("--format", help="Its format.")] = "auto",
+    methods: Annotated[
+        str, typer.Option(metavar="METHOD,…", help="none, prompt, ike, reader and editors (see bench editors); else the usual ones.")
+    ] = "",
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", metavar="METHOD.FIELD=VALUE", help="A field of an editor (repeatable).")
+    ] = None,
+    edits: Annotated[int, typer.Option(min=1, help="How many edits.")] = 100,
+    mode: Annotated[Literal["batch", "sequential"], typer.Option(help="All at once, or one batch after another.")] = "batch",
+    batch: Annotated[int, typer.Option(min=1, help="Edits of a batch in sequential mode.")] = 20,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what is kept from an earlier run.")] = False,
+    as_csv: Annotated[Path | None, typer.Option("--csv", dir_okay=False, help="Write the table into this file too.")] = None,
+    as_markdown: Annotated[Path | None, typer.Option("--markdown", dir_okay=False, help="Write the table into this file too.")] = None,
+    seed: Seed = 0,
+) -> int:
+    """Make the same edits with many methods and measure the final state of each: the surveys' table."""
+    from ke_tools.benches import compare
+
+    for file in (as_csv, as_markdown):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise InvalidInput(f"nothing can be written to {file}.", "Give a file in a folder that exists.")
+    named = [name.strip() for name in methods.split(",") if name.strip()]
+    with printing.progress() as progress:
+        found = compare.run(
+            call.settings(),
+            data=data,
+            kind=kind,
+            methods=named or compare.DEFAULT,
+            how=_by_method(fields or []),
+            edits=edits,
+            mode=mode,
+            batch=batch,
+            seed=seed,
+            fresh=fresh,
+            progress=progress,
+        )
+    rows = found["results"]["rows"]
+    if as_csv is not None:
+        as_csv.write_text(compare.as_csv(rows), "utf-8")
+    if as_markdown is not None:
+        as_markdown.write_text(compare.as_markdown(rows), "utf-8")
+    return _show(call, found if call.as_json else {**compare.cells(rows), "notes": compare.notes(rows)})
+
+
+def _by_method(fields: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Read METHOD.FIELD=VALUE."""
+    found: dict[str, dict[str, str]] = {}
+    for text in fields:
+        name, equals, value = text.partition("=")
+        method, dot, field = name.partition(".")
+        if not (method and dot and field and equals):
+            raise InvalidInput(f"--set is {text!r}.", "Give METHOD.FIELD=VALUE, e.g. memit.layers=4-8.")
+        found.setdefault(method, {})[field] = value
+    return found
+
+
 @verb(bench_app, "forms")
 def bench_forms(
     call: Call,

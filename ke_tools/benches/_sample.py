@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from ke_tools import atlas
 from ke_tools.benches._serving import TENANT
-from ke_tools.cases import Case
+from ke_tools.cases import Answered, Case
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit, Fact, squash
-from ke_tools.models.engine import Engine
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["Sample", "imported", "record_of", "sample", "trained", "with_other_names"]
+__all__ = ["Sample", "hops", "imported", "names_any", "record_of", "sample", "trained", "with_other_names"]
 
 IMPORT_BATCH: Final = 500
 
@@ -70,6 +69,17 @@ def record_of(case: str) -> str:
     return case.rpartition(".")[0] or case
 
 
+def hops(case: Case) -> Sequence[Answered]:
+    """A case's questions with hops; of a record with several edits (MQuAKE) only the first edit's, as all have the same."""
+    return () if record_of(case.id) != case.id and not case.id.endswith(".0") else case.reasoning
+
+
+def names_any(prompt: str, chosen: Sequence[Case]) -> bool:
+    """Whether a prompt names the subject of an edit."""
+    text = f" {squash(prompt)} "
+    return any(f" {squash(case.subject)} " in text for case in chosen)
+
+
 def _is_fact(case: Case) -> bool:
     try:
         case.fact()
@@ -78,21 +88,21 @@ def _is_fact(case: Case) -> bool:
     return True
 
 
-def trained(engine: Engine, settings: Settings, *, with_scope: bool) -> Callable[[str], bool]:
+def trained(fingerprint: str, settings: Settings, *, with_scope: bool) -> Callable[[str], bool]:
     """A test whether a subject occurs in training data of ours: the atlas's facts, and what the cards of reader and scope list.
 
-    The scope's card counts only where the scope decides.
+    A reader is a model's, found by its fingerprint; the scope's card counts only where the scope decides.
     """
-    prefixes = set(_listed(_card_folders(engine, settings, with_scope=with_scope)))
+    prefixes = set(_listed(_card_folders(fingerprint, settings, with_scope=with_scope)))
     ours = {squash(fact.subject) for fact in atlas.facts()}
     return lambda subject: squash(subject) in ours or hashlib.sha256(squash(subject).encode()).hexdigest()[:8] in prefixes
 
 
-def _card_folders(engine: Engine, settings: Settings, *, with_scope: bool) -> Iterator[Path]:
+def _card_folders(fingerprint: str, settings: Settings, *, with_scope: bool) -> Iterator[Path]:
     """Where cards lie: the reader's folder, and the scope's."""
     from ke_tools.models.reader import card
 
-    folder = card.find(engine.fingerprint, settings.home)
+    folder = card.find(fingerprint, settings.home)
     if folder is not None:
         yield folder
     if with_scope:

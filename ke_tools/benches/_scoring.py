@@ -1,9 +1,14 @@
-"""What an edited model in memory says: likelihoods of targets, greedy answers, perplexity; in padded batches."""
+"""What a model in memory says: of targets with teacher forcing, greedily, and how surprised it is by text; in padded batches."""
 
 from __future__ import annotations
 
+import copy
+import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ke_tools.editors._locate import padded, place
 from ke_tools.models.causal import CausalModel
@@ -11,40 +16,103 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["greedy", "likelihoods", "perplexity"]
+__all__ = ["Forced", "Read", "entropy", "forced", "greedy", "likelihoods", "perplexity", "read"]
 
 _TOKENS = 6144  # of a padded batch
 _ANSWERED_AT_ONCE = 64
+_CACHED = 32768  # tokens whose keys and values a batch of answers may hold
+_GRAMS = ((2, 2 / 3), (3, 4 / 3))  # lengths of n-grams with their weights, as in the ROME paper's code
+_PIECE = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """What a model makes of a target whose tokens it is given one after another."""
+
+    likelihood: float  # mean log-likelihood of a token
+    target: tuple[int, ...]
+    likeliest: tuple[int, ...]  # the model's own choice at each place
+
+    @property
+    def matched(self) -> float:
+        """The share of the target's tokens that the model would have chosen."""
+        return _agreement(self.likeliest, self.target)
+
+    def unchanged(self, base: Forced) -> float:
+        """The share of places at which the model chooses as another one does."""
+        return _agreement(self.likeliest, base.likeliest)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Text that stands before every prompt, read once."""
+
+    ids: tuple[int, ...]
+    cache: Any  # keys and values, of one row
+
+    def copies(self, rows: int) -> Any:
+        """Keys and values for a batch; going on from them leaves these as they are."""
+        copied = copy.deepcopy(self.cache)
+        copied.batch_repeat_interleave(rows)
+        return copied
+
+
+def read(model: CausalModel, text: str) -> Read:
+    """Read a text that prompts will stand behind."""
+    import torch
+
+    ids = model.tokenizer(text)["input_ids"]
+    with torch.inference_mode():
+        seen = model.model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=True)
+    return Read(tuple(ids), seen.past_key_values)
+
+
+def forced(model: CausalModel, asked: Sequence[tuple[str, str]], *, behind: Read | None = None) -> list[Forced]:
+    """Read each prompt with its target, behind a text if there is one."""
+    import torch
+
+    placed = [place(model.tokenizer, prompt, (), target, site="last") for prompt, target in asked]
+    rows = [_without_start(model, one.ids, behind) for one in placed]
+    found: dict[int, Forced] = {}
+    for part in _parts([len(row) for row in rows]):
+        ids, mask = padded([rows[n] for n in part], _pad(model), model.device)
+        with torch.inference_mode():
+            hidden = _hidden(model, ids, mask, behind)
+            for row, n in enumerate(part):
+                target, end = placed[n].target, len(rows[n])
+                logits = model.model.get_output_embeddings()(hidden[row, end - len(target) : end]).float().log_softmax(-1)
+                likelihood = float(logits[range(len(target)), list(target)].mean())
+                found[n] = Forced(likelihood, target, tuple(logits.argmax(-1).tolist()))
+    return [found[n] for n in range(len(rows))]
 
 
 def likelihoods(model: CausalModel, asked: Sequence[tuple[str, str]]) -> list[float]:
     """The mean log-likelihood of each target's tokens behind its prompt."""
+    return [one.likelihood for one in forced(model, asked)]
+
+
+def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, behind: Read | None = None) -> list[str]:
+    """Greedy continuations, to the natural stop or ``tokens``; behind a text if there is one."""
     import torch
 
-    placed = [place(model.tokenizer, prompt, (), target, site="last") for prompt, target in asked]
-    found = [0.0] * len(placed)
-    for part in _parts([len(one.ids) for one in placed]):
-        ids, mask = padded([placed[n].ids for n in part], _pad(model), model.device)
-        with torch.inference_mode():
-            hidden = _hidden(model, ids, mask)
-            for row, n in enumerate(part):
-                logits = model.model.get_output_embeddings()(hidden[row, list(placed[n].predicting)]).float().log_softmax(-1)
-                found[n] = float(logits[range(len(placed[n].target)), list(placed[n].target)].mean())
-    return found
-
-
-def greedy(model: CausalModel, prompts: Sequence[str], tokens: int) -> list[str]:
-    """Greedy continuations, to the natural stop or ``tokens``."""
-    import torch
-
+    rows = [_without_start(model, model.tokenizer(prompt.rstrip())["input_ids"], behind) for prompt in prompts]
+    before = behind.ids if behind else ()
+    longest = max(map(len, rows), default=0) + len(before) + tokens
+    at_once = max(1, min(_ANSWERED_AT_ONCE, _CACHED // longest))
     found: dict[int, str] = {}
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    for start in range(0, len(order), _ANSWERED_AT_ONCE):
-        part = order[start : start + _ANSWERED_AT_ONCE]
-        rows = [model.tokenizer(prompts[n].rstrip())["input_ids"] for n in part]
-        ids, mask = padded(rows, _pad(model), model.device, left=True)
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    for start in range(0, len(order), at_once):
+        part = order[start : start + at_once]
+        ids, mask = _joined(before, *padded([rows[n] for n in part], _pad(model), model.device, left=True))
         with torch.inference_mode():
-            out = model.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens, pad_token_id=_pad(model))
+            out = model.model.generate(
+                ids,
+                attention_mask=mask,
+                past_key_values=behind.copies(len(part)) if behind else None,
+                do_sample=False,
+                max_new_tokens=tokens,
+                pad_token_id=_pad(model),
+            )
         found |= {n: model.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for n, row in zip(part, out, strict=True)}
     return [found[n] for n in range(len(prompts))]
 
@@ -65,8 +133,40 @@ def perplexity(model: CausalModel, rows: Sequence[Sequence[int]]) -> float:
     return float(torch.tensor(total / max(1, count)).exp())
 
 
-def _hidden(model: CausalModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    hidden: torch.Tensor = model.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+def entropy(text: str) -> float:
+    r"""How little a text repeats itself, in bits (the ROME paper's GE): $-\sum_k f(k) \log_2 f(k)$ over bi- and trigrams, weighted.
+
+    Differs from the reference (rome at 0874014): words and punctuation marks are told apart by a pattern, there by NLTK's tokenizer.
+    """
+    pieces = _PIECE.findall(text)
+    return sum(weight * _bits(list(zip(*(pieces[n:] for n in range(length)), strict=False))) for length, weight in _GRAMS) / len(_GRAMS)
+
+
+def _bits(grams: Sequence[tuple[str, ...]]) -> float:
+    return -sum(count / len(grams) * math.log2(count / len(grams)) for count in Counter(grams).values())
+
+
+def _agreement(one: Sequence[int], other: Sequence[int]) -> float:
+    return sum(a == b for a, b in zip(one, other, strict=True)) / len(other)
+
+
+def _without_start(model: CausalModel, ids: Sequence[int], behind: Read | None) -> Sequence[int]:
+    """A row without its beginning-of-text token, where a text stands before it."""
+    return ids[1:] if behind and len(ids) > 1 and ids[0] == model.tokenizer.bos_token_id else ids
+
+
+def _joined(before: Sequence[int], ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and mask with the same tokens before each."""
+    import torch
+
+    same = torch.tensor(before, dtype=ids.dtype, device=ids.device).expand(len(ids), -1)
+    return torch.cat([same, ids], 1), torch.cat([torch.ones_like(same), mask], 1)
+
+
+def _hidden(model: CausalModel, ids: torch.Tensor, mask: torch.Tensor, behind: Read | None = None) -> torch.Tensor:
+    cached = {"past_key_values": behind.copies(len(ids)), "use_cache": True} if behind else {"use_cache": False}
+    _, mask = _joined(behind.ids if behind else (), ids, mask)
+    hidden: torch.Tensor = model.model.base_model(input_ids=ids, attention_mask=mask, **cached).last_hidden_state
     return hidden
 
 

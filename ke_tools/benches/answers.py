@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools import cases
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
-from ke_tools.benches._sample import Sample, imported, record_of, sample, trained, with_other_names
+from ke_tools.benches._sample import Sample, hops, imported, names_any, record_of, sample, trained, with_other_names
 from ke_tools.benches._serving import TENANT, ForcedScope, answers, completion, serving
 from ke_tools.cases import Case
 from ke_tools.facts import Edit, squash
@@ -143,7 +143,7 @@ def run(
     loaded = cases.load(data, kind)
     others = [] if forced else _unrelated_questions(loaded if unrelated is None else cases.load(unrelated), seed)
     with serving(settings, engine, stages) as served, closing(Ledger(":memory:")) as ledger, closing(Ledger(":memory:")) as renamed:
-        chosen = sample(loaded, edits, seed, trained(served, settings, with_scope=not forced))
+        chosen = sample(loaded, edits, seed, trained(served.fingerprint, settings, with_scope=not forced))
         router = Router(ForcedScope([]), demonstrations=settings.demonstrations, grey=settings.grey)
         empty = _Bench(served, settings, stages, via, max_tokens, forced, router)
         with stages.stage("import"):
@@ -162,7 +162,7 @@ def _measure(bench: _Bench, chosen: Sample, unrelated: Sequence[_Asked]) -> dict
     rephrased = [(case, text) for case in every for text in case.rephrases]
     naming = [(case, text) for case, text in rephrased if f" {squash(case.subject)} " in f" {squash(text)} "]
     neighbours = [_Asked(case.id, prompt, target=case.target) for case in every for prompt, _ in case.neighbours]
-    clear = [asked for asked in neighbours if not _names_any(asked.prompt, every)]
+    clear = [asked for asked in neighbours if not names_any(asked.prompt, every)]
     return {
         "edits": len(every),
         "left_out": {
@@ -182,16 +182,11 @@ def _further(bench: _Bench, named: _Bench, chosen: Sequence[Case]) -> dict[str, 
     """What only some formats ask: the subject under another name, turned round, with hops, another relation of the subject."""
     aliased = [_Asked(case.id, prompt, (case.target, *right)) for case in chosen for prompt, right in case.aliased[:1]]
     back = [_Asked(case.id, prompt, right) for case in chosen for prompt, right in case.reversed[:1] if right]
-    hops = [_Asked(case.id, prompt, right) for case in chosen for prompt, right in _own_hops(case) if right]
+    further = [_Asked(case.id, prompt, right) for case in chosen for prompt, right in hops(case)[:1] if right]
     same = [_Asked(case.id, prompt, target=case.target) for case in chosen for prompt, _ in case.same_subject[:1]]
-    rows = (("aliased", bench, aliased), ("aliased_given", named, aliased), ("reversed", bench, back), ("reasoning", bench, hops))
+    rows = (("aliased", bench, aliased), ("aliased_given", named, aliased), ("reversed", bench, back), ("reasoning", bench, further))
     found = {stage: _must_say(which, stage, asked) for stage, which, asked in rows if asked}
     return {**found, "same_subject": _must_stay(bench, "same_subject", same)} if same else found
-
-
-def _own_hops(case: Case) -> Sequence[cases.Answered]:
-    """The first question with hops; of a record with several edits (MQuAKE) only once."""
-    return () if record_of(case.id) != case.id and not case.id.endswith(".0") else case.reasoning[:1]
 
 
 def _bars(results: dict[str, Any], kind: str) -> list[Bar]:
@@ -262,11 +257,6 @@ def _note(bench: _Bench, stage: str, rows: Iterable[tuple[_Asked, str, Routed, b
     for one, answer, way, _ in missed[:MISSES_SHOWN]:
         wanted = one.wanted[0] if one.wanted else "the base's answer"
         bench.misses.append({"stage": stage, "prompt": one.prompt, "answer": answer, "wanted": wanted, "route": way.route})
-
-
-def _names_any(prompt: str, chosen: Sequence[Case]) -> bool:
-    text = f" {squash(prompt)} "
-    return any(f" {squash(case.subject)} " in text for case in chosen)
 
 
 def _unrelated_questions(loaded: Sequence[Case], seed: int) -> list[_Asked]:

@@ -59,14 +59,14 @@ def cluster_of(probe: Probe) -> str:
     return probe.edit_id
 
 
-def rate(outcomes: Sequence[bool], clusters: Sequence[str] | None = None) -> Rate:
-    """The share of true outcomes with its cluster-robust standard error.
+def rate(outcomes: Sequence[float], clusters: Sequence[str] | None = None) -> Rate:
+    """The share of successes with its cluster-robust standard error.
 
     The error is the sandwich estimate of a mean, with the finite-cluster correction G/(G-1). Within a single cluster it is the
     binomial one: the wordings of one fact are then the population.
 
     Args:
-        outcomes: one per question; empty means not measured.
+        outcomes: one per question, true or not, or how much of it is true (0 to 1); empty means not measured.
         clusters: which cluster each belongs to; without, every outcome stands for itself.
 
     Raises:

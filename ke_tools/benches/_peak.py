@@ -1,0 +1,28 @@
+"""The most memory that this process held, in MiB: since it was last reset where the system can do that, else since it began."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+__all__ = ["peak", "reset"]
+
+_PROCESS: Final = Path("/proc/self")
+_RESET: Final = "5"  # proc(5): of the peak resident set size
+
+
+def reset() -> None:
+    """Begin anew."""
+    with suppress(OSError):
+        (_PROCESS / "clear_refs").write_text(_RESET, "ascii")
+
+
+def peak() -> int:
+    """Read the mark."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = (_PROCESS / "status").read_text("ascii", "replace").splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
