@@ -28,13 +28,13 @@ from ke_tools.benches._scoring import Read, read
 from ke_tools.benches._serving import serving
 from ke_tools.benches._speakers import Memory, Speaker, Weights
 from ke_tools.benches._table import as_csv, as_markdown, cells, notes
-from ke_tools.benches.editors import Mode, load
+from ke_tools.benches.editors import Mode
 from ke_tools.cases import Case
 from ke_tools.editing import edit
 from ke_tools.editors import METHODS, make
 from ke_tools.editors._locate import place
 from ke_tools.errors import InvalidInput, Unsupported
-from ke_tools.models.causal import CausalModel
+from ke_tools.models.causal import CausalModel, load
 from ke_tools.models.engine import Engine
 
 if TYPE_CHECKING:

@@ -206,8 +206,8 @@ def collect_shard(
             _write(folders[layer], keys[layer], shard.name, made.only(layer))
     if all(_read(folder) is not None for folder in folders.values()):
         return ()
-    there = [set(_sets(folder).get(shard.of, {})) for folder in folders.values()]
-    return tuple(sorted(set(range(shard.of)) - set.intersection(*there)))
+    there: list[set[int]] = [set(_sets(folder).get(shard.of, {})) for folder in folders.values()]
+    return tuple(n for n in range(shard.of) if not all(n in one for one in there))
 
 
 def _usual(model: CausalModel, layers: Sequence[int]) -> int:

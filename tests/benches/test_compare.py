@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ke_tools import cli
-from ke_tools.benches import _speakers, compare
+from ke_tools.benches import _quiz, _speakers, compare
 from ke_tools.benches._scoring import forced, likelihoods
 from ke_tools.cases import Case
 from ke_tools.config import Settings
@@ -185,7 +185,7 @@ def test_a_finished_row_is_not_computed_again(tiny: Make, settings: Settings, da
     model = tiny("llama")
     first = rows_of(settings, data, model, "none,ft-m")
     asked: list[str] = []
-    ask = compare.ask
+    ask = _quiz.ask
     monkeypatch.setattr(compare, "ask", lambda *given: asked.append("asked") or ask(*given))  # type: ignore[func-returns-value]
 
     assert rows_of(settings, data, model, "none,ft-m") == first
