@@ -22,6 +22,7 @@ from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
 from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
+from ke_tools.memory.scope.aside import sets_aside
 from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, spoken, views
 from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
 from ke_tools.memory.scope.candidates import likeliest
@@ -301,7 +302,10 @@ class Scope:
         """How likely the text is about each edit of the subjects named; the best of its views against the best of the edit's texts."""
         if named.how == "alike":
             return {edit_id: _Score(cosine, 0.0, alike.WITHIN, alike.GREY) for edit_id, cosine in self._alike(state, text).items()}
-        asked = {edit_id: tuple(map(neutral, texts)) for edit_id, texts in named.views.items()}
+        asked = {
+            edit_id: () if sets_aside(text, named.edits[edit_id].fact.target) else tuple(map(neutral, texts))
+            for edit_id, texts in named.views.items()
+        }
         judged = self._judged(state, {edit_id: texts for edit_id, texts in asked.items() if texts})
         return {edit_id: judged.get(edit_id, _Score(0.0, 0.0, 1.0, 1.0)) for edit_id in asked}
 

@@ -146,6 +146,14 @@ def test_at_most_eight_edits_come(ledger: Ledger, scope: Scope) -> None:
     assert len(asked(scope, "The ruler number of Freedonia is").hits) == 8
 
 
+def test_a_question_that_sets_the_edits_object_aside_is_out(ledger: Ledger, scope: Scope) -> None:
+    """KnowEdit's Forgetfulness: an edit of one object of several leaves the others."""
+    write(ledger, Fact(subject="Freedonia", prompt="The capital of Freedonia is", target="Sylvania City"))
+
+    assert asked(scope, "The capital of Freedonia is").zone == "in"
+    assert asked(scope, "The capital of Freedonia, which is not Sylvania City, is").zone == "out"
+
+
 def test_an_earlier_turn_carries_its_subject(ledger: Ledger, scope: Scope) -> None:
     """Issue §3: "and its capital?"."""
     write(ledger, AUSTRALIA)
