@@ -24,7 +24,7 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound
 VERBS = [
     "serve", "demo", "chat", "edit", "rollback", "query", "route", "verify", "list", "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
-    "bench model", "bench answers",
+    "locate", "bench model", "bench answers",
 ]  # fmt: skip
 
 

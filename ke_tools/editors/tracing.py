@@ -42,6 +42,7 @@ class Heat:
 
     tokens: tuple[str, ...]
     subject: range  # positions of its tokens
+    answer: str  # o
     clean: float  # p(o)
     corrupted: float
     effect: torch.Tensor
@@ -101,7 +102,7 @@ def trace(
             if tell:
                 tell(layer + 1, len(model.blocks))
     texts = tuple(model.tokenizer.decode([token]) for token in placed.ids)
-    return Heat(texts, inside, float(clean.logits.softmax(-1)[answer]), least, effect, kind)
+    return Heat(texts, inside, model.tokenizer.decode([answer]), float(clean.logits.softmax(-1)[answer]), least, effect, kind)
 
 
 @dataclass(slots=True)
