@@ -482,6 +482,38 @@ def _fingerprint(settings: Settings) -> str:
     return checkpoint.fingerprint(_checkpoint(settings), cache=settings.cache)
 
 
+@verb(app, "locate", TUNE)
+def locate(
+    call: Call,
+    *,
+    prompt: Annotated[str, typer.Option(help="A statement that the model completes; without one, the mean over facts it knows.")] = "",
+    subject: Annotated[str, typer.Option(help="What the prompt is about; stands in it.")] = "",
+    kind: Annotated[
+        Literal["hidden", "mlp", "attention"] | None,
+        typer.Option(help="What is restored. Without it hidden states, from which the choice is made; in a picture all three."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Of the noise.")] = 6,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw the heat maps into an SVG file.")] = None,
+) -> int:
+    """Find where the model keeps a fact, by causal tracing: the site and the layers that editors take."""
+    from ke_tools.benches.editors import load
+    from ke_tools.editors import locating
+
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise InvalidInput(f"nothing can be drawn into {plot}.", "Give a file in a folder that exists.")
+    settings = call.settings()
+    _checkpoint(settings)
+    kinds = (kind,) if kind else locating.KINDS if plot else locating.KINDS[:1]
+    with printing.progress() as progress:
+        progress("loading the model", 0, 0)
+        found = locating.locate(
+            load(settings), prompt=prompt, subject=subject, kinds=kinds, samples=samples, cache=settings.cache, tell=progress
+        )
+    if plot is not None:
+        plot.write_text(locating.picture(found), "utf-8")
+    return _show(call, found.as_dict() if call.as_json else found.as_tables())
+
+
 @verb(reader_app, "train")
 def reader_train(
     call: Call,

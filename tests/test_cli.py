@@ -24,7 +24,7 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound
 VERBS = [
     "serve", "demo", "chat", "edit", "rollback", "query", "route", "verify", "list", "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
-    "statistics", "bench model", "bench answers", "bench editors", "bench compare",
+    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare",
 ]  # fmt: skip
 
 

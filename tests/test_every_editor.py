@@ -34,8 +34,8 @@ EDITORS: dict[str, Any] = {
     "pmet": PMET(layers=(2, 3), regularisation=1e-3, **QUICK),
     "rome": ROME(layer=3, **QUICK),
     "rome, reference": ROME(layer=3, key="reference", **QUICK),
-    "ft-m": FT(layer=3, steps=60, learning_rate=2e-2),
-    "ft-l": FT(layer=3, objective="last", steps=3, bound=1e-2),
+    "ft-m": FT(layers=(3,), steps=60, learning_rate=2e-2),
+    "ft-l": FT(layers=(3,), objective="last", steps=3, bound=1e-2),
     "lora": LoRA(layers=(2, 3), rank=4, steps=80, learning_rate=5e-2),
 }
 EASY = replace(QUICK["objective"], reached=0.5)

@@ -47,7 +47,6 @@ Via = Literal["ike", "reader"]
 IN_CONTEXT: Final = ("none", "prompt", "ike", "reader")
 DEFAULT: Final = (*IN_CONTEXT, "ft-m", "rome", "memit", "alphaedit", "grace")
 PROMPT_TOKENS: Final = 1024  # of statements before a question, where the model can read so many
-_ONE_LAYER: Final = ("rome", "ft-m", "ft-l", "grace")
 _UNREADABLE: Final = "the path sends questions to an adapter that is not there as a file: with these, nothing was teacher-forced."
 
 
@@ -74,7 +73,7 @@ def run(
         data: a file that :func:`ke_tools.cases.load` reads.
         kind: its format.
         methods: names of :data:`IN_CONTEXT` and :data:`ke_tools.editors.METHODS`.
-        how: fields of the editors, as text, by method; a method that is told no layers takes usual ones.
+        how: fields of the editors, as text, by method.
         edits: how many, one a subject.
         mode: all edits at once, or one batch after another; the final state is scored either way.
         batch: edits of a batch in sequential mode.
@@ -156,7 +155,7 @@ class _Table:
         """Everything loaded, the edits chosen."""
         with self.stages.stage("load"):
             model = self.model or load(self.settings)
-        editors = {name: _editor(name, self.how.get(name, {}), len(model.blocks)) for name in self.methods if name in METHODS}
+        editors = {name: make(name, **self.how.get(name, {})) for name in self.methods if name in METHODS}
         with self.stages.stage("sample"):
             every = cases.load(self.data, self.kind)
             loaded = [case for case in every if _fits(model, case.prompt, case.target, case.subject)]
@@ -335,14 +334,6 @@ def _edited(bench: _Bench, name: str, editor: Any) -> Iterator[list[Any]]:
             made.append(update)
             bench.stages.tell(f"{name}: batches", len(made), len(bench.parts))
         yield made
-
-
-def _editor(name: str, how: Mapping[str, str], blocks: int) -> Any:
-    """A method by name; where its layers are not set, those that its authors take in a model so deep."""
-    usual = {"layers": f"{blocks // 7}-{2 * blocks // 7}"}
-    if name in _ONE_LAYER:
-        usual = {"layer": str(3 * blocks // 4 if name == "grace" else blocks // 5)}
-    return make(name, **{**usual, **how})
 
 
 def _fits(model: CausalModel, prompt: str, target: str, subject: str = "") -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from importlib import import_module
-from typing import Any, Final, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from ke_tools.errors import InvalidInput
 
@@ -66,15 +68,20 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def _value(kind: Any, text: str, name: str) -> Any:
-    try:
-        if kind == tuple[int, ...]:
-            return numbers(text)
-        if kind in (int, float, str):
-            return kind(text)
-        choices = get_args(kind)
-        if text in choices:
-            return text
-        plain = next(choice for choice in choices if choice is not type(None))
-        return plain(text)
-    except (ValueError, TypeError, StopIteration) as error:
-        raise InvalidInput(f"{name} cannot be {text!r}.", f"It is {getattr(kind, '__name__', kind)}.") from error
+    for one in sorted(_choices(kind), key=lambda choice: get_origin(choice) is not Literal):  # a word that is meant before any text
+        with suppress(ValueError, TypeError):
+            return _read(one, text)
+    raise InvalidInput(f"{name} cannot be {text!r}.", f"It is {getattr(kind, '__name__', kind)}.")
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The types that a field may have, but None, which no text means."""
+    return tuple(one for one in get_args(kind) if one is not type(None)) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _read(kind: Any, text: str) -> Any:
+    if get_origin(kind) is Literal:
+        return get_args(kind)[get_args(kind).index(text)]
+    if kind == tuple[int, ...]:
+        return numbers(text)
+    return kind(text)

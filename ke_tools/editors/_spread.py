@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
+from ke_tools.editors._site import Auto, Choice, Layers, resolve
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._statistics import Moments, moments
 from ke_tools.editors._targets import At, Goal, Objective, Targets, optimise
@@ -34,6 +35,7 @@ class Prepared:
     """What a method needs to know of a model, whatever the facts."""
 
     model: CausalModel
+    where: Choice
     moments: Moments
     contexts: tuple[str, ...]
     seconds: float
@@ -45,8 +47,8 @@ class Spread(ABC):
 
     at: ClassVar[At] = "block"  # where z is
     sharing: ClassVar[float] = 1.0  # the power of L − l + 1 by which a layer's share of the residual is divided
-    layers: tuple[int, ...]
-    site: Site = "subject"
+    layers: Layers = "auto"  # found by tracing (ke_tools.editors._site), as the site is
+    site: Site | Auto = "auto"
     contexts: int = 6  # the bare prompt, and behind text of the model's own
     objective: Objective = field(default_factory=Objective)
     text: Path | None = None  # to take C from; else the model's samples
@@ -59,8 +61,8 @@ class Spread(ABC):
         Raises:
             InvalidInput: it says what to give.
         """
-        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
-            raise InvalidInput(f"layers are {self.layers}.", "Give numbers of layers in order, e.g. (4, 5, 6).")
+        if self.layers != "auto" and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise InvalidInput(f"layers are {self.layers}.", 'Give numbers of layers in order, e.g. (4, 5, 6), or "auto".')
         if self.contexts < 1:
             raise InvalidInput(f"contexts is {self.contexts}.", "Give 1 for the bare prompt alone, or more.")
 
@@ -69,18 +71,15 @@ class Spread(ABC):
         """Δ of one layer from keys [d_key, u], residuals [d_out, u], C and the Gram matrix of the keys edited before."""
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Prepared:
-        """Take what depends on the model alone: C of each layer, and texts to stand before prompts.
+        """Take what depends on the model alone: where to edit, C of each layer, and texts to stand before prompts.
 
         Raises:
-            InvalidInput: the model has no such layer, or the text to take C from is none.
+            InvalidInput: the model has no such layer, it knows too little to be traced, or the text to take C from is none.
         """
         began = time.monotonic()
-        if self.layers[-1] >= len(model.blocks):
-            raise InvalidInput(
-                f"the model has {len(model.blocks)} layers; asked for is number {self.layers[-1]}.", "Name layers that it has."
-            )
-        found = moments(model, self.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
-        return Prepared(model, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
+        where = resolve(model, self.layers, self.site, cache=cache, tell=tell)
+        found = moments(model, where.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
+        return Prepared(model, where, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
 
     def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is.
@@ -94,15 +93,16 @@ class Spread(ABC):
         Raises:
             InvalidInput: a value, a key or a change holds numbers that are none; it names the fact or the layer.
         """
-        clock, wanted = Clock(), goals(prepared.model, facts, prepared.contexts, site=self.site)
+        where, clock = prepared.where, Clock()
+        wanted = goals(prepared.model, facts, prepared.contexts, site=where.site)
         with clock.stage("z"):
-            found = values(prepared.model, facts, wanted, self.layers[-1], self.objective, at=self.at, tell=tell)
+            found = values(prepared.model, facts, wanted, where.layers[-1], self.objective, at=self.at, tell=tell)
         with clock.stage("solve"):
             changes, keys = self._spread(prepared, facts, wanted, found.z.double().cpu(), earlier)
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
         outcomes = reached(facts, found, self.objective)
-        efficiency = Efficiency(seconds=seconds)
-        made = Update(described(self), changes, outcomes, prepared.model.fingerprint, efficiency, keys, prepared.moments.notes())
+        method, efficiency = described(self, **where._asdict()), Efficiency(seconds=seconds)
+        made = Update(method, changes, outcomes, prepared.model.fingerprint, efficiency, keys, prepared.moments.notes())
         made.check(prepared.model)
         return made
 
@@ -110,10 +110,11 @@ class Spread(ABC):
         self, prepared: Prepared, facts: Sequence[Fact], wanted: Sequence[Goal], z: torch.Tensor, earlier: Sequence[Update]
     ) -> tuple[dict[int, Factors], dict[int, torch.Tensor]]:
         """Change the layers in order so that ``z`` [facts, width] comes to stand where it was found, in the last of them."""
-        model, last = prepared.model, self.layers[-1]
+        model, layers = prepared.model, prepared.where.layers
+        last = layers[-1]
         changes: dict[int, Factors] = {}
         keys: dict[int, torch.Tensor] = {}
-        for layer in self.layers:
+        for layer in layers:
             with Update({}, changes).hooked(model):
                 seen = look(model, wanted, sorted({layer, last}), self.at)
             keys[layer] = seen.keys[layer]
@@ -185,9 +186,10 @@ def _outcome(nll: float, steps: int, objective: Objective) -> Outcome:
     return Outcome.REACHED if steps else Outcome.KNOWN
 
 
-def described(method: Any) -> Mapping[str, Any]:
-    """A method's name and fields, as JSON has them."""
-    return {"name": type(method).__name__, **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(method).items()}}
+def described(method: Any, **found: Any) -> Mapping[str, Any]:
+    """A method's name and fields, as JSON has them; what was found for its "auto" stands in place of that."""
+    fields = {**asdict(method), **found}
+    return {"name": type(method).__name__, **{k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}}
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Fine-tuning of one layer's output projection (FT-L, FT-M), and of a LoRA on some of them: the baselines."""
+"""Fine-tuning of some layers' output projections (FT-L, FT-M), and of a LoRA on them: the baselines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ke_tools.editors._goals import goals
 from ke_tools.editors._locate import Placed, padded
+from ke_tools.editors._site import Layers, window
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._spread import Clock, Progress, described, refuse_nonsense
 from ke_tools.editors.update import Efficiency, Outcome, Reached, Update
-from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
 
@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["FT", "LoRA"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    model: CausalModel
+    layers: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FT:
-    r"""Descend on $-\log p(o \mid p)$ over one layer's output projection, and nothing else.
+    r"""Descend on $-\log p(o \mid p)$ over some layers' output projections, and nothing else.
 
     ``objective="target"`` (FT-M, EasyEdit's ``target_new``) is the ordinary loss: each token of the target behind those before it.
     ``objective="last"`` (FT-L, ``prompt_last``) scores every token of the target behind the prompt, as the field's tables do, which is
@@ -38,7 +44,7 @@ class FT:
     Differs from EasyEdit at 14cea82: paraphrases that come with a fact are learnt too.
     """
 
-    layer: int
+    layers: Layers = "auto"
     objective: Literal["target", "last"] = "target"
     steps: int = 25  # the reference's
     learning_rate: float = 5e-4  # the reference's
@@ -46,17 +52,15 @@ class FT:
     reached: float = 0.05
     batch: int = 16
 
-    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> CausalModel:
-        """Nothing depends on the model alone.
+    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
+        """Take the layers.
 
         Raises:
-            InvalidInput: the model has no such layer.
+            InvalidInput: the model has no such layer, or knows too little to be traced.
         """
-        del cache, tell
-        _check_layers(model, [self.layer])
-        return model
+        return _Prepared(model, window(model, self.layers, cache=cache, tell=tell))
 
-    def plan(self, prepared: CausalModel, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
+    def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is.
 
         Raises:
@@ -65,40 +69,40 @@ class FT:
         import torch
 
         del earlier
-        model, clock = prepared, Clock()
+        model, layers, clock = prepared.model, prepared.layers, Clock()
         wanted = goals(model, facts, ("",))
-        weight = model.weight(self.layer)
-        stored = weight.detach().clone()
-        before = stored.to(torch.promote_types(stored.dtype, torch.float32))
-        master = torch.nn.Parameter(before.clone())
+        weights = [model.weight(layer) for layer in layers]
+        stored = [weight.detach().clone() for weight in weights]
+        before = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in stored]
+        masters = [torch.nn.Parameter(one.clone()) for one in before]
 
         def hand_over(*_: Any) -> None:
-            master.grad, weight.grad = weight.grad if weight.grad is None else weight.grad.to(master.dtype), None
+            for master, weight in zip(masters, weights, strict=True):
+                master.grad, weight.grad = weight.grad if weight.grad is None else weight.grad.to(master.dtype), None
 
         def write() -> None:
             if self.bound:
-                master.copy_(before + (master - before).clamp(-self.bound, self.bound))
-            weight.copy_(master)
+                for master, old in zip(masters, before, strict=True):
+                    master.copy_(old + (master - old).clamp(-self.bound, self.bound))
+            for weight, master in zip(weights, masters, strict=True):
+                weight.copy_(master)
 
-        with clock.stage("descent"), _learning(model, [weight]):
-            optimizer = torch.optim.Adam([master], lr=self.learning_rate)
+        with clock.stage("descent"), _learning(model, weights):
+            optimizer = torch.optim.Adam(masters, lr=self.learning_rate)
             optimizer.register_step_pre_hook(hand_over)
             rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
             try:
                 nll, steps = _descend(model, rows, optimizer, self.steps, self.batch, self.reached, self.objective, write, tell)
-                delta = (master.detach() - before).double().cpu()
+                deltas = [(master.detach() - old).double().cpu() for master, old in zip(masters, before, strict=True)]
             finally:
                 with torch.no_grad():
-                    weight.copy_(stored)
+                    for weight, old in zip(weights, stored, strict=True):
+                        weight.copy_(old)
         refuse_nonsense(torch.tensor([nll[n] for n in range(len(facts))]), facts, "the loss")
-        if model.is_transposed(self.layer):
-            delta = delta.T
-        u, s, v = torch.linalg.svd(delta, full_matrices=False)
-        kept = int((s > s.max() * 1e-12).sum()) if s.max() > 0 else 1
-        change = Factors(u[:, :kept] * s[:kept], v[:kept])
+        changes = {layer: _factored(delta.T if model.is_transposed(layer) else delta) for layer, delta in zip(layers, deltas, strict=True)}
         return Update(
-            described(self),
-            {self.layer: change},
+            described(self, layers=layers),
+            changes,
             _outcomes(facts, nll, steps, self.reached),
             model.fingerprint,
             Efficiency(seconds=clock.seconds),
@@ -109,7 +113,7 @@ class FT:
 class LoRA:
     """Descend on the facts' likelihood over a LoRA (Hu et al. 2021) on some layers' output projections, through PEFT."""
 
-    layers: tuple[int, ...]
+    layers: Layers = "auto"
     rank: int = 8  # EasyEdit's
     alpha: int = 32  # EasyEdit's
     steps: int = 50
@@ -118,17 +122,15 @@ class LoRA:
     batch: int = 16
     seed: int = 0
 
-    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> CausalModel:
-        """Nothing depends on the model alone.
+    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
+        """Take the layers.
 
         Raises:
-            InvalidInput: the model has no such layer.
+            InvalidInput: the model has no such layer, or knows too little to be traced.
         """
-        del cache, tell
-        _check_layers(model, self.layers)
-        return model
+        return _Prepared(model, window(model, self.layers, cache=cache, tell=tell))
 
-    def plan(self, prepared: CausalModel, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
+    def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is.
 
         Raises:
@@ -138,15 +140,15 @@ class LoRA:
         from peft import LoraConfig, get_peft_model
 
         del earlier
-        model, clock = prepared, Clock()
-        names = {layer: model.projection_name(layer) for layer in self.layers}
+        model, layers, clock = prepared.model, prepared.layers, Clock()
+        names = {layer: model.projection_name(layer) for layer in layers}
         needed = [weight.requires_grad for weight in model.model.parameters()]
         torch.manual_seed(self.seed)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=list(names.values()),
-            fan_in_fan_out=model.is_transposed(self.layers[0]),
+            fan_in_fan_out=model.is_transposed(layers[0]),
             task_type="CAUSAL_LM",
         )
         wanted = goals(model, facts, ("",))
@@ -160,7 +162,7 @@ class LoRA:
                 nll, steps = _descend(model, rows, optimizer, self.steps, self.batch, self.reached, "target", lambda: None, tell)
             refuse_nonsense(torch.tensor([nll[n] for n in range(len(facts))]), facts, "the loss")
             changes = {}
-            for layer in self.layers:
+            for layer in layers:
                 part: Any = model.projection(layer)
                 a, b = (side["default"].weight.detach().double().cpu() for side in (part.lora_A, part.lora_B))
                 changes[layer] = Factors(b * (self.alpha / self.rank), a)
@@ -170,13 +172,21 @@ class LoRA:
                 weight.requires_grad_(is_needed)
                 weight.grad = None
         return Update(
-            described(self), changes, _outcomes(facts, nll, steps, self.reached), model.fingerprint, Efficiency(seconds=clock.seconds)
+            described(self, layers=layers),
+            changes,
+            _outcomes(facts, nll, steps, self.reached),
+            model.fingerprint,
+            Efficiency(seconds=clock.seconds),
         )
 
 
-def _check_layers(model: CausalModel, layers: Sequence[int]) -> None:
-    if not layers or not all(0 <= layer < len(model.blocks) for layer in layers):
-        raise InvalidInput(f"the model has {len(model.blocks)} layers; asked for is {list(layers)}.", "Name layers that it has.")
+def _factored(delta: torch.Tensor) -> Factors:
+    """Δ as its singular value decomposition, whole."""
+    import torch
+
+    u, s, v = torch.linalg.svd(delta, full_matrices=False)
+    kept = int((s > s.max() * 1e-12).sum()) if s.max() > 0 else 1
+    return Factors(u[:, :kept] * s[:kept], v[:kept])
 
 
 @contextmanager

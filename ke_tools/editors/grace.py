@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import streams
 from ke_tools.editors._locate import Placed
+from ke_tools.editors._site import Auto, window
 from ke_tools.editors._spread import Clock, Progress, reached, refuse_nonsense, values
 from ke_tools.editors._statistics import samples
 from ke_tools.editors._targets import Objective
@@ -30,6 +31,7 @@ __all__ = ["GRACE"]
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     model: CausalModel
+    layer: int
     contexts: tuple[str, ...]
     elsewhere: torch.Tensor  # states behind the block in ordinary text, [tokens, width]
 
@@ -41,9 +43,12 @@ class GRACE:
     The value of a fact is found as MEMIT's $z$ with the site at the prompt's last token, for all of its prompts at once. Each of its
     prompts is a key; a key's $\varepsilon$ is ``share`` of the distance to its nearest negative: a state in ordinary text, a state of
     another fact, or one of the fact's own prompts before its last token.
+
+    The layer is found as MEMIT's last with the site at the prompt's last token, wherever the model is best edited otherwise: before that
+    token carries the answer, its state says nothing of the subject, and could be nobody's key.
     """
 
-    layer: int
+    layer: int | Auto = "auto"
     contexts: int = 3  # the bare prompt, and behind text of the model's own
     share: float = 0.5  # of the way to the nearest negative
     objective: Objective = field(default_factory=lambda: Objective(kl=0.0, clamp=8.0))
@@ -60,19 +65,17 @@ class GRACE:
             raise InvalidInput(f"share is {self.share}.", "Give a number between 0 and 1, e.g. 0.5.")
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
-        """Take states of ordinary text, and texts to stand before prompts.
+        """Take the layer, states of ordinary text, and texts to stand before prompts.
 
         Raises:
-            InvalidInput: the model has no such layer.
+            InvalidInput: the model has no such layer, or knows too little to be traced.
         """
-        del cache
-        if not 0 <= self.layer < len(model.blocks):
-            raise InvalidInput(f"the model has {len(model.blocks)} layers; asked for is number {self.layer}.", "Name one that it has.")
+        layer = window(model, "auto" if self.layer == "auto" else (self.layer,), site="last", cache=cache, tell=tell)[-1]
         rows = samples(model, self.tokens, seed=self.seed, tell=tell)
         placed = [Placed(tuple(row), len(row) - 1, len(row)) for row in rows]
         import torch
 
-        return _Prepared(model, contexts(model, self.contexts, seed=self.seed), torch.cat(streams(model, placed, self.layer)))
+        return _Prepared(model, layer, contexts(model, self.contexts, seed=self.seed), torch.cat(streams(model, placed, layer)))
 
     def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Codebook:
         """Plan a codebook; the model stays as it is.
@@ -83,21 +86,21 @@ class GRACE:
         import torch
 
         del earlier
-        model, clock = prepared.model, Clock()
+        model, layer, clock = prepared.model, prepared.layer, Clock()
         wanted = goals(model, facts, prepared.contexts, site="last")
         wanted = [replace(goal, essence=None) for goal in wanted]
         with clock.stage("z"):
-            found = values(model, facts, wanted, self.layer, self.objective, tell=tell)
+            found = values(model, facts, wanted, layer, self.objective, tell=tell)
         with clock.stage("keys"):
             rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
-            states = streams(model, [placed for _, placed in rows], self.layer)
+            states = streams(model, [placed for _, placed in rows], layer)
             keys = torch.stack([state[placed.site] for (_, placed), state in zip(rows, states, strict=True)])
-            refuse_nonsense(keys, [facts[n] for n, _ in rows], f"a key in layer {self.layer}")
+            refuse_nonsense(keys, [facts[n] for n, _ in rows], f"a key in layer {layer}")
             owners = torch.tensor([n for n, _ in rows])
             before = torch.cat([state[: placed.site] for (_, placed), state in zip(rows, states, strict=True)])
             epsilons = self.share * _nearest(keys, owners, torch.cat([prepared.elsewhere, before]))
         return Codebook(
-            layer=self.layer,
+            layer=layer,
             keys=keys,
             epsilons=epsilons,
             owners=owners,

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
+from ke_tools.editors._site import Auto, Choice, resolve
 from ke_tools.editors._solve import Factors, rank_one
 from ke_tools.editors._spread import Clock, Prepared, Progress, described, reached, refuse_nonsense, values
 from ke_tools.editors._statistics import moments
 from ke_tools.editors._targets import Goal, Objective
 from ke_tools.editors.update import Efficiency, Update
-from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
 
@@ -44,8 +44,8 @@ class ROME:
     already is given $v_* = W \bar k$, which changes nothing.
     """
 
-    layer: int
-    site: Site = "subject"
+    layer: int | Auto = "auto"  # the middle one of what MEMIT takes
+    site: Site | Auto = "auto"
     key: Literal["mean", "reference"] = "mean"
     contexts: int = 6
     objective: Objective = field(default_factory=Objective)
@@ -54,16 +54,16 @@ class ROME:
     seed: int = 0
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Prepared:
-        """Take C of the layer, and texts to stand before prompts.
+        """Take the layer, its C, and texts to stand before prompts.
 
         Raises:
-            InvalidInput: the model has no such layer.
+            InvalidInput: the model has no such layer, or knows too little to be traced.
         """
         began = time.monotonic()
-        if not 0 <= self.layer < len(model.blocks):
-            raise InvalidInput(f"the model has {len(model.blocks)} layers; asked for is number {self.layer}.", "Name one that it has.")
-        found = moments(model, [self.layer], text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
-        return Prepared(model, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
+        site, layers = resolve(model, "auto" if self.layer == "auto" else (self.layer,), self.site, cache=cache, tell=tell)
+        where = Choice(site, (layers[len(layers) // 2],))
+        found = moments(model, where.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
+        return Prepared(model, where, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
 
     def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is. Earlier updates are not heeded: each fact overrides what it must.
@@ -75,20 +75,24 @@ class ROME:
 
         del earlier
         model, clock = prepared.model, Clock()
-        wanted = goals(model, facts, prepared.contexts, site=self.site)
+        site, (layer,) = prepared.where
+        wanted = goals(model, facts, prepared.contexts, site=site)
         with clock.stage("z"):
-            found = values(model, facts, wanted, self.layer, self.objective, tell=tell)
+            found = values(model, facts, wanted, layer, self.objective, tell=tell)
         with clock.stage("solve"):
-            mean = look(model, wanted, [self.layer]).keys[self.layer]
-            bare = look(model, [Goal(goal.prompts[:1], None) for goal in wanted], [self.layer]).keys[self.layer]
+            mean = look(model, wanted, [layer]).keys[layer]
+            bare = look(model, [Goal(goal.prompts[:1], None) for goal in wanted], [layer]).keys[layer]
             for keys in (mean, bare):
-                refuse_nonsense(keys, facts, f"the key in layer {self.layer}")
+                refuse_nonsense(keys, facts, f"the key in layer {layer}")
             is_known = torch.tensor([steps == 0 for steps in found.steps])[:, None]
             change = self._one_by_one(prepared, mean, mean.where(is_known, bare), (found.z - found.h).double().cpu())
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
-        outcomes, efficiency = reached(facts, found, self.objective), Efficiency(seconds=seconds)
-        kept, notes = {self.layer: mean}, prepared.moments.notes()
-        made = Update(described(self), {self.layer: change}, outcomes, model.fingerprint, efficiency, kept, notes)
+        method, outcomes, efficiency = (
+            described(self, layer=layer, site=site),
+            reached(facts, found, self.objective),
+            Efficiency(seconds=seconds),
+        )
+        made = Update(method, {layer: change}, outcomes, model.fingerprint, efficiency, {layer: mean}, prepared.moments.notes())
         made.check(model)
         return made
 
@@ -96,13 +100,14 @@ class ROME:
         """Insert the facts in order, each into what those before it made of W. Rows are facts."""
         import torch
 
-        weight = prepared.model.weight(self.layer).detach().double().cpu()
-        W = weight.T if prepared.model.is_transposed(self.layer) else weight
+        (layer,) = prepared.where.layers
+        weight = prepared.model.weight(layer).detach().double().cpu()
+        W = weight.T if prepared.model.is_transposed(layer) else weight
         values = bare @ W.T + delta  # v* = Wk + δ
         made = Factors(torch.zeros(len(W), 0, dtype=W.dtype), torch.zeros(0, W.shape[1], dtype=W.dtype))
         for k_mean, k_bare, v in zip(mean, bare, values, strict=True):
             k = k_mean if self.key == "mean" else k_bare
             now = W @ k + made.left @ (made.right @ k)
-            one = rank_one(k_mean, k, v - now, prepared.moments.of(self.layer))
+            one = rank_one(k_mean, k, v - now, prepared.moments.of(layer))
             made = Factors(torch.cat([made.left, one.left], 1), torch.cat([made.right, one.right], 0))
         return made

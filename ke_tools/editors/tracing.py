@@ -9,12 +9,14 @@ $$\mathrm{IE} = p_{*,\,\mathrm{clean}\ h_i^l}(o) - p_*(o),$$
 its mean over samples of the noise. Restored are the residual stream behind one block, or the outputs of the MLPs or of the attentions in a
 window of blocks.
 
-Differs from the reference (rome at 0874014): every token of one layer is restored in one batch, under the same noise.
+Differs from the reference (rome at 0874014): 1. every token of one layer is restored in one batch, under the same noise; 2. a restored
+run begins at the first block that it changes, with what the corrupted run brings there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -26,19 +28,21 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Heat", "Kind", "trace"]
+__all__ = ["Heat", "Kind", "Where", "trace"]
 
 Kind = Literal["hidden", "mlp", "attention"]
+Where = Literal["all", "sites"]  # every token, or only those that an editor can edit: the subject's last and the prompt's
 _NOISE: Final = 3.0  # standard deviations of the embeddings; the reference's
 _WINDOW: Final = {"hidden": 1, "mlp": 10, "attention": 10}  # blocks of a model of 48; the reference's
 
 
 @dataclass(frozen=True, slots=True)
 class Heat:
-    """Indirect effects of a prompt, [tokens, layers]."""
+    """Indirect effects of a prompt, [tokens, layers]; NaN where a token was not restored."""
 
     tokens: tuple[str, ...]
     subject: range  # positions of its tokens
+    answer: str  # o
     clean: float  # p(o)
     corrupted: float
     effect: torch.Tensor
@@ -46,7 +50,7 @@ class Heat:
 
     def best(self) -> tuple[int, int]:
         """The token and the layer of the greatest effect."""
-        token, layer = divmod(int(self.effect.argmax()), self.effect.shape[1])
+        token, layer = divmod(int(self.effect.nan_to_num(-1.0).argmax()), self.effect.shape[1])
         return token, layer
 
 
@@ -56,6 +60,7 @@ def trace(
     subject: str,
     *,
     kind: Kind = "hidden",
+    where: Where = "all",
     samples: int = 10,
     window: int = 0,
     seed: int = 0,
@@ -68,6 +73,7 @@ def trace(
         prompt: with the subject in it.
         subject: whose embeddings are corrupted.
         kind: what is restored.
+        where: in which tokens.
         samples: of the noise.
         window: blocks whose outputs are restored together; 0: a fifth of the model's, one for ``hidden``.
         seed: of the noise.
@@ -84,43 +90,76 @@ def trace(
     inside = range(next(n for n, (_, end) in enumerate(spans) if end > begin), placed.site + 1)
     ids = torch.tensor([placed.ids], device=model.device)
     wide = window or max(1, len(model.blocks) * _WINDOW[kind] // 48) if kind != "hidden" else 1
+    tokens = list(range(len(placed.ids))) if where == "all" else sorted({placed.site, len(placed.ids) - 1})
     with torch.no_grad():
-        clean = _Run.of(model, ids, None)
-        answer = int(clean.logits[0].argmax())
-        noise = _noise(model, ids, inside, samples, seed)
-        corrupted = _Run.of(model, ids.expand(samples, -1), noise)
+        clean = _Clean.of(model, ids)
+        answer = int(clean.logits.argmax())
+        corrupted = _Corrupted.of(model, ids, _noise(model, ids, inside, samples, seed), len(tokens))
         least = float(corrupted.logits.softmax(-1)[:, answer].mean())
-        effect = torch.zeros(ids.shape[1], len(model.blocks))
+        effect = torch.full((ids.shape[1], len(model.blocks)), float("nan"))
         for layer in range(len(model.blocks)):
-            effect[:, layer] = _restored(model, ids, noise, clean, kind, layer, wide, answer).cpu() - least
+            effect[tokens, layer] = _restored(model, clean, corrupted, tokens, kind, layer, wide)[:, answer].cpu() - least
             if tell:
                 tell(layer + 1, len(model.blocks))
     texts = tuple(model.tokenizer.decode([token]) for token in placed.ids)
-    return Heat(texts, inside, float(clean.logits.softmax(-1)[0, answer]), least, effect, kind)
+    return Heat(texts, inside, model.tokenizer.decode([answer]), float(clean.logits.softmax(-1)[answer]), least, effect, kind)
 
 
 @dataclass(slots=True)
-class _Run:
-    """States of a run: behind each block, and what its parts put out."""
+class _Clean:
+    """States of the clean run: behind each block, and what its parts put out."""
 
-    logits: torch.Tensor  # behind the last token, [rows, vocabulary]
-    states: dict[tuple[str, int], torch.Tensor]  # (kind, layer) → [rows, tokens, width]
+    logits: torch.Tensor  # behind the last token, [vocabulary]
+    states: dict[tuple[str, int], torch.Tensor]  # (kind, layer) → [tokens, width]
 
     @classmethod
-    def of(cls, model: CausalModel, ids: torch.Tensor, noise: torch.Tensor | None) -> _Run:
+    def of(cls, model: CausalModel, ids: torch.Tensor) -> _Clean:
         states: dict[tuple[str, int], torch.Tensor] = {}
 
         def noting(key: tuple[str, int]) -> Callable[[Any, Any], Any]:
             def note(_entered: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-                states[key] = output.reshape(*ids.shape, -1)
+                states[key] = output.reshape(ids.shape[1], -1)
                 return output
 
             return note
 
         watched = [(part, noting((kind, n))) for n in range(len(model.blocks)) for kind, part in _parts(model, n).items()]
-        with adding([*_noised(model, noise), *watched]):
+        with adding(watched):
             top = run_until(model.model, model.norm, input_ids=ids, use_cache=False)
-        return cls(model.model.get_output_embeddings()(top[:, -1]).float(), states)
+        return cls(_head(model, top)[0], states)
+
+
+@dataclass(slots=True)
+class _Corrupted:
+    """The corrupted run, and how the model called its blocks for a batch of so many tokens that are restored, each under all the noise."""
+
+    logits: torch.Tensor  # [samples, vocabulary]
+    streams: list[torch.Tensor]  # what enters each block, [samples, tokens, width]
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]  # the other arguments of each block
+
+    @classmethod
+    def of(cls, model: CausalModel, ids: torch.Tensor, noise: torch.Tensor, restored: int) -> _Corrupted:
+        streams: list[torch.Tensor] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        samples = len(noise)
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            streams.append(args[0][:samples].clone())
+            calls.append((args[1:], kwargs))
+
+        with ExitStack() as stack:
+            for block in model.blocks:
+                stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+            rows = noise.repeat(restored, 1, 1)
+            stack.enter_context(adding([(model.model.get_input_embeddings(), lambda _entered, output: output + rows)]))
+            top = run_until(model.model, model.norm, input_ids=ids.expand(len(rows), -1), use_cache=False)
+        return cls(_head(model, top[:samples]), streams, calls)
+
+
+def _head(model: CausalModel, top: torch.Tensor) -> torch.Tensor:
+    """Logits behind the last token, [rows, vocabulary]."""
+    logits: torch.Tensor = model.model.get_output_embeddings()(top[:, -1]).float()
+    return logits
 
 
 def _parts(model: CausalModel, layer: int) -> dict[str, nn.Module]:
@@ -139,34 +178,31 @@ def _noise(model: CausalModel, ids: torch.Tensor, inside: range, samples: int, s
     return noise.to(model.device, table.dtype)
 
 
-def _noised(model: CausalModel, noise: torch.Tensor | None) -> list[tuple[nn.Module, Callable[[Any, Any], Any]]]:
-    return [] if noise is None else [(model.model.get_input_embeddings(), lambda _entered, output: output + noise)]
-
-
 def _restored(
-    model: CausalModel, ids: torch.Tensor, noise: torch.Tensor, clean: _Run, kind: Kind, layer: int, wide: int, answer: int
+    model: CausalModel, clean: _Clean, corrupted: _Corrupted, tokens: list[int], kind: Kind, layer: int, wide: int
 ) -> torch.Tensor:
-    """p(answer) with the states of each token restored in turn, the mean over samples; [tokens]."""
+    """Probabilities behind the prompt with the states of each of the tokens restored in turn, over samples the mean; [tokens, all]."""
     import torch
 
-    tokens, samples = ids.shape[1], len(noise)
-    which = torch.arange(tokens, device=ids.device).repeat_interleave(samples)  # row → the token that is restored
     first = max(0, layer - wide // 2)
-    layers: Sequence[int] = range(first, min(len(model.blocks), first + wide))
+    stream = corrupted.streams[first].repeat(len(tokens), 1, 1)
+    which = torch.tensor(tokens, device=stream.device).repeat_interleave(len(corrupted.logits))  # row → the token that is restored
 
     def restoring(number: int) -> Callable[[Any, Any], Any]:
-        true = clean.states[kind, number][0]
+        true = clean.states[kind, number]
 
         def restore(_entered: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-            states = output.reshape(len(which), tokens, -1).clone()
+            states = output.reshape(*stream.shape[:2], -1).clone()
             states[torch.arange(len(which)), which] = true[which]
             return states.reshape(output.shape)
 
         return restore
 
-    changes = [(_parts(model, number)[kind], restoring(number)) for number in layers]
-    with adding([*_noised(model, noise.repeat(tokens, 1, 1)), *changes]):
-        top = run_until(model.model, model.norm, input_ids=ids.expand(len(which), -1), use_cache=False)
-    chosen = model.model.get_output_embeddings()(top[:, -1]).float().softmax(-1)[:, answer]
-    mean: torch.Tensor = chosen.reshape(tokens, samples).mean(1)
+    last = min(len(model.blocks), first + wide)
+    with adding([(_parts(model, number)[kind], restoring(number)) for number in range(first, last)]):
+        for block, (args, kwargs) in zip(model.blocks[first:], corrupted.calls[first:], strict=True):
+            output = block(stream, *args, **kwargs)
+            stream = output[0] if isinstance(output, tuple) else output
+    found = _head(model, model.norm(stream)).softmax(-1)
+    mean: torch.Tensor = found.reshape(len(tokens), len(corrupted.logits), -1).mean(1)
     return mean
