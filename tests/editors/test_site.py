@@ -41,6 +41,7 @@ EMBEDDED_LAST = [
     *(0.01, 0.02, 0.03, 0.03, 0.05, 0.06, 0.08, 0.08, 0.09, 0.09),
     *(0.1, 0.19, 0.22, 1.1, 0.92, 0.91, 0.91, 0.94, 0.95, 1.0),
 ]
+THIMBLE_SUBJECT, THIMBLE_LAST = [0.87, 0.78, 0.63, 0.53, 0.29, 0.0], [0.04, 0.6, 0.81, 0.84, 0.94, 1.0]
 
 
 def chosen(subject: Sequence[float], last: Sequence[float], site: Any = "auto") -> Choice:
