@@ -51,9 +51,6 @@ def make(name: str, **settings: str) -> Any:
             raise InvalidInput(f"{name} has no field {key!r}.", f"It has {', '.join([*known, *own])}.")
     if inner:
         values["objective"] = replace(objective, **inner)  # type: ignore[type-var]
-    missing = [n for n, field in known.items() if n not in values and field.default is MISSING and field.default_factory is MISSING]
-    if missing:
-        raise InvalidInput(f"{name} needs {', '.join(missing)}.", f"Give it, e.g. {missing[0]}=…")
     return method(**values)
 
 
