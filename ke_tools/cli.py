@@ -701,7 +701,7 @@ def bench_editors(
         )
     if plot is not None:
         plot.write_text(_curves.picture(f"{method}, {mode}: {data.name if data else 'atlas'}", found["results"]["edits"]), "utf-8")
-    return _bars(call, found)
+    return _bars(call, found if call.as_json else editors.readable(found))
 
 
 @verb(bench_app, "forms")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ke_tools.benches import _naive
@@ -40,13 +41,11 @@ class Beside:
         few = self.facts[: self.few]
         as_is = self._ours(self.facts, "ours")
         same = self._ours(few, "ours, the few")
-        self.tell("as published", 0, 1)
-        naive = _naive.plan(self.editor, self.prepared, self._published())
-        found = {"ours": score(same), "as published": score(naive)}
+        naive = _naive.plan(self.editor, self.prepared, self._published(), _naive.PUBLISHED, partial(self.tell, "as published"))
         rows = [_row("ours", as_is, len(self.facts), as_is, len(self.facts))]
-        rows.append(_row("ours", same, len(few), as_is, len(self.facts), found["ours"]))
-        rows.append(_row("as published", naive, len(few), as_is, len(self.facts), found["as published"]))
-        return {"rows": [*rows, *self._equal()], "scores": found}
+        rows.append(_row("ours", same, len(few), as_is, len(self.facts)))
+        rows.append(_row("as published", naive, len(few), as_is, len(self.facts)))
+        return {"rows": [*rows, *self._equal()], "scores": {"ours": score(same), "as published": score(naive)}}
 
     def saving(self, saving: _naive.Saving) -> float:
         """Seconds that the published search for z takes a fact, with one saving of ours."""
@@ -58,7 +57,7 @@ class Beside:
             self.editor.layers[-1],
             _naive.PUBLISHED,
             saving,
-            tell=lambda done, total: self.tell(f"as published, {saving}", done, total),
+            partial(self.tell, f"as published, {saving}"),
         )
         return (time.monotonic() - began) / self.few
 
@@ -69,7 +68,7 @@ class Beside:
         began = time.monotonic()
         optimise(self.prepared.model, everything, last, objective)
         between = time.monotonic()
-        _naive.values(self.prepared.model, wanted, last, objective)
+        _naive.values(self.prepared.model, wanted, last, objective, tell=partial(self.tell, "as published, all steps"))
         ours, naive = (between - began) / len(everything), (time.monotonic() - between) / len(wanted)
         return [
             {"procedure": "ours, all steps", "facts": len(everything), "z s": round(ours, 4), "times ours": 1.0},
@@ -87,8 +86,8 @@ class Beside:
         return _naive.wants(self.prepared.model, self.facts[: self.few], self.editor)
 
 
-def _row(name: str, update: Update, facts: int, ours: Update, all_facts: int, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Seconds an edit, how many times ours on all facts that is, and the rates."""
+def _row(name: str, update: Update, facts: int, ours: Update, all_facts: int) -> dict[str, Any]:
+    """Seconds an edit, and how many times ours on all facts that is."""
     each = {stage: update.efficiency.seconds[stage] / facts for stage in ("z", "solve")}
     least = sum(ours.efficiency.seconds[stage] for stage in ("z", "solve")) / all_facts
     return {
@@ -98,11 +97,4 @@ def _row(name: str, update: Update, facts: int, ours: Update, all_facts: int, fo
         "keys and solve s": round(each["solve"], 4),
         "s an edit": round(sum(each.values()), 4),
         "times ours": round(sum(each.values()) / least, 2),
-        **(_rates(found) if found else {}),
     }
-
-
-def _rates(found: Mapping[str, Any]) -> dict[str, float]:
-    """The published rates behind the edit, and those of free generation."""
-    published = {f"{kind}, published": rates["after"]["value"] for kind, rates in found["as published"].items()}
-    return {**published, **{f"{kind}, free": rate["value"] for kind, rate in found["free generation"].items()}}

@@ -69,7 +69,9 @@ def wants(model: CausalModel, facts: Sequence[Fact], editor: MEMIT) -> list[Goal
     return goals(model, [replace(fact, paraphrases=()) for fact in facts], before, site=editor.site)
 
 
-def plan(editor: MEMIT, prepared: Prepared, wanted: Sequence[Goal], objective: Objective = PUBLISHED) -> Update:
+def plan(
+    editor: MEMIT, prepared: Prepared, wanted: Sequence[Goal], objective: Objective, tell: Callable[[int, int], None] | None = None
+) -> Update:
     """Plan an update; the model stays as it is.
 
     Args:
@@ -77,10 +79,11 @@ def plan(editor: MEMIT, prepared: Prepared, wanted: Sequence[Goal], objective: O
         prepared: what it made ready of the model.
         wanted: what the facts want, e.g. :func:`wants`.
         objective: hyper-parameters of the search.
+        tell: hears after each fact of (facts whose z is found, facts).
     """
     clock = Clock()
     with clock.stage("z"):
-        found = values(prepared.model, wanted, editor.layers[-1], objective)
+        found = values(prepared.model, wanted, editor.layers[-1], objective, tell=tell)
     with clock.stage("solve"):
         changes = _changes(editor, prepared, wanted, found.z.double().cpu())
     return Update({"name": "MEMIT, as published"}, changes, (), prepared.model.fingerprint, Efficiency(seconds=clock.seconds))

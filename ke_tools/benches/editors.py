@@ -47,7 +47,7 @@ from ke_tools.verify.rates import Rate, rate
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["atlas_cases", "load", "run"]
+__all__ = ["atlas_cases", "load", "readable", "run"]
 
 Mode = Literal["batch", "sequential"]
 ANSWER_TOKENS: Final = 8
@@ -175,6 +175,26 @@ def run(
     results["seconds"] = stages.as_dict()
     bars = _bars(points[max(numbers)], mode, _free_bounds(mode, is_atlas=data is None, is_thimble=is_thimble))
     return {**report("editors", settings.model, seed, results, bars), **tables}
+
+
+def readable(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A report for people: a table of what was measured, a column a number of edits, and one of both procedures."""
+    results = found["results"]
+    tables = {"results": _table({str(number): point for number, point in results["edits"].items()})}
+    if "both procedures" in results:
+        tables["both procedures"] = _table(results["both procedures"])
+    return {**found, **tables}
+
+
+def _table(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By measure and column."""
+    rows: dict[str, dict[str, Any]] = {}
+    for column, point in columns.items():
+        found: dict[str, Any] = {f"{kind}, published": str(_rate(rates["after"])) for kind, rates in point["as published"].items()}
+        found |= {f"{kind}, free": str(_rate(row)) for kind, row in point["free generation"].items()}
+        for name, value in {**found, "perplexity": point["perplexity"], **point.get("efficiency", {})}.items():
+            rows.setdefault(name, {})[column] = value
+    return rows
 
 
 def _chosen(loaded: Sequence[Case], number: int, seed: int) -> tuple[Case, ...]:
