@@ -730,15 +730,22 @@ def bench_editors(
     kind: Annotated[Format, typer.Option("--format", help="Its format.")] = "auto",
     mode: Annotated[Literal["batch", "sequential"], typer.Option(help="All at once, or one batch after another.")] = "batch",
     batch: Annotated[int, typer.Option(min=1, help="Edits of a batch in sequential mode.")] = 20,
+    naive: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Let MEMIT as published edit the first N too, and show what each saving is worth.")
+    ] = 0,
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw rates and seconds an edit into an SVG file.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what is kept of earlier runs.")] = False,
     seed: Seed = 0,
 ) -> int:
     """Write edits into the weights, measure the final state, and take them back."""
-    from ke_tools.benches import editors
+    from ke_tools.benches import _curves, editors
 
     how = {name: value for name, _, value in (text.partition("=") for text in fields or [])}
     numbers = [int(part) for part in edits.split(",") if part.strip().isdecimal()]
     if not numbers or min(numbers) < 1:
         raise InvalidInput(f"--edits is {edits!r}.", "Give numbers, e.g. 1,10,100.")
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise InvalidInput(f"nothing can be drawn into {plot}.", "Give a file in a folder that exists.")
     with printing.progress() as progress:
         found = editors.run(
             call.settings(),
@@ -749,10 +756,14 @@ def bench_editors(
             kind=kind,
             mode=mode,
             batch=batch,
+            naive=naive,
+            fresh=fresh,
             seed=seed,
             progress=progress,
         )
-    return _bars(call, found)
+    if plot is not None:
+        plot.write_text(_curves.picture(f"{method}, {mode}: {data.name if data else 'atlas'}", found["results"]["edits"]), "utf-8")
+    return _bars(call, found if call.as_json else editors.readable(found))
 
 
 @verb(bench_app, "compare")

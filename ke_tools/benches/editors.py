@@ -5,20 +5,29 @@ statement (efficacy), its paraphrases, and whether it still prefers the true one
 log-likelihood of the tokens). *Free generation*, greedy: whether the answer starts with the new object, and whether the answers to
 neighbours, to other questions about the subject and to neighbours behind the edit's own statement still start with the base model's word.
 Perplexity is that of text which the unedited model wrote.
+
+With ``naive``, MEMIT as published edits the first facts too (:mod:`ke_tools.benches._naive`), in the same run: seconds, rates, and a ladder
+of what each of our savings is worth alone. What is finished is kept in the cache and not computed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ke_tools import atlas, cases
+from ke_tools import __version__, atlas, cases
+from ke_tools.atlas import AtlasFact
+from ke_tools.benches import _kept
+from ke_tools.benches._ladder import Beside
+from ke_tools.benches._naive import SAVINGS
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
 from ke_tools.benches._sample import sample as sampled
 from ke_tools.benches._scoring import greedy, likelihoods, perplexity
@@ -26,24 +35,61 @@ from ke_tools.cases import Case
 from ke_tools.editing import edit
 from ke_tools.editors import make
 from ke_tools.editors._statistics import samples
+from ke_tools.editors.memit import MEMIT
 from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel, load
+from ke_tools.testing import thimble_facts, thimble_path
 from ke_tools.verify.matching import starts_with, words
 from ke_tools.verify.rates import Rate, rate
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["atlas_cases", "run"]
+__all__ = ["atlas_cases", "readable", "run"]
 
 Mode = Literal["batch", "sequential"]
 ANSWER_TOKENS: Final = 8
 PLAIN_TOKENS: Final = 4000  # of the text that perplexity is taken of
 NEIGHBOURS: Final = 3  # of an edit that are asked about
-EFFICACY, PARAPHRASE, NEIGHBOURHOOD = 0.99, 0.88, -0.02
-STATEMENT, KEPT, PERPLEXITY = 0.95, 0.85, 1.05
+WANTED: Final = ("statement", "paraphrase")  # kinds whose answer is the edit's
+KEPT_IN: Final = "bench-editors"  # of the cache
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """What a mode must reach: the published rates, by how much a neighbour's may fall, perplexity; free generation's by kind."""
+
+    efficacy: float
+    paraphrase: float
+    neighbourhood: float
+    perplexity: float
+    free: Mapping[str, float]
+
+
+BOUNDS: Final = {
+    "batch": _Bounds(0.99, 0.88, 0.02, 1.05, {"statement": 0.95, "neighbour": 0.85}),
+    "sequential": _Bounds(0.97, 0.80, 0.03, 1.10, {}),
+}
+ATLAS: Final = {"paraphrase": 0.75}  # probe wordings and plain questions
+THIMBLE: Final = {"statement": 0.98, "paraphrase": 0.85, "neighbour": 0.95, "same subject": 0.90}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    """All that a result depends on."""
+
+    part: str = ""
+    edits: int = 0
+    method: str
+    how: tuple[tuple[str, str], ...]
+    mode: Mode
+    batch: int
+    data: str  # sha256 of the file with its format, or how many facts were drawn from the atlas
+    model: str
+    seed: int
+    version: str = __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +119,8 @@ def run(
     kind: cases.Format = "auto",
     mode: Mode = "batch",
     batch: int = 20,
+    naive: int = 0,
+    fresh: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
     model: CausalModel | None = None,
@@ -84,38 +132,110 @@ def run(
         method: its name (:data:`ke_tools.editors.METHODS`).
         how: its fields, as text.
         numbers: of edits; each is measured from the unedited model on.
-        data: a benchmark file; counterfactuals about the atlas's facts unless given.
+        data: a benchmark file; counterfactuals about the atlas's facts unless given, the thimble's where it is the model.
         kind: its format.
         mode: all edits in one batch, or one batch after another with the final state scored.
         batch: edits of a batch in sequential mode.
+        naive: how many facts MEMIT as published edits too, as one batch whatever the mode; its time is told a fact.
+        fresh: compute what is kept, too.
         seed: of the sample.
         progress: told (stage, done, total).
         model: a loaded model to edit instead of the settings'.
 
     Raises:
-        InvalidInput: the file is unreadable or holds no usable edit; the method or a field of it is unknown.
+        InvalidInput: the file is unreadable or holds no usable edit; the method or a field of it is unknown, or is not MEMIT where it
+            shall stand beside the published procedure.
     """
     stages = Stages(progress)
     editor = make(method, **(how or {}))
-    loaded = atlas_cases(max(numbers), seed) if data is None else cases.load(data, kind)
+    if naive and not isinstance(editor, MEMIT):
+        raise InvalidInput(f"{method} has no published procedure here to stand beside.", "Leave --naive out, or take memit.")
     with stages.stage("load"):
         found = model or load(settings)
-    points = {}
-    for number in numbers:
-        chosen = sampled(loaded, number, seed, lambda _subject: False).chosen
-        if len(chosen) < number:
-            raise InvalidInput(f"{number} edits were asked for; the data holds {len(chosen)}.", "Ask for fewer.")
-        points[number] = _point(found, editor, chosen, settings, mode, batch, stages)
-    results = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "seconds": stages.as_dict()}
+    is_thimble = found.fingerprint == _thimble(settings)
+    loaded = cases.load(data, kind) if data else atlas_cases(max(numbers), seed, thimble_facts() if is_thimble else ())
+    chosen = {number: _chosen(loaded, number, seed) for number in numbers}
+    key = _Key(
+        method=method,
+        how=tuple(sorted((how or {}).items())),
+        mode=mode,
+        batch=batch if mode == "sequential" else 0,
+        data=f"{hashlib.sha256(data.read_bytes()).hexdigest()} {kind}" if data else f"atlas {max(numbers)}",
+        model=found.fingerprint,
+        seed=seed,
+    )
+    store = _Store(settings.cache / KEPT_IN if found.fingerprint else None, fresh)
+    points = {
+        number: store.get(replace(key, part="point", edits=number), partial(_point, found, editor, some, settings, mode, batch, stages))
+        for number, some in chosen.items()
+    }
+    tables = _beside(found, editor, chosen[max(numbers)], naive, settings, stages, store, key) if naive else {}
+    results = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "kept from before": store.kept}
+    results |= {"both procedures": tables.pop("both procedures")} if tables else {}
+    results["seconds"] = stages.as_dict()
+    bars = _bars(points[max(numbers)], mode, _free_bounds(mode, is_atlas=data is None, is_thimble=is_thimble))
     notes = list(dict.fromkeys(note for point in points.values() for note in point.pop("notes")))
-    return {**report("editors", settings.model, seed, results, _bars(points[max(numbers)], mode)), "notes": notes}
+    return {**report("editors", settings.model, seed, results, bars), **tables, "notes": notes}
 
 
-def atlas_cases(count: int, seed: int) -> list[Case]:
-    """Counterfactuals about the atlas's facts: edits in a fitted wording, asked for in probe wordings."""
+def readable(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A report for people: a table of what was measured, a column a number of edits, and one of both procedures."""
+    results = found["results"]
+    tables = {"results": _table({str(number): point for number, point in results["edits"].items()})}
+    if "both procedures" in results:
+        tables["both procedures"] = _table(results["both procedures"])
+    return {**found, **tables}
+
+
+def _table(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By measure and column."""
+    rows: dict[str, dict[str, Any]] = {}
+    for column, point in columns.items():
+        found: dict[str, Any] = {f"{kind}, published": str(_rate(rates["after"])) for kind, rates in point["as published"].items()}
+        found |= {f"{kind}, free": str(_rate(row)) for kind, row in point["free generation"].items()}
+        for name, value in {**found, "perplexity": point["perplexity"], **point.get("efficiency", {})}.items():
+            rows.setdefault(name, {})[column] = value
+    return rows
+
+
+def _chosen(loaded: Sequence[Case], number: int, seed: int) -> tuple[Case, ...]:
+    chosen = sampled(loaded, number, seed, lambda _subject: False).chosen
+    if len(chosen) < number:
+        raise InvalidInput(f"{number} edits were asked for; the data holds {len(chosen)}.", "Ask for fewer.")
+    return chosen
+
+
+@dataclass(slots=True)
+class _Store:
+    """Finished results, where there is a folder for them."""
+
+    folder: Path | None
+    fresh: bool
+    kept: list[str] = field(default_factory=list)  # what was not computed in this run
+
+    def get(self, key: _Key, make: Callable[[], Any]) -> Any:
+        """What was kept under a key, or what is made now."""
+        found = None if self.folder is None or self.fresh else _kept.load(self.folder, key)
+        if found is not None:
+            self.kept.append(f"{key.part}, {key.edits} edits")
+            return found
+        found = make()
+        if self.folder is not None:
+            _kept.keep(self.folder, key, found)
+        return found
+
+
+def _thimble(settings: Settings) -> str:
+    from ke_tools.models import checkpoint
+
+    return checkpoint.fingerprint(thimble_path(), cache=settings.cache)
+
+
+def atlas_cases(count: int, seed: int, known: Sequence[AtlasFact] = ()) -> list[Case]:
+    """Counterfactuals about facts of the atlas, all unless some are given: edits in a fitted wording, asked for in probe wordings."""
     chance = random.Random(seed)  # noqa: S311  reproducible choice, no secret
     relations = {r.id: r for r in atlas.relations().values() if not r.probe and r.probe_statements and r.probe_questions}
-    facts = [fact for fact in atlas.facts() if fact.relation in relations]
+    facts = [fact for fact in known or atlas.facts() if fact.relation in relations]
     chance.shuffle(facts)
     made: dict[str, Case] = {}
     for fact in facts:
@@ -179,6 +299,32 @@ def _point(
     return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen)), "notes": notes}
 
 
+def _beside(
+    model: CausalModel, editor: MEMIT, chosen: Sequence[Case], few: int, settings: Settings, stages: Stages, store: _Store, key: _Key
+) -> dict[str, Any]:
+    """Tables of ours beside MEMIT as published and of the savings, and both's scores."""
+    few = min(few, len(chosen))
+    key = replace(key, part=f"as published, {few}", edits=len(chosen), mode="batch", batch=0)
+    with stages.stage("as published"):
+        beside = Beside(editor, editor.prepare(model, cache=settings.cache), [_fact(case) for case in chosen], few, stages.tell)
+        found = store.get(key, lambda: beside.procedures(_scorer(model, chosen[:few])))
+        took = {one: store.get(replace(key, part=f"{key.part}: {one}"), partial(beside.saving, one)) for one in SAVINGS}
+    savings = [{"saving": one, "z s": round(each, 4), "times quicker": round(took["none"] / each, 2)} for one, each in took.items()]
+    return {"procedures": found["rows"], "savings": savings, "both procedures": found["scores"]}
+
+
+def _scorer(model: CausalModel, chosen: Sequence[Case]) -> Callable[[Update], Mapping[str, Any]]:
+    """What an update of some cases does."""
+    questions = _questions(model, chosen)
+    questions.base = _said(model, questions)
+
+    def score(update: Update) -> Mapping[str, Any]:
+        with update.applied(model):
+            return _scores(questions, _said(model, questions))
+
+    return score
+
+
 def _questions(model: CausalModel, chosen: Sequence[Case]) -> _Questions:
     asked = {
         "statement": [_Asked(case, case.prompt) for case in chosen],
@@ -207,7 +353,7 @@ def _scores(questions: _Questions, after: Mapping[str, Any]) -> dict[str, Any]:
     free: dict[str, Any] = {}
     for kind, rows in questions.asked.items():
         clusters = [row.case.id for row in rows]
-        is_wanted = kind in {"statement", "paraphrase"}
+        is_wanted = kind in WANTED
         for when, said in (("before", questions.base), ("after", after)):
             if f"{kind}: prefers new" in said:
                 right = [prefers == is_wanted for prefers in said[f"{kind}: prefers new"]]
@@ -240,26 +386,30 @@ def _efficiency(made: Sequence[Any], edits: int) -> dict[str, float]:
     return {
         **each,
         "s an edit": round(sum(took for stage, took in seconds.items() if stage != "statistics") / edits, 3),
-        "peak MiB": round(most),
+        "peak MiB of the process so far": round(most),
     }
 
 
-def _bars(point: Mapping[str, Any], mode: Mode) -> list[Bar]:
-    """The project's bars for a batch, as far as the data can measure them."""
-    if mode != "batch":
-        return []
-    published, free = point["as published"], point["free generation"]
+def _free_bounds(mode: Mode, *, is_atlas: bool, is_thimble: bool) -> dict[str, float]:
+    """What free generation must reach, by kind."""
+    return {**BOUNDS[mode].free, **(ATLAS if is_atlas else {}), **(THIMBLE if is_atlas and is_thimble else {})}
+
+
+def _bars(point: Mapping[str, Any], mode: Mode, free_bounds: Mapping[str, float]) -> list[Bar]:
+    """The project's bars, as far as the data can measure them."""
+    published, free, bounds = point["as published"], point["free generation"], BOUNDS[mode]
     bars = []
-    for kind, least in (("statement", EFFICACY), ("paraphrase", PARAPHRASE)):
+    for kind, least in (("statement", bounds.efficacy), ("paraphrase", bounds.paraphrase)):
         if kind in published:
             bars.append(at_least(f"{kind}: the new object is likelier", _rate(published[kind]["after"]), least))
     if "neighbour" in published:
         fell = published["neighbour"]["after"]["value"] - published["neighbour"]["before"]["value"]
-        bars.append(at_most("neighbour: share that came to prefer the new object", -fell, -NEIGHBOURHOOD))
-    bars.append(at_least("statement: starts with the new object", _rate(free["statement"]), STATEMENT))
-    if "neighbour" in free:
-        bars.append(at_least("neighbour: starts with the base model's word", _rate(free["neighbour"]), KEPT))
-    bars.append(at_most("perplexity, share of the base's", point["perplexity"], PERPLEXITY))
+        bars.append(at_most("neighbour: share that came to prefer the new object", -fell, bounds.neighbourhood))
+    for kind, least in free_bounds.items():
+        if kind in free:
+            said = "the new object" if kind in WANTED else "the base model's word"
+            bars.append(at_least(f"{kind}: starts with {said}", _rate(free[kind]), least))
+    bars.append(at_most("perplexity, share of the base's", point["perplexity"], bounds.perplexity))
     return bars
 
 
