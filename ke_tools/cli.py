@@ -496,8 +496,8 @@ def locate(
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw the heat maps into an SVG file.")] = None,
 ) -> int:
     """Find where the model keeps a fact, by causal tracing: the site and the layers that editors take."""
-    from ke_tools.benches.editors import load
     from ke_tools.editors import locating
+    from ke_tools.models.causal import load
 
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InvalidInput(f"nothing can be drawn into {plot}.", "Give a file in a folder that exists.")

@@ -54,7 +54,7 @@ class Beside:
         _naive.values(
             self.prepared.model,
             wanted,
-            self.editor.layers[-1],
+            self.prepared.where.layers[-1],
             _naive.PUBLISHED,
             saving,
             partial(self.tell, f"as published, {saving}"),
@@ -63,7 +63,7 @@ class Beside:
 
     def _equal(self) -> list[dict[str, Any]]:
         """The search for z with equal contexts and steps: ours, and nobody stops early."""
-        last, objective = self.editor.layers[-1], replace(self.editor.objective, reached=0.0)
+        last, objective = self.prepared.where.layers[-1], replace(self.editor.objective, reached=0.0)
         everything, wanted = self._wanted(self.facts), self._wanted(self.facts[: self.few])
         began = time.monotonic()
         optimise(self.prepared.model, everything, last, objective)
@@ -80,10 +80,10 @@ class Beside:
         return self.editor.plan(self.prepared, facts, tell=lambda _stage, done, total: self.tell(name, done, total))
 
     def _wanted(self, facts: Sequence[Fact]) -> list[Goal]:
-        return goals(self.prepared.model, facts, self.prepared.contexts, site=self.editor.site)
+        return goals(self.prepared.model, facts, self.prepared.contexts, site=self.prepared.where.site)
 
     def _published(self) -> list[Goal]:
-        return _naive.wants(self.prepared.model, self.facts[: self.few], self.editor)
+        return _naive.wants(self.prepared, self.facts[: self.few], self.editor.seed)
 
 
 def _row(name: str, update: Update, facts: int, ours: Update, all_facts: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ time and $\Delta = R K^\top (\lambda C + K K^\top)^{-1}$ is solved in float64.
 
 What depends on the model is the editor's that it stands beside, so that only the procedure differs: layers, the edited token, $\lambda$,
 $C$, and that Adam's rate is a multiple of the root mean square of $h$ (.5 would be another thing in every model). Clamp and decay are those
-that are usual for Llamas. Differs from the reference: 1. the above; 2. a fact's key is the plain mean over its prompts; 3. the divergence
-is taken from the unedited to the edited model, as ours; 4. gradients are taken of $\delta$ alone; 5. the last step too changes $\delta$.
+that are usual for Llamas. Differs from the reference: 1. the above; 2. a fact's key is the plain mean over its prompts; 3. gradients
+are taken of $\delta$ alone; 4. the last step too changes $\delta$.
 
 A *saving* of ours can be switched on alone (:data:`SAVINGS`), which shows what each is worth.
 """
@@ -63,10 +63,10 @@ class Found:
     steps: tuple[int, ...]
 
 
-def wants(model: CausalModel, facts: Sequence[Fact], editor: MEMIT) -> list[Goal]:
+def wants(prepared: Prepared, facts: Sequence[Fact], seed: int) -> list[Goal]:
     """What is published of a fact's prompts: six contexts, no paraphrases."""
-    before = contexts(model, CONTEXTS, length=10, seed=editor.seed)
-    return goals(model, [replace(fact, paraphrases=()) for fact in facts], before, site=editor.site)
+    before = contexts(prepared.model, CONTEXTS, length=10, seed=seed)
+    return goals(prepared.model, [replace(fact, paraphrases=()) for fact in facts], before, site=prepared.where.site)
 
 
 def plan(
@@ -75,15 +75,15 @@ def plan(
     """Plan an update; the model stays as it is.
 
     Args:
-        editor: whose layers, λ and site are taken.
-        prepared: what it made ready of the model.
+        editor: whose λ is taken.
+        prepared: what it made ready of the model, with its layers and site.
         wanted: what the facts want, e.g. :func:`wants`.
         objective: hyper-parameters of the search.
         tell: hears after each fact of (facts whose z is found, facts).
     """
     clock = Clock()
     with clock.stage("z"):
-        found = values(prepared.model, wanted, editor.layers[-1], objective, tell=tell)
+        found = values(prepared.model, wanted, prepared.where.layers[-1], objective, tell=tell)
     with clock.stage("solve"):
         changes = _changes(editor, prepared, wanted, found.z.double().cpu())
     return Update({"name": "MEMIT, as published"}, changes, (), prepared.model.fingerprint, Efficiency(seconds=clock.seconds))
@@ -184,7 +184,7 @@ class _Loss:
         essence = said[~is_target]
         if self.base is None:
             self.base = essence.detach()  # at δ = 0
-        apart = (self.base.exp() * (self.base - essence)).sum(-1)
+        apart = (essence.exp() * (essence - self.base)).sum(-1)
         return likelihood, torch.zeros(self.count, device=top.device).index_add(0, facts[~is_target], apart)
 
 
@@ -257,10 +257,11 @@ def _changes(editor: MEMIT, prepared: Prepared, wanted: Sequence[Goal], z: torch
     """Each layer's change, with those below it written."""
     import torch
 
-    model, last = prepared.model, editor.layers[-1]
+    model, (_, layers) = prepared.model, prepared.where
+    last = layers[-1]
     changes: dict[int, Factors] = {}
     with ExitStack() as written, torch.no_grad():
-        for layer in editor.layers:
+        for layer in layers:
             keys = torch.stack([_key(model, goal, layer) for goal in wanted], 1)
             now = torch.stack([_stream(model, goal.prompts[0], last).double().cpu() for goal in wanted])
             residual = ((z - now) / (last - layer + 1)).T

@@ -174,7 +174,7 @@ def run(
     results |= {"both procedures": tables.pop("both procedures")} if tables else {}
     results["seconds"] = stages.as_dict()
     bars = _bars(points[max(numbers)], mode, _free_bounds(mode, is_atlas=data is None, is_thimble=is_thimble))
-    notes = list(dict.fromkeys(note for point in points.values() for note in point.pop("notes")))
+    notes = list(dict.fromkeys(note for point in points.values() for note in point["notes"]))
     return {**report("editors", settings.model, seed, results, bars), **tables, "notes": notes}
 
 

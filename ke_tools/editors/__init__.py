@@ -65,7 +65,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def _value(kind: Any, text: str, name: str) -> Any:
-    for one in sorted(_choices(kind), key=lambda choice: get_origin(choice) is not Literal):  # a word that is meant before any text
+    for one in sorted(_choices(kind), key=_is_words, reverse=True):  # a word that is meant before any text
         with suppress(ValueError, TypeError):
             return _read(one, text)
     raise InvalidInput(f"{name} cannot be {text!r}.", f"It is {getattr(kind, '__name__', kind)}.")
@@ -76,9 +76,11 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return tuple(one for one in get_args(kind) if one is not type(None)) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
+def _is_words(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
 def _read(kind: Any, text: str) -> Any:
-    if get_origin(kind) is Literal:
+    if _is_words(kind):
         return get_args(kind)[get_args(kind).index(text)]
-    if kind == tuple[int, ...]:
-        return numbers(text)
-    return kind(text)
+    return numbers(text) if kind == tuple[int, ...] else kind(text)

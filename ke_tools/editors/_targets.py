@@ -3,7 +3,7 @@ r"""Target values z: what the residual stream should hold at an edited token, fo
 For fact $i$ with contexts $x_j$ (Meng et al. 2023, eq. 16, with the KL term and the decay of the reference implementation)
 
 $$\delta_i = \arg\min_\delta \frac{1}{P} \sum_{j=1}^{P} -\log p_{h_i^L \mathrel{+}= \delta}(o_i \mid x_j \oplus p_i)
-  + \lambda_{\mathrm{KL}}\, D_{\mathrm{KL}}\bigl(p(\cdot \mid e_i) \,\|\, p_{h_i^L \mathrel{+}= \delta}(\cdot \mid e_i)\bigr)
+  + \lambda_{\mathrm{KL}}\, D_{\mathrm{KL}}\bigl(p_{h_i^L \mathrel{+}= \delta}(\cdot \mid e_i) \,\|\, p(\cdot \mid e_i)\bigr)
   + \lambda_{\mathrm{wd}} \frac{\|\delta\|}{\|h_i^L\|^2}$$
 
 subject to $\|\delta\| \le c\,\|h_i^L\|$, with $h_i^L$ the residual stream after block $L$ at the edited token, $e_i$ the *essence* prompt
@@ -363,7 +363,7 @@ class _Batch:
         essence = [n for n, row in enumerate(self.rows) if row.is_essence]
         if essence and self.base is not None:
             now = self._essence(model, top).log_softmax(-1)
-            each = (self.base.exp() * (self.base - now)).sum(-1)  # D(p before ‖ p now)
+            each = (now.exp() * (now - self.base)).sum(-1)  # D(p now ‖ p before)
             drift = drift.index_add(0, torch.tensor(essence, device=top.device), each)
         return likelihood, drift
 

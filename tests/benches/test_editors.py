@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ke_tools.benches import _naive, editors
+from ke_tools.benches import _ladder, _naive, editors
 from ke_tools.benches._naive import PUBLISHED, SAVINGS
 from ke_tools.config import Settings
 from ke_tools.editors.update import Update
@@ -35,6 +35,7 @@ POINT = {
     "as published": {kind: {"before": RATE, "after": RATE} for kind in ("statement", "paraphrase", "neighbour")},
     "free generation": dict.fromkeys(("statement", "paraphrase", "neighbour", "same subject", "distracted neighbour"), RATE),
     "perplexity": 1.07,
+    "notes": [],
 }
 
 
@@ -125,11 +126,11 @@ def test_no_prompt_that_z_or_keys_are_found_with_is_a_probe_wording(
 ) -> None:
     """Design §4 no. 4, at the place where it counts: what an editor is given, ours and the published one, and what the bench asks."""
     from ke_tools import atlas
-    from ke_tools.editors import _spread
+    from ke_tools.editors import _spread, _targets
 
     monkeypatch.setattr(editors, "PLAIN_TOKENS", 200)
     monkeypatch.setattr(_naive, "PUBLISHED", replace(PUBLISHED, steps=1))
-    model, given, optimise, values = tiny("llama"), [], _spread.optimise, _naive.values
+    model, given, optimise, values = tiny("llama"), list[str](), _targets.optimise, _naive.values
 
     def spying(search: Any) -> Any:
         def spy(model: CausalModel, wanted: Any, *args: Any, **named: Any) -> Any:
@@ -181,9 +182,9 @@ def test_a_person_reads_tables(tiny: Make, settings: Settings, monkeypatch: pyte
 
     monkeypatch.setattr(editors, "_point", lambda *_: {**POINT, "efficiency": {"s an edit": 0.25}})
     monkeypatch.setattr(
-        editors.Beside, "procedures", lambda *_: {"rows": [{"procedure": "ours", "times ours": 1.0}], "scores": {"ours": POINT}}
+        _ladder.Beside, "procedures", lambda *_: {"rows": [{"procedure": "ours", "times ours": 1.0}], "scores": {"ours": POINT}}
     )
-    monkeypatch.setattr(editors.Beside, "saving", lambda *_: 0.5)
+    monkeypatch.setattr(_ladder.Beside, "saving", lambda *_: 0.5)
     monkeypatch.setattr(editors, "_scorer", lambda *_: None)
 
     printing.show(editors.readable(measured(settings, tiny("llama"), numbers=[1, 3], naive=1)), as_json=False)
@@ -226,10 +227,11 @@ def test_what_is_finished_is_not_computed_again(tiny: Make, settings: Settings, 
     def interrupted(_model: CausalModel, _editor: Any, chosen: Any, *_: Any) -> Any:
         if len(chosen) == 3:
             raise KeyboardInterrupt
-        return made.append(len(chosen)) or POINT
+        return whole(_model, _editor, chosen)
 
     def whole(_model: CausalModel, _editor: Any, chosen: Any, *_: Any) -> Any:
-        return made.append(len(chosen)) or POINT
+        made.append(len(chosen))
+        return POINT
 
     monkeypatch.setattr(editors, "_point", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -298,7 +300,12 @@ def test_the_thimble_is_edited_in_what_it_knows_and_has_bars_of_its_own(settings
     from ke_tools.testing import thimble_facts, thimble_path
 
     edited: list[Any] = []
-    monkeypatch.setattr(editors, "_point", lambda _model, _editor, chosen, *_: edited.extend(chosen) or POINT)
+
+    def point(_model: CausalModel, _editor: Any, chosen: Any, *_: Any) -> Any:
+        edited.extend(chosen)
+        return POINT
+
+    monkeypatch.setattr(editors, "_point", point)
 
     report = editors.run(replace(settings, model=str(thimble_path())), method="memit", how=HOW, numbers=[40])
 

@@ -98,7 +98,7 @@ def test_each_fact_of_a_batch_stops_where_it_would_alone(tiny: Make) -> None:
 def test_the_plan_is_ours_at_equal_settings_and_leaves_the_model_as_it_was(tiny: Make) -> None:
     """The solve too: ours factors λC, the published way solves with λC + KKᵀ, a layer after another."""
     model = tiny("llama")
-    editor = MEMIT(layers=(1, 2, 3), regularisation=1e-3, contexts=2, tokens=400, objective=EQUAL)
+    editor = MEMIT(layers=(1, 2, 3), site="subject", regularisation=1e-3, contexts=2, tokens=400, objective=EQUAL)
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     prepared = editor.prepare(model)
 
@@ -119,7 +119,7 @@ def test_the_published_prompts_are_six_without_paraphrases(tiny: Make) -> None:
     """Meng et al. 2023: "{}" and five beginnings of ten tokens."""
     model = tiny("llama")
 
-    wanted = _naive.wants(model, FACTS, MEMIT(layers=(1,)))
+    wanted = _naive.wants(MEMIT(layers=(1,), site="subject", contexts=1, tokens=200).prepare(model), FACTS, seed=0)
 
     assert {len(goal.prompts) for goal in wanted} == {6}
     assert model.tokenizer.decode(wanted[0].prompts[0].ids) == FACTS[0].prompt

@@ -107,7 +107,7 @@ def test_tokens_are_aligned_by_their_role() -> None:
 def test_tracing_the_sites_alone_finds_the_same_there(tiny: Make) -> None:
     """A seventh of the work, the same numbers."""
     model = tiny("llama")
-    whole, part = (trace(model, FACTS[2].prompt, "Peru", samples=2, where=where) for where in ("all", "sites"))  # type: ignore[arg-type]
+    whole, part = (trace(model, FACTS[2].prompt, "Peru", samples=2, where=where) for where in ("all", "sites"))
     rows = [whole.subject[-1], -1]
 
     assert torch.allclose(whole.effect[rows], part.effect[rows])
@@ -298,7 +298,7 @@ def test_the_thimble_keeps_its_facts_at_the_prompts_end(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_embedded_model_keeps_its_facts_at_the_subject(model_settings: Settings, tmp_path: Path) -> None:
     """Issue: "subject" for SmolLM2, in layers around those in which MEMIT is known to work."""
-    from ke_tools.benches.editors import load
+    from ke_tools.models.causal import load
 
     site, layers = resolve(load(model_settings), "auto", "auto", cache=tmp_path)
 

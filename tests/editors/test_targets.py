@@ -53,7 +53,7 @@ def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer:
         losses.append(-sum(found[p, t] for p, t in zip(placed.predicting, placed.target, strict=True)) / len(placed.target))
     assert goal.essence is not None
     before, now = (logits(goal.essence, change)[-1].log_softmax(-1) for change in (torch.zeros_like(delta), delta))
-    return float(sum(losses) / len(losses)), float((before.exp() * (before - now)).sum())
+    return float(sum(losses) / len(losses)), float((now.exp() * (now - before)).sum())
 
 
 @pytest.mark.parametrize("kind", SIZES)
