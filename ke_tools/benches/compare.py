@@ -10,7 +10,6 @@ A finished row is kept in the cache, by all that it depends on, and not computed
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ke_tools import __version__, cases
-from ke_tools.benches import _peak
+from ke_tools.benches import _kept, _peak
 from ke_tools.benches._quiz import FLUENT_TOKENS, LOCAL, Quiz, Said, ask, quiz, scores
 from ke_tools.benches._report import Progress, Stages, report
 from ke_tools.benches._sample import imported, trained
@@ -33,6 +32,7 @@ from ke_tools.cases import Case
 from ke_tools.editing import edit
 from ke_tools.editors import METHODS, make
 from ke_tools.editors._locate import place
+from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput, Unsupported
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.models.engine import Engine
@@ -46,6 +46,7 @@ Via = Literal["ike", "reader"]
 
 IN_CONTEXT: Final = ("none", "prompt", "ike", "reader")
 DEFAULT: Final = (*IN_CONTEXT, "ft-m", "rome", "memit", "alphaedit", "grace")
+KEPT_IN: Final = "compare"  # folder of the cache
 PROMPT_TOKENS: Final = 1024  # of statements before a question, where the model can read so many
 _UNREADABLE: Final = "the path sends questions to an adapter that is not there as a file: with these, nothing was teacher-forced."
 
@@ -92,8 +93,7 @@ def run(
     table = _Table(settings, data, kind, methods, how, edits, at_once, seed, stages, model, engine)
     rows: dict[str, Any] = {}
     for name in methods:
-        file = table.file(name)
-        rows[name] = (None if fresh else _kept(file)) or _made(table.bench, name, file)
+        rows[name] = table.row(name, fresh=fresh)
         stages.tell("methods", len(rows), len(methods))
     results = {"data": data.name, "edits": edits, "mode": mode, "batch": at_once, "rows": rows, "seconds": stages.as_dict()}
     return report("compare", settings.model, seed, results)
@@ -107,6 +107,21 @@ def _check(methods: Sequence[str], how: Mapping[str, Mapping[str, str]]) -> None
         raise InvalidInput("no method is named.", f"Name some of {', '.join(known)}.")
     if others := [name for name in how if name not in methods or name in IN_CONTEXT]:
         raise InvalidInput(f"fields of {others[0]!r} are set, which is none of the editors compared.", "Set METHOD.FIELD of one that is.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    """All that a row depends on."""
+
+    model: str
+    data: str  # sha256 of the file, with its format
+    method: str
+    how: tuple[tuple[str, str], ...]
+    edits: int
+    batch: int
+    seed: int
+    path: tuple[int | str, ...]  # of the memory's rows: demonstrations, grey, the reader
+    version: str = __version__
 
 
 @dataclass
@@ -134,21 +149,32 @@ class _Table:
             self.model.fingerprint if self.model else checkpoint.fingerprint(checkpoint.resolve(self.settings), cache=self.settings.cache)
         )
 
-    def file(self, name: str) -> Path | None:
-        """Where a method's row is kept; nowhere, if the model has no fingerprint."""
-        if not self.fingerprint:
-            return None
-        key: dict[str, Any] = {
-            "model": self.fingerprint,
-            "data": [hashlib.sha256(self.data.read_bytes()).hexdigest(), self.kind],
-            "method": [name, dict(self.how.get(name, {}))],
-            "edits": [self.edits, self.batch, self.seed],
-            "version": __version__,
-        }
-        if name in ("ike", "reader"):
-            key["path"] = [self.settings.demonstrations, self.settings.grey, _reader_mark(self.fingerprint, self.settings)]
-        text = json.dumps(key, sort_keys=True)
-        return self.settings.cache / "compare" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    def key(self, name: str) -> _Key:
+        """All that a method's row depends on."""
+        path = (self.settings.demonstrations, self.settings.grey, _reader_mark(self.fingerprint, self.settings))
+        return _Key(
+            model=self.fingerprint,
+            data=f"{hashlib.sha256(self.data.read_bytes()).hexdigest()} {self.kind}",
+            method=name,
+            how=tuple(sorted(self.how.get(name, {}).items())),
+            edits=self.edits,
+            batch=self.batch,
+            seed=self.seed,
+            path=path if name in ("ike", "reader") else (),
+        )
+
+    def row(self, name: str, *, fresh: bool) -> dict[str, Any]:
+        """A method's row, as it was kept, or computed and kept; a row that this model cannot have says why, and is not kept."""
+        folder = self.settings.cache / KEPT_IN if self.fingerprint else None
+        if folder is not None and not fresh and (found := _kept.load(folder, self.key(name))):
+            return dict(found)
+        try:
+            row = _made(self.bench, name)
+        except Unsupported as error:
+            return {"method": name, "free generation": {}, "as published": {}, "cost": {}, "notes": [f"{error.message} {error.hint}"]}
+        if folder is not None:
+            _kept.keep(folder, self.key(name), row)
+        return row
 
     @cached_property
     def bench(self) -> _Bench:
@@ -220,16 +246,13 @@ class _Answered:
     notes: list[str] = field(default_factory=list)
 
 
-def _made(bench: _Bench, name: str, file: Path | None) -> dict[str, Any]:
-    """Compute a row and keep it; one that this model cannot have says why, and is not kept."""
+def _made(bench: _Bench, name: str) -> dict[str, Any]:
+    """Compute a row."""
     base, memory = bench.unedited
     _peak.reset()
-    try:
-        found = _row(bench, name)
-    except Unsupported as error:
-        return {"method": name, "free generation": {}, "as published": {}, "cost": {}, "notes": [f"{error.message} {error.hint}"]}
+    found = _row(bench, name)
     cost = {"peak MiB": memory if name == "none" else _peak.peak()}
-    row = {
+    return {
         "method": name,
         "settings": {key: value for key, value in found.settings.items() if value is not None},
         **scores(bench.quiz, found.base or base, found.said),
@@ -237,21 +260,6 @@ def _made(bench: _Bench, name: str, file: Path | None) -> dict[str, Any]:
         "left out": bench.left_out,
         "notes": found.notes,
     }
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".tmp")
-        part.write_text(json.dumps(row, ensure_ascii=False, indent=1) + "\n", "utf-8")
-        part.replace(file)
-    return row
-
-
-def _kept(file: Path | None) -> dict[str, Any] | None:
-    """A row that was finished before; a damaged file is as good as none."""
-    try:
-        row = json.loads(file.read_text("utf-8")) if file is not None else None
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _row(bench: _Bench, name: str) -> _Answered:
@@ -318,7 +326,8 @@ def _written(bench: _Bench, name: str) -> _Answered:
     with _edited(bench, name, editor) as made:
         said = bench.ask(name, Weights(bench.model))
     seconds = sum(took for update in made for stage, took in update.efficiency.seconds.items() if stage != "statistics")
-    return _Answered(said, round(seconds / sum(map(len, bench.parts)), 3), settings=described(editor))
+    settings = made[0].method if isinstance(made[0], Update) else described(editor)
+    return _Answered(said, round(seconds / sum(map(len, bench.parts)), 3), settings=settings)
 
 
 @contextmanager

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import resource
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -25,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools import __version__, atlas, cases
 from ke_tools.atlas import AtlasFact
-from ke_tools.benches import _kept
+from ke_tools.benches import _kept, _peak
 from ke_tools.benches._ladder import Beside
 from ke_tools.benches._naive import SAVINGS
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
@@ -285,6 +283,7 @@ def _point(
         questions.base = _said(model, questions)
     parts = [chosen] if mode == "batch" else [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
     made: list[Update] = []
+    _peak.reset()
     with ExitStack() as applied:
         for number, part in enumerate(parts):
             with stages.stage("edit"):
@@ -292,11 +291,12 @@ def _point(
             applied.enter_context(update.applied(model))
             made.append(update)
             stages.tell("batches", number + 1, len(parts))
+        most = _peak.peak()
         with stages.stage("after"):
             after = _said(model, questions)
     growth = _growth(model, made)  # of the unedited weights
     notes = [note for update in made if isinstance(update, Update) for note in update.notes]
-    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen)), "notes": notes}
+    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen), most), "notes": notes}
 
 
 def _beside(
@@ -376,17 +376,17 @@ def _growth(model: CausalModel, made: Sequence[Any]) -> dict[str, float]:
     return {str(layer): round(share, 4) for layer, share in shares.items()}
 
 
-def _efficiency(made: Sequence[Any], edits: int) -> dict[str, float]:
+def _efficiency(made: Sequence[Any], edits: int, most: int) -> dict[str, float]:
+    """Seconds by stage, and the most memory that was held while editing."""
     seconds: dict[str, float] = {}
     for update in made:
         for stage, took in update.efficiency.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + took
     each = {f"{stage} s": round(took, 2) for stage, took in seconds.items()}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         **each,
         "s an edit": round(sum(took for stage, took in seconds.items() if stage != "statistics") / edits, 3),
-        "peak MiB of the process so far": round(most),
+        "peak MiB": most,
     }
 
 

@@ -264,14 +264,14 @@ def test_nothing_is_kept_of_a_model_without_fingerprint(tiny: Make, settings: Se
 
 
 def test_the_cost_of_each_number_of_edits_is_told_by_stage(tiny: Make, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue, cost against number of edits; memory is what the process has needed so far, and says so."""
+    """Issue, cost against number of edits; memory is what was held while editing."""
     monkeypatch.setattr(editors, "PLAIN_TOKENS", 200)
 
     points = measured(settings, tiny("llama"), numbers=[1, 2])["results"]["edits"]
 
     for point in points.values():
         assert {"statistics s", "z s", "solve s", "s an edit"} <= point["efficiency"].keys()
-    assert points[2]["efficiency"]["peak MiB of the process so far"] >= points[1]["efficiency"]["peak MiB of the process so far"] > 0
+    assert min(point["efficiency"]["peak MiB"] for point in points.values()) > 0
 
 
 def bars(mode: editors.Mode, point: dict[str, Any] = POINT, *, is_atlas: bool = False, is_thimble: bool = False) -> dict[str, float]:
