@@ -41,7 +41,7 @@ class Beside:
         few = self.facts[: self.few]
         as_is = self._ours(self.facts, "ours")
         same = self._ours(few, "ours, the few")
-        naive = _naive.plan(self.editor, self.prepared, self._published(), _naive.PUBLISHED, partial(self.tell, "as published"))
+        naive = _naive.plan(self.editor, self.prepared, self._published(), _naive.PUBLISHED, tell=partial(self.tell, "as published"))
         rows = [_row("ours", as_is, len(self.facts), as_is, len(self.facts))]
         rows.append(_row("ours", same, len(few), as_is, len(self.facts)))
         rows.append(_row("as published", naive, len(few), as_is, len(self.facts)))

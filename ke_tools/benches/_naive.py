@@ -26,7 +26,7 @@ from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._locate import Placed, padded
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._spread import Clock, Prepared
-from ke_tools.editors._targets import Goal, Objective
+from ke_tools.editors._targets import Goal, Objective, Steepest
 from ke_tools.editors._trace import adding, inputs_of, run_until
 from ke_tools.editors.memit import MEMIT
 from ke_tools.editors.update import Efficiency, Update
@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PUBLISHED", "SAVINGS", "Found", "Saving", "plan", "values", "wants"]
 
-Saving = Literal["none", "our contexts", "stop by likelihood", "blocks above L", "logits where needed", "batches", "prefix once"]
+Saving = Literal[
+    "none", "our contexts", "steepest descent", "stop by likelihood", "blocks above L", "logits where needed", "batches", "prefix once"
+]
 SAVINGS: Final[tuple[Saving, ...]] = (
     "none",
     "our contexts",  # as many as the editor takes, and the fact's paraphrases
+    "steepest descent",  # ours, with our steps' length; else Adam
     "stop by likelihood",  # of the target, not by the whole loss
     "blocks above L",  # run at each step, the others once
     "logits where needed",
@@ -49,6 +52,7 @@ SAVINGS: Final[tuple[Saving, ...]] = (
     "prefix once",  # keys and values of what stands before the edited token
 )
 PUBLISHED: Final = Objective(steps=25, learning_rate=0.5, kl=0.0625, weight_decay=1e-3, clamp=4.0, reached=0.05)
+OURS: Final = Objective().learning_rate
 CONTEXTS: Final = 6
 _AT_ONCE: Final = 1024  # tokens of a padded batch, of which all logits are made
 
@@ -70,7 +74,12 @@ def wants(prepared: Prepared, facts: Sequence[Fact], seed: int) -> list[Goal]:
 
 
 def plan(
-    editor: MEMIT, prepared: Prepared, wanted: Sequence[Goal], objective: Objective, tell: Callable[[int, int], None] | None = None
+    editor: MEMIT,
+    prepared: Prepared,
+    wanted: Sequence[Goal],
+    objective: Objective,
+    saving: Saving = "none",
+    tell: Callable[[int, int], None] | None = None,
 ) -> Update:
     """Plan an update; the model stays as it is.
 
@@ -79,11 +88,12 @@ def plan(
         prepared: what it made ready of the model, with its layers and site.
         wanted: what the facts want, e.g. :func:`wants`.
         objective: hyper-parameters of the search.
+        saving: what is done our way.
         tell: hears after each fact of (facts whose z is found, facts).
     """
     clock = Clock()
     with clock.stage("z"):
-        found = values(prepared.model, wanted, prepared.where.layers[-1], objective, tell=tell)
+        found = values(prepared.model, wanted, prepared.where.layers[-1], objective, saving, tell)
     with clock.stage("solve"):
         changes = _changes(editor, prepared, wanted, found.z.double().cpu())
     return Update({"name": "MEMIT, as published"}, changes, (), prepared.model.fingerprint, Efficiency(seconds=clock.seconds))
@@ -115,26 +125,42 @@ def _search(model: CausalModel, wanted: Sequence[Goal], layer: int, objective: O
         h = torch.stack([_stream(model, goal.prompts[0], layer) for goal in wanted]).float()
         loss_of = _Loss.of(model, wanted, layer, objective, saving)
     length = h.norm(dim=1)
-    deltas = [torch.zeros_like(row, requires_grad=True) for row in h]
-    rates = (objective.learning_rate * h.pow(2).mean(1).sqrt()).tolist()
-    adam = torch.optim.Adam([{"params": [delta], "lr": rate} for delta, rate in zip(deltas, rates, strict=True)])
+    rows = torch.zeros_like(h)
+    rate = OURS if saving == "steepest descent" else objective.learning_rate
+    move = _by_steepest(rows, rate * length) if saving == "steepest descent" else _by_adam(rows, rate * h.pow(2).mean(1).sqrt())
     active, steps = torch.ones(len(h), dtype=torch.bool, device=h.device), [0] * len(h)
     for _ in range(objective.steps):
-        delta = torch.stack(deltas)
+        delta = rows.clone().requires_grad_()
         likelihood, drift = loss_of(delta)
         loss = likelihood + objective.kl * drift + objective.weight_decay * delta.norm(dim=1) / length.pow(2)
         active &= (likelihood if saving == "stop by likelihood" else loss).detach() >= objective.reached
         if not active.any():
             break
-        gradients = torch.autograd.grad(loss.sum(), deltas)
-        for n, moving in enumerate(active.tolist()):
-            deltas[n].grad = gradients[n] if moving else None  # Adam leaves alone what has none
-            steps[n] += moving
+        steps = [taken + moving for taken, moving in zip(steps, active.tolist(), strict=True)]
+        move(torch.autograd.grad(loss.sum(), delta)[0], active)
+        rows *= (objective.clamp * length / rows.norm(dim=1).clamp_min(1e-12)).clamp_max(1)[:, None]
+    return Found(h + rows, tuple(steps))
+
+
+def _by_adam(rows: torch.Tensor, rates: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Adam on each row by itself, in place."""
+    import torch
+
+    alone = [row.detach() for row in rows]
+    adam = torch.optim.Adam([{"params": [row], "lr": rate} for row, rate in zip(alone, rates.tolist(), strict=True)])
+
+    def move(gradient: torch.Tensor, active: torch.Tensor) -> None:
+        for row, slope, is_moving in zip(alone, gradient, active.tolist(), strict=True):
+            row.grad = slope if is_moving else None  # Adam leaves alone what has none
         adam.step()
-        with torch.no_grad():
-            for n, most in enumerate(objective.clamp * length):
-                deltas[n] *= (most / deltas[n].norm().clamp_min(1e-12)).clamp_max(1)
-    return Found(h + torch.stack(deltas).detach(), tuple(steps))
+
+    return move
+
+
+def _by_steepest(rows: torch.Tensor, rates: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Our descent, in place."""
+    descent = Steepest(rows[:, None], rates[:, None, None])
+    return lambda gradient, active: descent.step(gradient[:, None], active)
 
 
 @dataclass(slots=True)

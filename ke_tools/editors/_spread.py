@@ -46,6 +46,7 @@ class Spread(ABC):
     """Layers, prompts, the search for z and the statistics; what a layer's change is, the method says."""
 
     at: ClassVar[At] = "block"  # where z is
+    by_mean: ClassVar[bool] = False  # whether a fact is one column, the mean over its prompts, or each prompt is one
     sharing: ClassVar[float] = 1.0  # the power of L − l + 1 by which a layer's share of the residual is divided
     layers: Layers = "auto"  # found by tracing (ke_tools.editors._site), as the site is
     site: Site | Auto = "auto"
@@ -98,7 +99,7 @@ class Spread(ABC):
         with clock.stage("z"):
             found = values(prepared.model, facts, wanted, where.layers[-1], self.objective, at=self.at, tell=tell)
         with clock.stage("solve"):
-            changes, keys = self._spread(prepared, facts, wanted, found.z.double().cpu(), earlier)
+            changes, keys = self._spread(prepared, facts, wanted, (found.z - found.h).double().cpu(), earlier)
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
         outcomes = reached(facts, found, self.objective)
         method, efficiency = described(self, **where._asdict()), Efficiency(seconds=seconds)
@@ -107,21 +108,25 @@ class Spread(ABC):
         return made
 
     def _spread(
-        self, prepared: Prepared, facts: Sequence[Fact], wanted: Sequence[Goal], z: torch.Tensor, earlier: Sequence[Update]
+        self, prepared: Prepared, facts: Sequence[Fact], wanted: Sequence[Goal], delta: torch.Tensor, earlier: Sequence[Update]
     ) -> tuple[dict[int, Factors], dict[int, torch.Tensor]]:
-        """Change the layers in order so that ``z`` [facts, width] comes to stand where it was found, in the last of them."""
+        """Change the layers in order so that ``delta`` [facts, width] comes on top of what the last of them held."""
         model, layers = prepared.model, prepared.where.layers
-        last = layers[-1]
+        last, goal = layers[-1], delta
         changes: dict[int, Factors] = {}
         keys: dict[int, torch.Tensor] = {}
         for layer in layers:
             with Update({}, changes).hooked(model):
                 seen = look(model, wanted, sorted({layer, last}), self.at)
-            keys[layer] = seen.keys[layer]
+            held = seen.mean(seen.held)
+            goal = goal if changes else held + delta
+            keys[layer] = seen.mean(seen.keys[layer])
             refuse_nonsense(keys[layer], facts, f"the key in layer {layer}")
-            refuse_nonsense(seen.held, facts, f"what stands in layer {last}")
-            R = ((z - seen.held) / (last - layer + 1) ** self.sharing).T  # (Z − Hᴸ) / (L − l + 1)
-            changes[layer] = self.solve(keys[layer].T, R, prepared.moments.of(layer), gram(earlier, layer, model.key_width(layer)))
+            refuse_nonsense(held, facts, f"what stands in layer {last}")
+            R = ((goal - held) / (last - layer + 1) ** self.sharing).T  # (Z − Hᴸ) / (L − l + 1)
+            K, E = (keys[layer].T, None) if self.by_mean else (seen.keys[layer].T * seen.owners.sum(0).sqrt(), seen.owners.sqrt())
+            found = self.solve(K, R if E is None else R @ E, prepared.moments.of(layer), gram(earlier, layer, model.key_width(layer)))
+            changes[layer] = found if E is None else Factors(R, E @ found.right)  # R E right = R (E right): a rank a fact
         return changes, keys
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ke_tools.editors._solve import Factors, constrained
 from ke_tools.editors._spread import Spread
@@ -20,6 +20,8 @@ class EMMET(Spread):
 
     ROME is the case of one fact. Differs from the paper: several layers may share the change, as in MEMIT.
     """
+
+    by_mean: ClassVar[bool] = True  # two columns that are nearly one cannot both be met exactly
 
     def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """R (KᵀC⁻¹K)⁻¹ KᵀC⁻¹, with the earlier keys among what C stands for."""

@@ -15,7 +15,7 @@ from ke_tools.editors._site import Auto, Choice, resolve
 from ke_tools.editors._solve import Factors, rank_one
 from ke_tools.editors._spread import Clock, Prepared, Progress, described, reached, refuse_nonsense, values
 from ke_tools.editors._statistics import moments
-from ke_tools.editors._targets import Goal, Objective
+from ke_tools.editors._targets import Objective
 from ke_tools.editors.update import Efficiency, Update
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
@@ -80,8 +80,9 @@ class ROME:
         with clock.stage("z"):
             found = values(model, facts, wanted, layer, self.objective, tell=tell)
         with clock.stage("solve"):
-            mean = look(model, wanted, [layer]).keys[layer]
-            bare = look(model, [Goal(goal.prompts[:1], None) for goal in wanted], [layer]).keys[layer]
+            seen = look(model, wanted, [layer])
+            mean = seen.mean(seen.keys[layer])
+            bare = seen.keys[layer][seen.owners.argmax(1)]  # the first of each fact's prompts
             for keys in (mean, bare):
                 refuse_nonsense(keys, facts, f"the key in layer {layer}")
             is_known = torch.tensor([steps == 0 for steps in found.steps])[:, None]

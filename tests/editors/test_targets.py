@@ -89,7 +89,7 @@ def test_many_facts_at_once_come_to_what_each_comes_to_alone(tiny: Callable[[str
     """Issue §3: the same optimum as one at a time, early stopping included."""
     model = tiny(kind)
     wanted = goals(model, FACTS, BEFORE)
-    how = Objective(steps=12, reached=29.0, clamp=50)  # random weights: a low bar for one fact, too high a one for another
+    how = Objective(steps=12, learning_rate=0.5, reached=29.0, clamp=50)  # random weights: a low bar for one fact, too high a one for another
 
     together = optimise(model, wanted, 1, how, at=at)
     alone = [optimise(model, [goal], 1, how, at=at) for goal in wanted]
@@ -121,7 +121,7 @@ def test_two_changes_find_what_one_alone_does_not_and_only_the_mlps_is_handed_on
 
     found = optimise(model, wanted, 1, Objective(steps=5, clamp=0.5, kl=0), at="parts")
 
-    assert torch.allclose(found.h.double(), seen.held, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found.h.double(), seen.held[seen.owners.argmax(1)], rtol=1e-4, atol=1e-5)
     change = (found.z - found.h).norm(dim=1)
     assert (change <= 0.5 * found.h.norm(dim=1) * 1.0001).all()
     assert (change > 0).all()
