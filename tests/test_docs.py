@@ -13,6 +13,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ke_tools.cli import app
+from ke_tools.editors.update import Outcome
+from ke_tools.testing import thimble_path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
@@ -71,3 +73,22 @@ def test_every_make_target_shown_exists() -> None:
 
     assert {"demo", "test"} <= shown
     assert shown <= targets
+
+
+@pytest.mark.slow
+def test_the_programs_of_the_page_on_editors_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In order, as a reader would type them, on a small trained model."""
+    monkeypatch.setenv("KE_MODEL", str(thimble_path()))
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, object] = {}
+
+    for page, text in blocks("python"):
+        if page.name == "editors.md":
+            exec(text, known)  # noqa: S102
+
+    said = capsys.readouterr().out
+    assert said.startswith("The inventor of Tetris is")
+    assert any(outcome.value in said for outcome in Outcome)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()

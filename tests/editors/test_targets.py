@@ -89,7 +89,9 @@ def test_many_facts_at_once_come_to_what_each_comes_to_alone(tiny: Callable[[str
     """Issue §3: the same optimum as one at a time, early stopping included."""
     model = tiny(kind)
     wanted = goals(model, FACTS, BEFORE)
-    how = Objective(steps=12, learning_rate=0.5, reached=29.0, clamp=50)  # random weights: a low bar for one fact, too high a one for another
+    how = Objective(
+        steps=12, learning_rate=0.5, reached=29.0, clamp=50
+    )  # random weights: a low bar for one fact, too high a one for another
 
     together = optimise(model, wanted, 1, how, at=at)
     alone = [optimise(model, [goal], 1, how, at=at) for goal in wanted]
