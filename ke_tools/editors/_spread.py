@@ -50,7 +50,7 @@ class Spread(ABC):
     sharing: ClassVar[float] = 1.0  # the power of L − l + 1 by which a layer's share of the residual is divided
     layers: Layers = "auto"  # found by tracing (ke_tools.editors._site), as the site is
     site: Site | Auto = "auto"
-    contexts: int = 6  # the bare prompt, and behind text of the model's own
+    contexts: int = 4  # the bare prompt, and behind text of the model's own
     objective: Objective = field(default_factory=Objective)
     text: Path | None = None  # to take C from; else the model's samples
     tokens: int | None = None  # of it; else ten a dimension of the key

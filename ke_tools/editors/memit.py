@@ -33,7 +33,7 @@ class MEMIT(Spread):
     its prompts.
     """
 
-    regularisation: float = 3000.0  # λ: how many tokens' keys must not be moved count as much as one fact's
+    regularisation: float = 300.0  # λ: how many tokens' keys must not be moved count as much as one fact's
 
     def __post_init__(self) -> None:
         """Check.
@@ -43,7 +43,7 @@ class MEMIT(Spread):
         """
         Spread.__post_init__(self)
         if self.regularisation <= 0:
-            raise InvalidInput(f"regularisation is {self.regularisation}.", "Give a positive number, e.g. 3000.")
+            raise InvalidInput(f"regularisation is {self.regularisation}.", "Give a positive number, e.g. 300.")
 
     def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """R Kᵀ (λC + K_pK_pᵀ + KKᵀ)⁻¹."""

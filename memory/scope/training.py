@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Hyper-parameters; the defaults are those of the shipped scorer."""
+    """Hyper-parameters; the shipped scorer was made in two parts, which its card names (benchmarks/LOG.md compares)."""
 
     steps: int = 800  # of the embedding
     rank: int = 16
