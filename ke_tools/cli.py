@@ -741,8 +741,9 @@ def bench_editors(
     from ke_tools.benches import _curves, editors
 
     how = {name: value for name, _, value in (text.partition("=") for text in fields or [])}
-    numbers = [int(part) for part in edits.split(",") if part.strip().isdecimal()]
-    if not numbers or min(numbers) < 1:
+    parts = [part.strip() for part in edits.split(",")]
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    if len(numbers) < len(parts) or min(numbers) < 1:
         raise InvalidInput(f"--edits is {edits!r}.", "Give numbers, e.g. 1,10,100.")
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InvalidInput(f"nothing can be drawn into {plot}.", "Give a file in a folder that exists.")

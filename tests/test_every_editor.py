@@ -266,12 +266,40 @@ def test_a_damaged_file_is_told_with_a_remedy(update: Update, tmp_path: Path, co
     """Failure paths are real."""
     update.save(tmp_path)
     if content is None:
-        (tmp_path / "update.json").unlink()
+        (tmp_path / "update.safetensors").unlink()
     else:
         (tmp_path / "update.safetensors").write_bytes(content)
 
     with pytest.raises(ModelUnavailable, match="update"):
         load_update(tmp_path)
+
+
+def test_updates_are_taken_back_in_the_order_that_leaves_the_model_as_it_was(tiny: Make) -> None:
+    """Issue, bars: revert is bit-exact; out of order it would put back what a later update had changed."""
+    model = tiny("llama")
+    before = {key: weight.clone() for key, weight in model.model.state_dict().items()}
+    first, second = (edit(model, [fact], EDITORS["memit"]) for fact in FACTS[:2])
+    first.apply(model)
+    second.apply(model)
+
+    with pytest.raises(WrongState, match="after this one"):
+        first.revert(model)
+    second.revert(model)
+    first.revert(model)
+
+    assert all(torch.equal(weight, before[key]) for key, weight in model.model.state_dict().items())
+    assert model.edits == []
+
+
+def test_what_is_measured_of_an_edited_model_is_not_kept_as_the_models_own(tiny: Make, tmp_path: Path) -> None:
+    """The cache is named by the fingerprint of the unedited weights."""
+    model = tiny("llama")
+    update = edit(model, FACTS[:1], EDITORS["memit"])
+
+    with update.applied(model):
+        edit(model, FACTS[1:], EDITORS["memit"], cache=tmp_path)
+
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_no_facts_and_facts_that_contradict_one_another_are_refused(tiny: Make) -> None:

@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ke_tools.editors._spread import described
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["keep", "load"]
+__all__ = ["keep", "load", "resolved"]
 
 
 def load(folder: Path, key: DataclassInstance) -> Any | None:
@@ -35,6 +37,12 @@ def keep(folder: Path, key: DataclassInstance, found: Any) -> None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False, suffix=".tmp") as file:
         json.dump({"key": _told(key), "found": found}, file, ensure_ascii=False, indent=1)
     Path(file.name).replace(_file(folder, key))
+
+
+def resolved(editor: Any) -> dict[str, Any]:
+    """An editor's fields for a key: defaults too, which a later version may change, and of a text what it says, not where it lies."""
+    text = getattr(editor, "text", None)
+    return {**described(editor), "text": hashlib.sha256(text.read_bytes()).hexdigest() if text else None}
 
 
 def _file(folder: Path, key: DataclassInstance) -> Path:

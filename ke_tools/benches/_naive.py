@@ -219,9 +219,9 @@ def _whole(model: CausalModel, placed: Sequence[Placed], layer: int, starts: Seq
     import torch
     from transformers import DynamicCache
 
-    ids, mask = padded([one.ids[start:] for one, start in zip(placed, starts, strict=True)], _pad(model), model.device)
+    ids, mask = padded([one.ids[start:] for one, start in zip(placed, starts, strict=True)], model.pad, model.device)
     edited = _edited(placed, starts, ids, model)
-    before, seen = padded([one.ids[:start] for one, start in zip(placed, starts, strict=True)], _pad(model), model.device, left=True)
+    before, seen = padded([one.ids[:start] for one, start in zip(placed, starts, strict=True)], model.pad, model.device, left=True)
     kept = _kept(model, before, seen) if before.shape[1] else []
     positions = torch.arange(ids.shape[1], device=model.device)[None] + torch.tensor(starts, device=model.device)[:, None]
 
@@ -231,7 +231,7 @@ def _whole(model: CausalModel, placed: Sequence[Placed], layer: int, starts: Seq
             inputs["past_key_values"] = DynamicCache()
             for n, (keys, held) in enumerate(kept):
                 inputs["past_key_values"].update(keys, held, n)
-        with adding([(model.blocks[layer], lambda _entered, output: output + edited * change[:, None])]):
+        with adding([(model.blocks[layer], lambda _entered, output: output + (edited * change[:, None]).to(output.dtype))]):
             return run_until(model.model, model.norm, use_cache=False, **inputs)
 
     return run
@@ -248,7 +248,7 @@ def _kept(model: CausalModel, ids: torch.Tensor, mask: torch.Tensor) -> list[tup
 
 def _above(model: CausalModel, placed: Sequence[Placed], layer: int) -> Run:
     """Run the blocks up to L once, and those above it each time."""
-    ids, mask = padded([one.ids for one in placed], _pad(model), model.device)
+    ids, mask = padded([one.ids for one in placed], model.pad, model.device)
     edited = _edited(placed, [0] * len(placed), ids, model)
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     blocks = model.blocks[layer + 1 :]
@@ -260,7 +260,7 @@ def _above(model: CausalModel, placed: Sequence[Placed], layer: int) -> Run:
     below = calls[0][0][0] if blocks else run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)
 
     def run(change: torch.Tensor) -> torch.Tensor:
-        stream = below + edited * change[:, None]
+        stream = below + (edited * change[:, None]).to(below.dtype)
         for block, (args, named) in zip(blocks, calls, strict=True):
             output = block(stream, *args[1:], **named)
             stream = output[0] if isinstance(output, tuple) else output
@@ -299,7 +299,7 @@ def _changes(editor: MEMIT, prepared: Prepared, wanted: Sequence[Goal], z: torch
 
 def _key(model: CausalModel, goal: Goal, layer: int) -> torch.Tensor:
     """The mean key over a fact's prompts, [d_key]."""
-    ids, mask = padded([one.ids[: one.prompt_length] for one in goal.prompts], _pad(model), model.device)
+    ids, mask = padded([one.ids[: one.prompt_length] for one in goal.prompts], model.pad, model.device)
     with inputs_of({layer: model.projection(layer)}) as entered:
         run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)
     keys = entered[layer].reshape(*ids.shape, -1)[range(len(ids)), [one.site for one in goal.prompts]]
@@ -308,7 +308,7 @@ def _key(model: CausalModel, goal: Goal, layer: int) -> torch.Tensor:
 
 def _stream(model: CausalModel, placed: Placed, layer: int) -> torch.Tensor:
     """The residual stream behind a block at the edited token, [width]."""
-    ids, mask = padded([placed.ids[: placed.prompt_length]], _pad(model), model.device)
+    ids, mask = padded([placed.ids[: placed.prompt_length]], model.pad, model.device)
     return run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)[0, placed.site]
 
 
@@ -323,8 +323,3 @@ def _parts(wanted: Sequence[Goal]) -> Iterator[list[Goal]]:
         part.append(goal)
     if part:
         yield part
-
-
-def _pad(model: CausalModel) -> int:
-    pad = model.tokenizer.pad_token_id
-    return int(pad if pad is not None else model.tokenizer.eos_token_id or 0)

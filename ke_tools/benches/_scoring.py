@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ke_tools.editors._locate import padded, place
+from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Forced", "Read", "entropy", "forced", "greedy", "likelihoods", "perplexity", "read"]
+__all__ = ["Forced", "Read", "entropy", "fits", "forced", "greedy", "likelihoods", "perplexity", "read"]
 
 _TOKENS = 6144  # of a padded batch
 _ANSWERED_AT_ONCE = 64
@@ -75,7 +76,7 @@ def forced(model: CausalModel, asked: Sequence[tuple[str, str]], *, behind: Read
     rows = [_without_start(model, one.ids, behind) for one in placed]
     found: dict[int, Forced] = {}
     for part in _parts([len(row) for row in rows]):
-        ids, mask = padded([rows[n] for n in part], _pad(model), model.device)
+        ids, mask = padded([rows[n] for n in part], model.pad, model.device)
         with torch.inference_mode():
             hidden = _hidden(model, ids, mask, behind)
             for row, n in enumerate(part):
@@ -84,6 +85,15 @@ def forced(model: CausalModel, asked: Sequence[tuple[str, str]], *, behind: Read
                 likelihood = float(logits[range(len(target)), list(target)].mean())
                 found[n] = Forced(likelihood, target, tuple(logits.argmax(-1).tolist()))
     return [found[n] for n in range(len(rows))]
+
+
+def fits(model: CausalModel, prompt: str, target: str, subject: str = "") -> bool:
+    """Whether a target can stand behind a prompt, and a subject in it, as tokens of their own."""
+    try:
+        place(model.tokenizer, prompt, (subject,), target, site="subject" if subject else "last")
+    except InvalidInput:
+        return False
+    return True
 
 
 def likelihoods(model: CausalModel, asked: Sequence[tuple[str, str]]) -> list[float]:
@@ -103,7 +113,7 @@ def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, behind: R
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
-        ids, mask = _joined(before, *padded([rows[n] for n in part], _pad(model), model.device, left=True))
+        ids, mask = _joined(before, *padded([rows[n] for n in part], model.pad, model.device, left=True))
         with torch.inference_mode():
             out = model.model.generate(
                 ids,
@@ -111,7 +121,7 @@ def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, behind: R
                 past_key_values=behind.copies(len(part)) if behind else None,
                 do_sample=False,
                 max_new_tokens=tokens,
-                pad_token_id=_pad(model),
+                pad_token_id=model.pad,
             )
         found |= {n: model.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for n, row in zip(part, out, strict=True)}
     return [found[n] for n in range(len(prompts))]
@@ -123,7 +133,7 @@ def perplexity(model: CausalModel, rows: Sequence[Sequence[int]]) -> float:
 
     total, count = 0.0, 0
     for part in _parts([len(row) for row in rows]):
-        ids, mask = padded([rows[n] for n in part], _pad(model), model.device)
+        ids, mask = padded([rows[n] for n in part], model.pad, model.device)
         with torch.inference_mode():
             hidden = _hidden(model, ids, mask)[:, :-1]
             counted = mask[:, 1:].bool()
@@ -179,8 +189,3 @@ def _parts(lengths: Sequence[int]) -> Iterator[list[int]]:
         part.append(n)
     if part:
         yield part
-
-
-def _pad(model: CausalModel) -> int:
-    pad = model.tokenizer.pad_token_id
-    return int(pad if pad is not None else model.tokenizer.eos_token_id or 0)

@@ -19,20 +19,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ke_tools import __version__, cases
 from ke_tools.benches import _kept, _peak
+from ke_tools.benches._kept import resolved
 from ke_tools.benches._quiz import FLUENT_TOKENS, LOCAL, Quiz, Said, ask, quiz, scores
 from ke_tools.benches._report import Progress, Stages, report
 from ke_tools.benches._sample import imported, trained
 from ke_tools.benches._sample import sample as sampled
-from ke_tools.benches._scoring import Read, read
+from ke_tools.benches._scoring import Read, fits, read
 from ke_tools.benches._serving import serving
 from ke_tools.benches._speakers import Memory, Speaker, Weights
 from ke_tools.benches._table import as_csv, as_markdown, cells, notes
 from ke_tools.benches.editors import Mode
 from ke_tools.cases import Case
-from ke_tools.editing import edit
 from ke_tools.editors import METHODS, make
-from ke_tools.editors._locate import place
-from ke_tools.editors.update import Update
+from ke_tools.editors.update import Outcome, Update
 from ke_tools.errors import InvalidInput, Unsupported
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.models.engine import Engine
@@ -116,11 +115,13 @@ class _Key:
     model: str
     data: str  # sha256 of the file, with its format
     method: str
-    how: tuple[tuple[str, str], ...]
+    how: Mapping[str, Any]  # an editor's fields, as it takes them
+    device: str
     edits: int
     batch: int
     seed: int
-    path: tuple[int | str, ...]  # of the memory's rows: demonstrations, grey, the reader
+    path: tuple[int | str, ...]  # of the memory's rows: demonstrations, grey
+    reader: str  # the subjects that it was trained on are left out, whatever the method
     version: str = __version__
 
 
@@ -151,16 +152,18 @@ class _Table:
 
     def key(self, name: str) -> _Key:
         """All that a method's row depends on."""
-        path = (self.settings.demonstrations, self.settings.grey, _reader_mark(self.fingerprint, self.settings))
+        editor = make(name, **self.how.get(name, {})) if name in METHODS else None
         return _Key(
             model=self.fingerprint,
             data=f"{hashlib.sha256(self.data.read_bytes()).hexdigest()} {self.kind}",
             method=name,
-            how=tuple(sorted(self.how.get(name, {}).items())),
+            how=resolved(editor) if editor else {},
+            device=self.settings.device,
             edits=self.edits,
             batch=self.batch,
             seed=self.seed,
-            path=path if name in ("ike", "reader") else (),
+            path=(self.settings.demonstrations, self.settings.grey) if name in ("ike", "reader") else (),
+            reader=_reader_mark(self.fingerprint, self.settings),
         )
 
     def row(self, name: str, *, fresh: bool) -> dict[str, Any]:
@@ -184,7 +187,7 @@ class _Table:
         editors = {name: make(name, **self.how.get(name, {})) for name in self.methods if name in METHODS}
         with self.stages.stage("sample"):
             every = cases.load(self.data, self.kind)
-            loaded = [case for case in every if _fits(model, case.prompt, case.target, case.subject)]
+            loaded = [case for case in every if fits(model, case.prompt, case.target, case.subject)]
             found = sampled(loaded, self.edits, self.seed, trained(self.fingerprint, self.settings, with_scope=True))
             chosen = found.chosen
         if len(chosen) < self.edits:
@@ -228,7 +231,7 @@ class _Bench:
     def ask(self, name: str, speaker: Speaker) -> Said:
         """Ask a method's speaker everything."""
         with self.stages.stage(f"{name}: asked"):
-            return ask(speaker, self.quiz, lambda prompt, target: _fits(self.model, prompt, target), self.teller(name))
+            return ask(speaker, self.quiz, lambda prompt, target: fits(self.model, prompt, target), self.teller(name))
 
     def teller(self, name: str) -> Callable[[str, int, int], None]:
         """Hears the stages of a method."""
@@ -326,32 +329,27 @@ def _written(bench: _Bench, name: str) -> _Answered:
     with _edited(bench, name, editor) as made:
         said = bench.ask(name, Weights(bench.model))
     seconds = sum(took for update in made for stage, took in update.efficiency.seconds.items() if stage != "statistics")
-    settings = made[0].method if isinstance(made[0], Update) else described(editor)
-    return _Answered(said, round(seconds / sum(map(len, bench.parts)), 3), settings=settings)
+    settings = made[0].method if isinstance(made[0], Update) else described(editor, layer=made[0].layer)
+    missed = sum(one.outcome is Outcome.MISSED for update in made for one in update.outcomes)
+    notes = [*dict.fromkeys(note for update in made if isinstance(update, Update) for note in update.notes)]
+    notes += [f"{missed} facts did not reach their target."] if missed else []
+    return _Answered(said, round(seconds / sum(map(len, bench.parts)), 3), settings=settings, notes=notes)
 
 
 @contextmanager
 def _edited(bench: _Bench, name: str, editor: Any) -> Iterator[list[Any]]:
     """The model with all edits, as long as the block lasts."""
     made: list[Any] = []
+    with bench.stages.stage(f"{name}: edit"):
+        prepared = editor.prepare(bench.model, cache=bench.settings.cache, tell=bench.teller(name))
     with ExitStack() as applied:
         for part in bench.parts:
             with bench.stages.stage(f"{name}: edit"):
-                facts = [case.fact() for case in part]
-                update = edit(bench.model, facts, editor, earlier=made, cache=bench.settings.cache, tell=bench.teller(name))
+                update = editor.plan(prepared, [case.fact() for case in part], earlier=made, tell=bench.teller(name))
             applied.enter_context(update.applied(bench.model))
             made.append(update)
             bench.stages.tell(f"{name}: batches", len(made), len(bench.parts))
         yield made
-
-
-def _fits(model: CausalModel, prompt: str, target: str, subject: str = "") -> bool:
-    """Whether a target can stand behind a prompt, and a subject in it, as tokens of their own."""
-    try:
-        place(model.tokenizer, prompt, (subject,), target, site="subject" if subject else "last")
-    except InvalidInput:
-        return False
-    return True
 
 
 def _reader_mark(fingerprint: str, settings: Settings) -> str:

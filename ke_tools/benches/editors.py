@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ke_tools import __version__, atlas, cases
 from ke_tools.atlas import AtlasFact
 from ke_tools.benches import _kept, _peak
+from ke_tools.benches._kept import resolved
 from ke_tools.benches._ladder import Beside
 from ke_tools.benches._naive import SAVINGS
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
+from ke_tools.benches._sample import names_any
 from ke_tools.benches._sample import sample as sampled
-from ke_tools.benches._scoring import greedy, likelihoods, perplexity
+from ke_tools.benches._scoring import fits, greedy, likelihoods, perplexity
 from ke_tools.cases import Case
-from ke_tools.editing import edit
 from ke_tools.editors import make
 from ke_tools.editors._statistics import samples
 from ke_tools.editors.memit import MEMIT
@@ -81,7 +82,8 @@ class _Key:
     part: str = ""
     edits: int = 0
     method: str
-    how: tuple[tuple[str, str], ...]
+    how: Mapping[str, Any]  # the editor's fields, as it takes them
+    device: str
     mode: Mode
     batch: int
     data: str  # sha256 of the file with its format, or how many facts were drawn from the atlas
@@ -151,11 +153,13 @@ def run(
     with stages.stage("load"):
         found = model or load(settings)
     is_thimble = found.fingerprint == _thimble(settings)
-    loaded = cases.load(data, kind) if data else atlas_cases(max(numbers), seed, thimble_facts() if is_thimble else ())
+    every = cases.load(data, kind) if data else atlas_cases(max(numbers), seed, thimble_facts() if is_thimble else ())
+    loaded = [case for case in every if fits(found, case.prompt, case.target, case.subject)]
     chosen = {number: _chosen(loaded, number, seed) for number in numbers}
     key = _Key(
         method=method,
-        how=tuple(sorted((how or {}).items())),
+        how=resolved(editor),
+        device=settings.device,
         mode=mode,
         batch=batch if mode == "sequential" else 0,
         data=f"{hashlib.sha256(data.read_bytes()).hexdigest()} {kind}" if data else f"atlas {max(numbers)}",
@@ -168,7 +172,8 @@ def run(
         for number, some in chosen.items()
     }
     tables = _beside(found, editor, chosen[max(numbers)], naive, settings, stages, store, key) if naive else {}
-    results = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "kept from before": store.kept}
+    results: dict[str, Any] = {"method": method, "settings": dict(how or {}), "mode": mode, "edits": points, "kept from before": store.kept}
+    results["left out: subject or target is not tokens of its own"] = len(every) - len(loaded)
     results |= {"both procedures": tables.pop("both procedures")} if tables else {}
     results["seconds"] = stages.as_dict()
     bars = _bars(points[max(numbers)], mode, _free_bounds(mode, is_atlas=data is None, is_thimble=is_thimble))
@@ -284,10 +289,12 @@ def _point(
     parts = [chosen] if mode == "batch" else [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
     made: list[Update] = []
     _peak.reset()
+    with stages.stage("edit"):
+        prepared = editor.prepare(model, cache=settings.cache, tell=stages.progress)
     with ExitStack() as applied:
         for number, part in enumerate(parts):
             with stages.stage("edit"):
-                update = edit(model, [_fact(c) for c in part], editor, earlier=made, cache=settings.cache, tell=stages.progress)
+                update = editor.plan(prepared, [_fact(c) for c in part], earlier=made, tell=stages.progress)
             applied.enter_context(update.applied(model))
             made.append(update)
             stages.tell("batches", number + 1, len(parts))
@@ -308,7 +315,7 @@ def _beside(
     with stages.stage("as published"):
         beside = Beside(editor, editor.prepare(model, cache=settings.cache), [_fact(case) for case in chosen], few, stages.tell)
         found = store.get(key, lambda: beside.procedures(_scorer(model, chosen[:few])))
-        took = {one: store.get(replace(key, part=f"{key.part}: {one}"), partial(beside.saving, one)) for one in SAVINGS}
+        took = store.get(replace(key, part=f"{key.part}: savings"), lambda: {one: beside.saving(one) for one in SAVINGS})
     savings = [{"saving": one, "z s": round(each, 4), "times quicker": round(took["none"] / each, 2)} for one, each in took.items()]
     return {"procedures": found["rows"], "savings": savings, "both procedures": found["scores"]}
 
@@ -329,11 +336,18 @@ def _questions(model: CausalModel, chosen: Sequence[Case]) -> _Questions:
     asked = {
         "statement": [_Asked(case, case.prompt) for case in chosen],
         "paraphrase": [_Asked(case, text) for case in chosen for text in case.rephrases],
-        "neighbour": [_Asked(case, text) for case in chosen for text, _ in case.neighbours[:NEIGHBOURS]],
+        "neighbour": [_Asked(case, text) for case in chosen for text in _neighbours(case, chosen)],
         "same subject": [_Asked(case, text) for case in chosen for text, _ in case.same_subject[:NEIGHBOURS]],
-        "distracted neighbour": [_Asked(case, f"{case.fact().sentence} {text}") for case in chosen for text, _ in case.neighbours[:1]],
+        "distracted neighbour": [
+            _Asked(case, f"{case.fact().sentence} {text}") for case in chosen for text in _neighbours(case, chosen)[:1]
+        ],
     }
     return _Questions({kind: rows for kind, rows in asked.items() if rows}, samples(model, PLAIN_TOKENS, seed=10_007))
+
+
+def _neighbours(case: Case, chosen: Sequence[Case]) -> list[str]:
+    """Some questions about others, none of whom is edited too."""
+    return [text for text, _ in case.neighbours if not names_any(text, chosen)][:NEIGHBOURS]
 
 
 def _said(model: CausalModel, questions: _Questions) -> dict[str, Any]:
@@ -368,7 +382,7 @@ def _scores(questions: _Questions, after: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _growth(model: CausalModel, made: Sequence[Any]) -> dict[str, float]:
-    """The greatest share of a weight that a layer's change is, over all updates."""
+    """The share of a weight that a layer's changes are, their sum over all updates."""
     shares: dict[int, float] = {}
     for update in made:
         for layer, share in (update.growth(model) if isinstance(update, Update) else {}).items():

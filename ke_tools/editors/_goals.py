@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from ke_tools.editors._locate import Placed, Site, padded, place
+from ke_tools.editors._locate import Site, padded, place
 from ke_tools.editors._targets import Goal
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
 from ke_tools.models.causal import CausalModel
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["contexts", "goals", "refuse_contradictions"]
 
@@ -29,8 +26,7 @@ def contexts(model: CausalModel, count: int, *, length: int = 10, seed: int = 0)
     if not starts:
         return ("",)
     rows = [tokenizer(start)["input_ids"] for start in starts]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    ids, mask = padded(rows, pad, model.device, left=True)
+    ids, mask = padded(rows, model.pad, model.device, left=True)
     generator = torch.Generator(model.device).manual_seed(seed)
     with torch.inference_mode():
         for _ in range(length):
@@ -54,8 +50,8 @@ def goals(model: CausalModel, facts: Sequence[Fact], before: Sequence[str], *, s
 
 def _goal(model: CausalModel, fact: Fact, before: Sequence[str], site: Site) -> Goal:
     names = (fact.subject, *fact.aliases)
-    worded = [*(text + fact.prompt for text in before), *fact.paraphrases]
-    prompts: list[Placed] = [place(model.tokenizer, text, names, fact.target, site=site) for text in worded]
+    worded = [*((text, fact.prompt) for text in before), *(("", text) for text in fact.paraphrases)]
+    prompts = [place(model.tokenizer, text + own, names, fact.target, site=site, behind=len(text)) for text, own in worded]
     return Goal(tuple(prompts), place(model.tokenizer, _ESSENCE.format(fact.subject), names, site=site))
 
 
@@ -72,11 +68,3 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
             raise InvalidInput(
                 f"two facts say of {fact.prompt!r} both {other.target!r} and {fact.target!r}.", "Give each prompt one target in a batch."
             )
-
-
-def token_rows(goals_: Sequence[Goal]) -> tuple[list[Placed], torch.Tensor]:
-    """All prompts of all goals, and for each the number of its goal."""
-    import torch
-
-    rows = [(number, placed) for number, goal in enumerate(goals_) for placed in goal.prompts]
-    return [placed for _, placed in rows], torch.tensor([number for number, _ in rows])

@@ -45,7 +45,7 @@ def look(model: CausalModel, goals: Sequence[Goal], layers: Sequence[int], at: A
         owners[n, row] = 1 / len(goals[n].prompts)
 
     def run(part: list[tuple[int, tuple[int, Placed]]]) -> None:
-        ids, mask = padded([placed.ids[: placed.site + 1] for _, (_, placed) in part], _pad(model), model.device)
+        ids, mask = padded([placed.ids[: placed.site + 1] for _, (_, placed) in part], model.pad, model.device)
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
             out = run_until(model.model, sites(model, last, at)[-1], input_ids=ids, attention_mask=mask, use_cache=False)
         where, places = [row for row, _ in part], (range(len(part)), [placed.site for _, (_, placed) in part])
@@ -65,7 +65,7 @@ def streams(model: CausalModel, placed: Sequence[Placed], layer: int) -> list[to
     rows = sorted(((n, 0, one) for n, one in enumerate(placed)), key=lambda row: len(row[2].ids))
 
     def run(part: list[tuple[int, int, Placed]]) -> None:
-        ids, mask = padded([one.ids[: one.site + 1] for _, _, one in part], _pad(model), model.device)
+        ids, mask = padded([one.ids[: one.site + 1] for _, _, one in part], model.pad, model.device)
         with torch.inference_mode():
             out = run_until(model.model, model.blocks[layer], input_ids=ids, attention_mask=mask, use_cache=False)
         for place, (n, _, one) in enumerate(part):
@@ -73,8 +73,3 @@ def streams(model: CausalModel, placed: Sequence[Placed], layer: int) -> list[to
 
     Budget(_TOKENS).each(rows, lambda row: len(row[2].ids), run)
     return [found[n] for n in range(len(placed))]
-
-
-def _pad(model: CausalModel) -> int:
-    pad = model.tokenizer.pad_token_id
-    return int(pad if pad is not None else model.tokenizer.eos_token_id or 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from ke_tools.errors import InvalidInput
@@ -35,7 +37,7 @@ class Placed:
         return range(self.prompt_length - 1, self.prompt_length - 1 + max(1, len(self.target)))
 
 
-def place(tokenizer: Any, prompt: str, names: Sequence[str], target: str = "", *, site: Site = "subject") -> Placed:
+def place(tokenizer: Any, prompt: str, names: Sequence[str], target: str = "", *, site: Site = "subject", behind: int = 0) -> Placed:
     """Tokenise a prompt and what shall follow it.
 
     Args:
@@ -44,6 +46,7 @@ def place(tokenizer: Any, prompt: str, names: Sequence[str], target: str = "", *
         names: the subject and its aliases; the first that stands in the prompt counts.
         target: what follows; a space is put between.
         site: which token is edited.
+        behind: characters of the prompt that are a text before it; a name in there is not looked for.
 
     Raises:
         InvalidInput: no name stands in the prompt, or one ends inside a token, or nothing is left of the target.
@@ -58,18 +61,15 @@ def place(tokenizer: Any, prompt: str, names: Sequence[str], target: str = "", *
     own = tuple(ids[length:])
     if target and not own:
         raise InvalidInput(f"the target {target!r} is part of the prompt's last token.", "End the prompt with a whole word.")
-    where = length - 1 if site == "last" else _end_of(offsets, prompt, names)
+    where = length - 1 if site == "last" else _end_of(offsets, prompt, names, behind)
     return Placed(tuple(ids[: length + max(0, len(own) - 1)]), where, length, own)
 
 
-def _end_of(offsets: Sequence[tuple[int, int]], prompt: str, names: Sequence[str]) -> int:
-    folded = prompt.casefold() if len(prompt.casefold()) == len(prompt) else prompt
+def _end_of(offsets: Sequence[tuple[int, int]], prompt: str, names: Sequence[str], behind: int) -> int:
     for name in names:
-        start = prompt.find(name)
-        start = folded.find(name.casefold()) if start < 0 else start
-        if start < 0 or not name:
+        end = _found(prompt, name, behind)
+        if end is None:
             continue
-        end = start + len(name)
         position = next(n for n, (left, right) in enumerate(offsets) if left < end <= right)
         if offsets[position][1] > end:
             token = prompt[offsets[position][0] : offsets[position][1]]
@@ -78,6 +78,16 @@ def _end_of(offsets: Sequence[tuple[int, int]], prompt: str, names: Sequence[str
             )
         return position
     raise InvalidInput(f"no name of the subject stands in {prompt!r}: {', '.join(names)}.", "Write the prompt with the subject in it.")
+
+
+def _found(prompt: str, name: str, behind: int) -> int | None:
+    """Where a name ends: as a word by itself first, else inside of one; as it is written first, else in other letters."""
+    plain = re.escape(name)
+    for pattern, flags in product((rf"(?<!\w){plain}(?!\w)", plain), (0, re.IGNORECASE)):
+        found = re.compile(pattern, flags).search(prompt, behind) if name else None
+        if found:
+            return found.end()
+    return None
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -189,7 +189,7 @@ def averaged(
             tell(f"tracing {kind}", number, len(chosen))
         heats += [trace(model, one.prompt, one.subject, kind=kind, where=where, samples=samples, seed=seed)]
     found = _mean(heats)
-    if file:
+    if file and not model.edits:
         _write(file, key, found)
     return found
 
@@ -246,8 +246,7 @@ def _said(model: CausalModel, asked: Sequence[_Asked]) -> Iterator[_Asked]:
     rows = list(_placed(model, asked))
     if not rows:
         return
-    pad = model.tokenizer.pad_token_id
-    ids, mask = padded([placed.ids for _, placed in rows], int(pad if pad is not None else model.tokenizer.eos_token_id or 0), model.device)
+    ids, mask = padded([placed.ids for _, placed in rows], model.pad, model.device)
     with torch.inference_mode():
         hidden = model.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for number, (one, placed) in enumerate(rows):

@@ -1,7 +1,7 @@
 r"""The linear algebra that turns keys and residuals into an update of low rank, in float64.
 
-Columns are facts: $K$ is [d_key, u], $R = Z - W K$ (or its share) is [d_out, u]. Each function returns $(A, B)$ with $\Delta = A B$,
-$A$ [d_out, u], $B$ [u, d_key].
+Columns are facts, or their prompts: $K$ is [d_key, u], $R = Z - W K$ (or its share) is [d_out, u]. Each function returns $(A, B)$ with
+$\Delta = A B$, $A$ [d_out, u], $B$ [u, d_key].
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _solve_spd(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
     if not A.isfinite().all():
         raise InvalidInput("a matrix of the keys holds numbers that are none.", "Nothing was planned. Load the model in float32.")
     lower, failed = torch.linalg.cholesky_ex(A)
-    ridge = _LEAST * A.diagonal().mean()
+    ridge = (_LEAST * A.diagonal().mean()).clamp_min(torch.finfo(A.dtype).tiny)
     while failed:
         lower, failed = torch.linalg.cholesky_ex(A + ridge * torch.eye(len(A), dtype=A.dtype))
         ridge = ridge * 10

@@ -47,6 +47,7 @@ class Spread(ABC):
 
     at: ClassVar[At] = "block"  # where z is
     by_mean: ClassVar[bool] = False  # whether a fact is one column, the mean over its prompts, or each prompt is one
+    is_ridged: ClassVar[bool] = True  # whether C has the ridge, or is as it was counted
     sharing: ClassVar[float] = 1.0  # the power of L − l + 1 by which a layer's share of the residual is divided
     layers: Layers = "auto"  # found by tracing (ke_tools.editors._site), as the site is
     site: Site | Auto = "auto"
@@ -125,7 +126,8 @@ class Spread(ABC):
             refuse_nonsense(held, facts, f"what stands in layer {last}")
             R = ((goal - held) / (last - layer + 1) ** self.sharing).T  # (Z − Hᴸ) / (L − l + 1)
             K, E = (keys[layer].T, None) if self.by_mean else (seen.keys[layer].T * seen.owners.sum(0).sqrt(), seen.owners.sqrt())
-            found = self.solve(K, R if E is None else R @ E, prepared.moments.of(layer), gram(earlier, layer, model.key_width(layer)))
+            C = prepared.moments.of(layer) if self.is_ridged else prepared.moments.mean(layer)
+            found = self.solve(K, R if E is None else R @ E, C, gram(earlier, layer, model.key_width(layer)))
             changes[layer] = found if E is None else Factors(R, E @ found.right)  # R E right = R (E right): a rank a fact
         return changes, keys
 

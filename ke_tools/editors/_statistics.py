@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Moments", "Shard", "StatisticsKey", "collect", "collect_shard", "moments", "texts_of"]
 
 TOKENS_A_DIMENSION: Final = 10  # of a key: what is collected unless told otherwise
-_RIDGE: Final = 1e-2  # of the mean diagonal: directions that the text hardly had are not free to write into
+_RIDGE: Final = 1e-2  # of the mean diagonal: directions that the text hardly had are not free to write into; the references have none
 _VERSION: Final = 1
 _LONGEST: Final = 256  # tokens of a piece of text
 _AT_ONCE: Final = 4096  # tokens of a padded batch
@@ -92,10 +93,13 @@ class Moments:
 
     def of(self, layer: int) -> torch.Tensor:
         """C of a layer, [d_key, d_key], with a little of the identity for what the keys do not say."""
-        import torch
+        found = self.mean(layer)
+        found.diagonal().add_(_RIDGE * found.diagonal().mean())
+        return found
 
-        found = self.sums[layer] / max(1, self.count)
-        return found + _RIDGE * found.diagonal().mean() * torch.eye(len(found), dtype=found.dtype)
+    def mean(self, layer: int) -> torch.Tensor:
+        """The mean of k kᵀ as it is, [d_key, d_key]."""
+        return self.sums[layer] / max(1, self.count)
 
     def only(self, layer: int) -> Moments:
         """Those of one layer."""
@@ -112,7 +116,7 @@ class Moments:
             return ()
         width, named = max(few.values()), ", ".join(map(str, few))
         remedy = f"give tokens={TOKENS_A_DIMENSION * width}, or a longer text."
-        return (f"{self.count} tokens are too few for C of {width} dimensions (layers {named}): it was regularised; {remedy}",)
+        return (f"{self.count} tokens are too few for C of {width} dimensions (layers {named}): the ridge stands for the rest; {remedy}",)
 
     def is_full_rank(self, layer: int) -> bool:
         """Whether there were as many keys as dimensions; with fewer, C says nothing of some directions."""
@@ -152,10 +156,12 @@ def moments(
         made = collect(model, missing, Shard().rows(model, text, wanted, seed, tell), tell=tell)
         for layer in missing:
             kept[layer] = made.only(layer)
-            if folders:
-                _write(folders[layer], keys[layer], Shard().name, made.only(layer))
+            if folders and not model.edits:
+                with suppress(OSError):  # a full or read-only disk costs the cache, not the statistics
+                    _write(folders[layer], keys[layer], Shard().name, made.only(layer))
     found = [one for one in kept.values() if one is not None]
-    return Moments({layer: sums for one in found for layer, sums in one.sums.items()}, min(one.count for one in found))
+    least = min(one.count for one in found)
+    return Moments({layer: sums * (least / one.count) for one in found for layer, sums in one.sums.items()}, least)
 
 
 def collect_shard(
@@ -213,7 +219,10 @@ def _usual(model: CausalModel, layers: Sequence[int]) -> int:
 
 
 def _keys(model: CausalModel, layers: Sequence[int], text: Path | None, tokens: int, seed: int) -> dict[int, StatisticsKey]:
-    source = hashlib.sha256(text.read_bytes()).hexdigest() if text else f"samples {seed}"
+    try:
+        source = hashlib.sha256(text.read_bytes()).hexdigest() if text else f"samples {seed}"
+    except OSError as error:
+        raise InvalidInput(f"{text} cannot be read: {error}", "Give a plain text file in UTF-8.") from error
     dtype = str(model.dtype)
     return {
         layer: StatisticsKey(
@@ -231,11 +240,10 @@ def collect(model: CausalModel, layers: Sequence[int], rows: Sequence[Sequence[i
         layer: torch.zeros(model.key_width(layer), model.key_width(layer), dtype=torch.float64, device=model.device) for layer in layers
     }
     count, last = 0, max(layers)
-    pad = model.tokenizer.pad_token_id
 
     def run(part: list[Sequence[int]]) -> None:
         nonlocal count
-        ids, mask = padded(part, int(pad if pad is not None else model.tokenizer.eos_token_id or 0), model.device)
+        ids, mask = padded(part, model.pad, model.device)
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
             run_until(model.model, model.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
             counted = mask.bool()
@@ -287,9 +295,8 @@ def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     rows: list[list[int]] = []
     length = min(_LONGEST, max(8, tokens // _SAMPLED_AT_ONCE + 1))
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
         while (so_far := sum(map(len, rows))) < tokens:
             ids = torch.full((_SAMPLED_AT_ONCE, 1), int(start or 0), dtype=torch.long, device=model.device)
             with torch.inference_mode():
@@ -300,6 +307,7 @@ def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None
                     temperature=1.0,
                     top_k=0,
                     top_p=1.0,
+                    repetition_penalty=1.0,
                     max_new_tokens=length - 1,
                     min_new_tokens=length - 1,
                     pad_token_id=int(start or 0),
@@ -307,8 +315,6 @@ def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None
             rows += out.tolist()
             if tell:
                 tell("sampling", so_far, tokens)
-    finally:
-        torch.random.set_rng_state(state)
     return rows
 
 

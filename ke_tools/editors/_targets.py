@@ -58,7 +58,7 @@ class Objective:
     weight_decay: float = 1e-3
     clamp: float = 4.0  # longest δ, in lengths of h
     reached: float = 0.05  # nats a target token, from which on a fact is done
-    tokens: int = 4096  # of a padded batch
+    batch_tokens: int = 4096  # of a padded batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def optimise(
     if objective.kl:
         rows += [_Row(n, goal.essence, is_essence=True) for n, goal in enumerate(goals) if goal.essence is not None]
     rows.sort(key=lambda row: (row.behind, row.placed.site))
-    budget = Budget(objective.tokens)
+    budget = Budget(objective.batch_tokens)
 
     def batches() -> list[_Batch]:
         made: list[_Batch] = []
@@ -267,7 +267,7 @@ class _Batch:
         with torch.no_grad():
             cache, before = _before(model, rows)
             behind = [row.placed.ids[row.placed.site :] for row in rows]
-            ids, mask = padded(behind, _pad(model), model.device)
+            ids, mask = padded(behind, model.pad, model.device)
             first = torch.tensor([row.placed.site for row in rows], device=model.device)
             run = _above(model, layer, at)
             calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -302,7 +302,8 @@ class _Batch:
 
     def keep(self, active: torch.Tensor) -> None:
         """Drop the rows of facts that are done."""
-        self.choose([number for number, row in enumerate(self.rows) if active[row.fact]])
+        left = active.tolist()
+        self.choose([number for number, row in enumerate(self.rows) if left[row.fact]])
 
     def halves(self) -> tuple[_Batch, _Batch]:
         """Two batches, of half of the rows each."""
@@ -430,7 +431,7 @@ def _before(model: CausalModel, rows: Sequence[_Row]) -> tuple[Any, torch.Tensor
     from transformers import DynamicCache
 
     before = [row.placed.ids[: row.placed.site] for row in rows]
-    ids, mask = padded(before, _pad(model), model.device, left=True)
+    ids, mask = padded(before, model.pad, model.device, left=True)
     if not ids.shape[1]:
         return None, mask
     positions = (mask.cumsum(1) - 1).clamp_min(0)
@@ -439,11 +440,6 @@ def _before(model: CausalModel, rows: Sequence[_Row]) -> tuple[Any, torch.Tensor
     if torch.is_grad_enabled():
         raise AssertionError("the prefix is computed without gradients")
     return cache, mask
-
-
-def _pad(model: CausalModel) -> int:
-    pad = model.tokenizer.pad_token_id
-    return int(pad if pad is not None else model.tokenizer.eos_token_id or 0)
 
 
 def _stream(output: Any) -> torch.Tensor:

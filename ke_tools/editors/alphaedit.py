@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ke_tools.editors._solve import Factors, null_space, projected
 from ke_tools.editors._spread import Spread
@@ -27,6 +27,9 @@ class AlphaEdit(Spread):
     Differs from the reference (AlphaEdit at f5248d3): 1. an eigenvalue is small by its share of their mean, there by an absolute number;
     2. $\alpha$ is a share of the mean squared length of the facts' keys, there an absolute number.
     """
+
+    by_mean: ClassVar[bool] = True  # alpha is in lengths of a fact's key
+    is_ridged: ClassVar[bool] = False  # the rare directions are what is looked for
 
     threshold: float = 0.02  # of the mean eigenvalue
     ridge: float = 0.02  # alpha, of the keys' mean squared length

@@ -56,7 +56,7 @@ class Codebook:
             WrongState: it is applied already.
             InvalidInput: it does not fit the model, or holds numbers that are none.
         """
-        if model.model in self._hooks:
+        if self in model.edits:
             raise WrongState("this codebook is applied to the model already.", "Revert it first.")
         self.check(model)
         look_up = self.look_up(model.device, model.dtype)
@@ -65,6 +65,7 @@ class Codebook:
             return (look_up(output[0]), *output[1:]) if isinstance(output, tuple) else look_up(output)
 
         self._hooks[model.model] = model.blocks[self.layer].register_forward_hook(hook)
+        model.edits.append(self)
 
     def revert(self, model: CausalModel) -> None:
         """Look up no more.
@@ -72,10 +73,10 @@ class Codebook:
         Raises:
             WrongState: it is not applied.
         """
-        hook = self._hooks.pop(model.model, None)
-        if hook is None:
+        if self not in model.edits:
             raise WrongState("this codebook is not applied to the model.", "Apply it first.")
-        hook.remove()
+        model.edits.remove(self)
+        self._hooks.pop(model.model).remove()
 
     @contextmanager
     def applied(self, model: CausalModel) -> Iterator[None]:

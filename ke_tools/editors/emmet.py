@@ -24,5 +24,5 @@ class EMMET(Spread):
     by_mean: ClassVar[bool] = True  # two columns that are nearly one cannot both be met exactly
 
     def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
-        """R (KᵀC⁻¹K)⁻¹ KᵀC⁻¹, with the earlier keys among what C stands for."""
+        """R (KᵀC⁻¹K)⁻¹ KᵀC⁻¹, with C + K_pK_pᵀ for C: an earlier fact weighs as much as ordinary text does."""
         return constrained(K, R, C + earlier)

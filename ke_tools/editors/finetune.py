@@ -220,32 +220,33 @@ def _descend(
 
     found: dict[int, float] = {}
     ordered = sorted(rows, key=lambda row: len(row[1].ids))
-    for step in range(steps):
+    for step in range(steps + 1):
         seen: dict[int, list[float]] = {}
         optimizer.zero_grad()
         for start in range(0, len(ordered), batch):
             part = ordered[start : start + batch]
-            losses = _losses(model, [placed for _, placed in part], objective)
-            (losses.sum() / len(ordered)).backward()  # type: ignore[no-untyped-call]
+            with torch.set_grad_enabled(step < steps):
+                losses = _losses(model, [placed for _, placed in part], objective)
+            if step < steps:
+                (losses.sum() / len(ordered)).backward()  # type: ignore[no-untyped-call]
             for (number, _), loss in zip(part, losses.tolist(), strict=True):
                 seen.setdefault(number, []).append(loss)
         found = {number: sum(losses) / len(losses) for number, losses in seen.items()}
         if tell:
             tell("descent", step, steps)
-        if max(found.values()) < reached:
-            return found, step
+        if step == steps or max(found.values()) < reached:
+            break
         optimizer.step()
         with torch.no_grad():
             after()
-    return found, steps
+    return found, step
 
 
 def _losses(model: CausalModel, placed: Sequence[Placed], objective: str) -> torch.Tensor:
     """Mean negative log-likelihood of each row's target."""
     import torch
 
-    pad = model.tokenizer.pad_token_id
-    ids, mask = padded([one.ids for one in placed], int(pad if pad is not None else model.tokenizer.eos_token_id or 0), model.device)
+    ids, mask = padded([one.ids for one in placed], model.pad, model.device)
     logits = model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1)
     rows = []
     for number, one in enumerate(placed):

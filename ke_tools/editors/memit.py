@@ -24,7 +24,8 @@ class MEMIT(Spread):
 
     $$R^l = \frac{Z - H^L}{L - l + 1}, \qquad \Delta^l = R^l {K^l}^\top (\lambda C^l + K_p^l {K_p^l}^\top + K^l {K^l}^\top)^{-1},$$
 
-    where $H^L$ is what the stream holds once the layers below are changed, and $K_p$ the keys of updates made before. $P$ columns of one
+    where $H^L$ is what the stream holds once the layers below are changed, and $K_p$ the keys of updates made before, the mean over each
+    fact's prompts. $P$ columns of one
     fact have the weight $1/P$ each, and the same residual, the mean of theirs, so that Δ has a rank a fact.
 
     Differs from the reference (memit at 80426fd): 1. earlier keys are kept ($K_p$; as AlphaEdit does), there a later batch forgets them;

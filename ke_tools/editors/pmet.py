@@ -38,8 +38,9 @@ class PMET(Spread):
 
     Differs from the reference (PMET at c9a39ff): 1. as MEMIT's file says of prompts, keys, C and earlier keys; 2. a fact stops by the
     likelihood of its target; there, the weight of the likelihood falls to a tenth when the target is the likeliest, and the fact stops
-    once the divergence is small too; 3. Adam's step is relative to each part's length; 4. layers are counted to $L$, there among those
-    that are changed, which differs where one between is left out; 5. that the attention's output projection may be changed too is left out.
+    once the divergence is small too; 3. steps of steepest descent, each in lengths of its part; 4. layers are counted to $L$, there among
+    those that are changed, which differs where one between is left out; 5. that the attention's output projection may be changed too is
+    left out.
     """
 
     at: ClassVar[At] = "parts"

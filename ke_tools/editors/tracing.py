@@ -33,7 +33,7 @@ __all__ = ["Heat", "Kind", "Where", "trace"]
 Kind = Literal["hidden", "mlp", "attention"]
 Where = Literal["all", "sites"]  # every token, or only those that an editor can edit: the subject's last and the prompt's
 _NOISE: Final = 3.0  # standard deviations of the embeddings; the reference's
-_WINDOW: Final = {"hidden": 1, "mlp": 10, "attention": 10}  # blocks of a model of 48; the reference's
+_WINDOW: Final = 10  # blocks of a model of 48; the reference's
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def trace(
     begin = prompt.casefold().find(subject.casefold())
     inside = range(next(n for n, (_, end) in enumerate(spans) if end > begin), placed.site + 1)
     ids = torch.tensor([placed.ids], device=model.device)
-    wide = window or max(1, len(model.blocks) * _WINDOW[kind] // 48) if kind != "hidden" else 1
+    wide = window or max(1, len(model.blocks) * _WINDOW // 48) if kind != "hidden" else 1
     tokens = list(range(len(placed.ids))) if where == "all" else sorted({placed.site, len(placed.ids) - 1})
     with torch.no_grad():
         clean = _Clean.of(model, ids)
@@ -198,7 +198,7 @@ def _restored(
 
         return restore
 
-    last = min(len(model.blocks), first + wide)
+    last = min(len(model.blocks), layer - wide // 2 + wide)
     with adding([(_parts(model, number)[kind], restoring(number)) for number in range(first, last)]):
         for block, (args, kwargs) in zip(model.blocks[first:], corrupted.calls[first:], strict=True):
             output = block(stream, *args, **kwargs)

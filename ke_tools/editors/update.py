@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Efficiency", "Outcome", "Reached", "Update", "load_update"]
 
 WEIGHTS: Final = "update.safetensors"
-CARD: Final = "update.json"
 
 
 class Outcome(Enum):
@@ -45,10 +44,9 @@ class Reached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Efficiency:
-    """Seconds by stage and the most memory that was in use."""
+    """Seconds by stage."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
-    peak_mib: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ class Update:
         """
         import torch
 
-        if model.model in self._before:
+        if self in model.edits:
             raise WrongState("this update is applied to the model already.", "Revert it first.")
         self.check(model)
         before: dict[int, torch.Tensor] = {}
@@ -101,18 +99,22 @@ class Update:
             for layer, changed in after.items():
                 model.weight(layer).copy_(changed)
         self._before[model.model] = before
+        model.edits.append(self)
 
     def revert(self, model: CausalModel) -> None:
         """Put the weights back, bit for bit.
 
         Raises:
-            WrongState: it is not applied.
+            WrongState: it is not applied, or another one was applied after it.
         """
         import torch
 
-        before = self._before.pop(model.model, None)
-        if before is None:
+        if self not in model.edits:
             raise WrongState("this update is not applied to the model.", "Apply it first.")
+        if any(isinstance(later, Update) for later in model.edits[model.edits.index(self) + 1 :]):
+            raise WrongState("another update was applied to the model after this one.", "Revert that one first.")
+        model.edits.remove(self)
+        before = self._before.pop(model.model)
         with torch.no_grad():
             for layer, weight in before.items():
                 model.weight(layer).copy_(weight)
@@ -163,7 +165,6 @@ class Update:
         tensors = {f"{layer}.{name}": getattr(change, name) for layer, change in self.changes.items() for name in Factors._fields}
         tensors |= {f"{layer}.keys": keys for layer, keys in self.keys.items()}
         tensors = {name: part.float().contiguous() for name, part in tensors.items()}
-        save_file(tensors, folder / WEIGHTS)
         card = {
             "method": dict(self.method),
             "fingerprint": self.fingerprint,
@@ -171,7 +172,9 @@ class Update:
             "efficiency": asdict(self.efficiency),
             "notes": list(self.notes),
         }
-        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+        part = folder / f"{WEIGHTS}.tmp"
+        save_file(tensors, part, {"card": json.dumps(card)})  # one file, replaced in one step: numbers and card cannot be of two updates
+        part.replace(folder / WEIGHTS)
 
     def truncated(self, rank: int) -> tuple[Update, float]:
         """The best approximation of every change by a rank, and the greatest share of a change's norm that it loses."""
@@ -196,12 +199,12 @@ def load_update(folder: Path) -> Update:
     Raises:
         ModelUnavailable: missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        card = json.loads((folder / CARD).read_text("utf-8"))
-        tensors = load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
         layers = sorted({int(name.partition(".")[0]) for name in tensors})
         changes = {layer: Factors(tensors[f"{layer}.left"], tensors[f"{layer}.right"]) for layer in layers}
         outcomes = tuple(Reached(**{**one, "outcome": Outcome[one["outcome"]]}) for one in card["outcomes"])
@@ -228,17 +231,3 @@ def _norm(change: Factors) -> float:
     """‖left right‖ without making the product."""
     left, right = (part.double() for part in change)
     return float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0).sqrt())
-
-
-def merged(changes: Sequence[Mapping[int, Factors]]) -> dict[int, Factors]:
-    """One change a layer that does what several do together."""
-    import torch
-
-    layers = sorted({layer for one in changes for layer in one})
-    return {
-        layer: Factors(
-            torch.cat([one[layer].left for one in changes if layer in one], 1),
-            torch.cat([one[layer].right for one in changes if layer in one], 0),
-        )
-        for layer in layers
-    }

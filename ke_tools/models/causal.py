@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput, Unsupported
@@ -61,7 +60,10 @@ ARCHITECTURES: Final = {  # by the configuration's model_type
 
 
 class CausalModel:
-    """A causal model of transformers with its tokenizer, addressed by parts; nothing of it is changed here."""
+    """A causal model of transformers with its tokenizer, addressed by parts; nothing of it is changed here.
+
+    ``edits`` are the updates that are applied to it, the latest last; while there are any, what is measured of it is not the model's own.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, *, architecture: Architecture | None = None, fingerprint: str = "") -> None:
         """Find the parts.
@@ -89,6 +91,7 @@ class CausalModel:
                 f"{type(tokenizer).__name__} does not tell where tokens lie in a text.", "Load the fast tokenizer (use_fast=True)."
             )
         self.model, self.tokenizer, self.architecture, self.fingerprint = model.eval(), tokenizer, found, fingerprint
+        self.edits: list[object] = []
         try:
             self.blocks: Sequence[nn.Module] = list(model.get_submodule(found.blocks))
             for part in (found.mlp_in, found.mlp_out, found.attention_out):
@@ -99,7 +102,13 @@ class CausalModel:
                 f"this {kind or type(model).__name__} has no part where one should be: {error}", "Give architecture=."
             ) from error
 
-    @cached_property
+    @property
+    def pad(self) -> int:
+        """The token to fill up rows with."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    @property
     def device(self) -> torch.device:
         """Where it lies."""
         device: torch.device = next(self.model.parameters()).device
@@ -118,11 +127,6 @@ class CausalModel:
     def attention_out(self, layer: int) -> nn.Module:
         """The attention's output projection of a layer."""
         return self.blocks[layer].get_submodule(self.architecture.attention_out)
-
-    def mlp(self, layer: int) -> nn.Module:
-        """The module whose output a block adds to its residual stream: the MLP, or its output projection where it has no module."""
-        path, _, _ = self.architecture.mlp_out.rpartition(".")
-        return self.blocks[layer].get_submodule(path) if path else self.projection(layer)
 
     def projection_name(self, layer: int) -> str:
         """Its full name in the model."""
@@ -148,7 +152,7 @@ class CausalModel:
 
 
 def load(settings: Settings) -> CausalModel:
-    """The settings' model in float32, as editors need it.
+    """The settings' model in float32, as editors need it, on the settings' device; ``auto`` is CUDA where it is, else the CPU.
 
     Raises:
         ModelUnavailable: it is not there or damaged.
@@ -162,4 +166,5 @@ def load(settings: Settings) -> CausalModel:
     path = checkpoint.resolve(settings)
     model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(path))
-    return CausalModel(model, tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))
+    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return CausalModel(model.to(device), tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))

@@ -11,6 +11,7 @@ import pytest
 
 from ke_tools.benches import _ladder, _naive, editors
 from ke_tools.benches._naive import PUBLISHED, SAVINGS
+from ke_tools.benches._sample import names_any
 from ke_tools.config import Settings
 from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput
@@ -103,7 +104,7 @@ def test_what_is_to_be_known_of_the_statistics_is_told_once(
     enough = measured(settings, tiny("llama"), numbers=[1])
 
     assert len(few["notes"]) == 1
-    assert "regularised" in few["notes"][0]
+    assert "the ridge stands for the rest" in few["notes"][0]
     assert enough["notes"] == []
 
 
@@ -332,3 +333,14 @@ def test_more_edits_than_there_are_and_an_unknown_field_are_refused(tiny: Make, 
         measured(settings, tiny("llama"), method="memmit")
     with pytest.raises(InvalidInput, match="cannot be"):
         measured(settings, tiny("llama"), how={"layers": "x"})
+
+
+def test_a_neighbour_that_is_edited_too_is_not_asked_about() -> None:
+    """Its answer shall change; it says nothing of locality."""
+    cases = editors.atlas_cases(40, 0)
+
+    kept = [text for case in cases for text in editors._neighbours(case, cases)]
+
+    assert kept
+    assert not [text for text in kept if names_any(text, cases)]
+    assert sum(len(case.neighbours) for case in cases) > len(kept)

@@ -86,3 +86,24 @@ def test_one_prompt_with_two_targets_is_refused_with_both_named() -> None:
     refuse_contradictions([one, same])
     with pytest.raises(InvalidInput, match=r"Oslo.*Rome"):
         refuse_contradictions([one, other])
+
+
+@pytest.mark.parametrize("before", ["France is far. ", "Francelike people came. "])
+def test_the_edited_token_is_never_in_a_text_before_the_prompt(tokenizer: Any, before: str) -> None:
+    """The model's own text may name the subject, or hold it inside a word."""
+    text = f"{before}The capital of France is"
+
+    found = place(tokenizer, text, ["France"], behind=len(before))
+
+    _, end = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][found.site]
+    assert end == text.rindex("France") + len("France")
+
+
+def test_a_name_as_a_word_goes_before_one_inside_of_another(tokenizer: Any) -> None:
+    """ "Ada" is not in "Adams"."""
+    text = "Adams met Ada in"
+
+    found = place(tokenizer, text, ["Ada"])
+
+    _, end = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][found.site]
+    assert end == text.index("Ada ") + len("Ada")

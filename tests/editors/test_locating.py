@@ -10,10 +10,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ke_tools import cli
-from ke_tools.benches import editors
 from ke_tools.editors import _site
 from ke_tools.editors.locating import KINDS, locate, picture
 from ke_tools.errors import InvalidInput
+from ke_tools.models import causal
 from ke_tools.models.causal import CausalModel
 
 PROMPT, SUBJECT = "The capital of Norway is", "Norway"
@@ -27,7 +27,7 @@ def served(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> CausalModel:
     from ke_tools.models import checkpoint
 
     model = tiny("llama")
-    monkeypatch.setattr(editors, "load", lambda _settings: model)
+    monkeypatch.setattr(causal, "load", lambda _settings: model)
     monkeypatch.setattr(checkpoint, "resolve", lambda _settings, **_: Path())
     monkeypatch.setattr(_site, "known", lambda _model, asked, **_: list(asked)[:3])
     return model

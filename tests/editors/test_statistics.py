@@ -55,6 +55,7 @@ def test_too_few_keys_are_regularised_and_said_so() -> None:
     assert torch.linalg.eigvalsh(few.of(0)).min() > 0
     assert "3 tokens are too few for C of 8 dimensions (layers 0)" in few.notes()[0]
     assert many.notes() == ()
+    assert torch.equal(many.mean(0), torch.eye(8, dtype=torch.float64) / 8)
     assert torch.allclose(many.of(0), 1.01 * torch.eye(8, dtype=torch.float64) / 8)
 
 
