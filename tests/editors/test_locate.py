@@ -100,7 +100,7 @@ def test_the_edited_token_is_never_in_a_text_before_the_prompt(tokenizer: Any, b
 
 
 def test_a_name_as_a_word_goes_before_one_inside_of_another(tokenizer: Any) -> None:
-    """ "Ada" is not in "Adams"."""
+    """The subject "Ada" does not stand in the word "Adams"."""
     text = "Adams met Ada in"
 
     found = place(tokenizer, text, ["Ada"])
