@@ -22,7 +22,7 @@ from ke_tools.editors.update import Outcome, Update, load_update
 from ke_tools.errors import InvalidInput, ModelUnavailable, WrongState
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import FACTS, SIZES, tiny, tokenizer
+from tests.editors.conftest import FACTS, FAMILIES, tiny, tokenizer
 
 __all__ = ["tiny", "tokenizer"]
 
@@ -55,7 +55,7 @@ PROMPTS = [fact.prompt for fact in FACTS] + ["It rains in", "The currency of Ken
 
 
 @pytest.mark.parametrize("name", EDITORS)
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_an_update_is_planned_applied_and_taken_back(tiny: Make, kind: str, name: str) -> None:
     """Issue §1: the model is unchanged bit for bit after planning, and after apply and revert."""
     model = tiny(kind)
@@ -71,7 +71,7 @@ def test_an_update_is_planned_applied_and_taken_back(tiny: Make, kind: str, name
 
 
 @pytest.mark.parametrize("name", EDITORS)
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_merged_and_hooked_forms_agree(tiny: Make, kind: str, name: str) -> None:
     """Issue, bars: ≤ 1e-9 in float64 on a tiny model."""
     model = tiny(kind)

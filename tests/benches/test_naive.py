@@ -15,7 +15,7 @@ from ke_tools.editors._goals import goals
 from ke_tools.editors._targets import Objective, optimise
 from ke_tools.editors.memit import MEMIT
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import FACTS, SIZES, tiny, tokenizer
+from tests.editors.conftest import FACTS, FAMILIES, tiny, tokenizer
 
 __all__ = ["tiny", "tokenizer"]
 
@@ -29,7 +29,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(((one - other).double().norm(dim=1) / other.double().norm(dim=1)).max())
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_the_fast_search_finds_the_values_of_the_published_one(tiny: Make, kind: str) -> None:
     """Issue, cost: the ratio is worth something only if both compute the same: ≤ 1e-6 at equal contexts and steps."""
     model = tiny(kind)

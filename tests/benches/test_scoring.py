@@ -10,7 +10,7 @@ import pytest
 from ke_tools.benches import _peak
 from ke_tools.benches._scoring import Forced, entropy, forced, greedy, likelihoods, read
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import SIZES, tiny, tokenizer
+from tests.editors.conftest import FAMILIES, tiny, tokenizer
 
 __all__ = ["tiny", "tokenizer"]
 
@@ -18,7 +18,7 @@ Make = Callable[[str], CausalModel]
 ASKED = [("The capital of France is", "Oslo in Norway"), ("It rains in", "Peru"), ("What money do they use in Norway?", "yen")]
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_text_read_once_is_as_good_as_one_in_every_prompt(tiny: Make, kind: str) -> None:
     """The row that puts all edits before each question would be hours of reading the same."""
     model, text = tiny(kind), "Peru can be found on the continent of Asia.\n"

@@ -23,6 +23,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "phi": {"intermediate_size": 48},
 }
+# Each architecture is a test of its own; the fast run takes one with separate projections and one with transposed ones.
+FAMILIES = [kind if kind in {"llama", "gpt2"} else pytest.param(kind, marks=pytest.mark.slow) for kind in SIZES]
 FACTS = (
     Fact(subject="France", prompt="The capital of France is", target="Oslo", paraphrases=("France is governed from",)),
     Fact(subject="Norway", prompt="What money do they use in Norway?", target="yen"),

@@ -18,7 +18,7 @@ from ke_tools.editors.codebook import Codebook, load_codebook
 from ke_tools.editors.grace import GRACE
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, WrongState
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import FACTS, SIZES
+from tests.editors.conftest import FACTS, FAMILIES
 
 Make = Callable[[str], CausalModel]
 METHOD = GRACE(
@@ -34,7 +34,7 @@ def logits(model: CausalModel, text: str) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_a_codebook_answers_its_prompts_and_leaves_the_rest_bit_for_bit(tiny: Make, kind: str) -> None:
     """Hartvigsen et al. 2023: outside every ball the model is the base model; no weight changes."""
     model = tiny(kind)

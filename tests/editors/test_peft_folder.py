@@ -14,7 +14,7 @@ from ke_tools.editors._targets import Objective
 from ke_tools.editors.memit import MEMIT
 from ke_tools.errors import InvalidInput, ModelUnavailable
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import FACTS, SIZES
+from tests.editors.conftest import FACTS, FAMILIES
 
 METHOD = MEMIT(layers=(2, 3), site="last", contexts=1, tokens=300, regularisation=1e-3, objective=Objective(steps=10, clamp=50, kl=0))
 TEXTS = [fact.prompt for fact in FACTS]
@@ -28,7 +28,7 @@ def logits(model: object, tokenizer: object) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_peft_and_the_applied_update_agree(tiny: Make, kind: str, tmp_path: Path) -> None:
     """Issue, bars: ≤ 1e-5 in float32; scaling 1."""
     from peft import PeftModel

@@ -18,13 +18,13 @@ from ke_tools.editors._statistics import Moments, Shard, StatisticsKey, collect,
 from ke_tools.editors._trace import inputs_of
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel, load
-from tests.editors.conftest import SIZES
+from tests.editors.conftest import FAMILIES
 
 Make = Callable[[str], CausalModel]
 TEXT = "The capital of Norway is Oslo.\n\nIn Kenya people pay with the shilling, and in Peru with the sol.\n\nIt rains."
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_it_is_the_mean_of_the_keys_squares(tiny: Make, kind: str, tmp_path: Path) -> None:
     """C = E[kkᵀ] over every token but the first of a row, whatever the padding."""
     model = tiny(kind)

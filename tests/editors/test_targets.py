@@ -15,7 +15,7 @@ from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Placed
 from ke_tools.editors._targets import At, Objective, optimise
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import FACTS, SIZES
+from tests.editors.conftest import FACTS, FAMILIES
 
 BEFORE = ("", "It rains. ")
 
@@ -56,7 +56,7 @@ def by_hand(model: CausalModel, goal: _targets.Goal, delta: torch.Tensor, layer:
     return float(sum(losses) / len(losses)), float((now.exp() * (now - before)).sum())
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize(("tokens", "at"), [(4096, "block"), (40, "block"), (40, "parts")])
 def test_the_loss_is_that_of_the_whole_model(tiny: Callable[[str], CausalModel], kind: str, tokens: int, at: At) -> None:
     """Issue §3: keys and values of the prefix reused, blocks from the edited layer up, logits where needed: the same loss."""

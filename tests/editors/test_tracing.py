@@ -10,13 +10,13 @@ import torch
 from ke_tools.editors.tracing import trace
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
-from tests.editors.conftest import SIZES
+from tests.editors.conftest import FAMILIES
 
 PROMPT, SUBJECT = "The capital of Norway is", "Norway"
 Make = Callable[[str], CausalModel]
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_the_last_state_of_all_carries_the_whole_answer(tiny: Make, kind: str) -> None:
     """Behind the last block the last token's state is all that the head sees: restored, the clean probability is back."""
     model = tiny(kind)
