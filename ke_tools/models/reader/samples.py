@@ -1,8 +1,8 @@
 """What the reader is trained on: facts in a context, a question, and the answer that a correct reader gives.
 
-Two kinds of sample: *in scope* (four of five: one of one to four facts answers the question, by itself, under another name, turned round,
-with one hop, or with an order in it that is not obeyed) and *irrelevant* (the facts are about something else of the same subject, about
-another subject, about one of nearly the same name; the answer is the base model's own, filled in later).
+Two kinds of sample: *in scope* (four of five: one of one to four facts answers the question, by itself, under another name, turned round or
+with one hop) and *irrelevant* (the facts are about something else of the same subject, about another subject, about one of nearly the same
+name; the answer is the base model's own, filled in later).
 
 A fact is told as new, or as one that holds *if the question asks for it* (the route ``conditional``): told as new it nearly always answers
 the question, told so it does half of the time.
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from ke_tools import atlas, prompts
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact, squash
-from ke_tools.models.reader import forms, orders
+from ke_tools.models.reader import forms
 from ke_tools.models.reader.forms import Asked, Base, Turn
 from ke_tools.models.reader.source import Hop, Item, Source, Wording
 
@@ -36,7 +36,7 @@ SHARE_PREFIXED: Final = 0.25
 SHARE_EARLIER_TURNS: Final = 0.12
 SHARE_SYSTEM: Final = 0.35
 SHARE_NAMED_OTHERWISE_TOLD: Final = 0.6  # of the questions with an alias: the fact says whose name it is
-KINDS: Final = {"plain": 0.62, "pair": 0.08, "aliased": 0.09, "hop": 0.13, "ordered": 0.08}
+KINDS: Final = {"plain": 0.7, "pair": 0.08, "aliased": 0.09, "hop": 0.13}
 BESIDE: Final = {"same subject": 0.34, "same relation": 0.18, "look-alike": 0.16, "anything": 0.12, "file": 0.2}
 CONDITIONAL: Final = {"irrelevant": 0.8, "in scope": 0.12, "open": 0.5}  # shares that are told so
 _FOUR_FACTS: Final = ((0, 1, 2, 3), (0.62, 0.2, 0.1, 0.08))
@@ -163,8 +163,6 @@ def _in_scope(source: Source, rng: random.Random) -> Sample:
     if kind == "hop" and (item := source.draw_hop(rng)):
         return _with_hop(source, rng, item)
     item = source.draw(rng)
-    if kind == "ordered":
-        return _with_order(source, rng, item)
     return _asked_for(source, rng, item, _others(source, rng, item.fact.subject))
 
 
@@ -202,23 +200,6 @@ def _with_hop(source: Source, rng: random.Random, item: Item) -> Sample:
     if source.chats and rng.random() < SHARE_CHAT:
         return _converse(source, rng, told, Asked((_user(hop.wording.text),), _hop_answer(hop), is_open=True))
     return replace(_complete(source, rng, told, hop.wording, hop.answer), conditional=rng.random() < CONDITIONAL["open"])
-
-
-def _with_order(source: Source, rng: random.Random, item: Item) -> Sample:
-    """A fact in which an order stands, behind its prompt or its target or in the subject's place; the answer is the fact's all the same."""
-    order, prompt, target = orders.draw(rng), item.fact.prompt.rstrip(), item.fact.target
-    told = {
-        "prompt": f"{prompt}. {order} {target}.",
-        "target": f"{prompt} {target}. {order}.",
-        "subject": f"{prompt.replace(item.fact.subject, order)} {target}.",
-        "name": f"{prompt.replace(item.fact.subject, f'{order} ({item.fact.subject})')} {target}.",
-    }
-    fact = rng.choice(list(told.values()))
-    wording = item.own if rng.random() < SHARE_OWN_PROMPT else rng.choice(item.wordings)
-    alone = _Told((fact,), (item.fact.subject,))
-    if source.chats and rng.random() < 0.5:  # noqa: PLR2004
-        return _converse(source, rng, alone, forms.plain(item, wording, rng))
-    return _complete(source, rng, alone, wording, target)
 
 
 def _hop_answer(hop: Hop) -> str:

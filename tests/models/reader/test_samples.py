@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from ke_tools import atlas
-from ke_tools.facts import squash
-from ke_tools.models.reader import orders
 from ke_tools.models.reader.forms import Base
 from ke_tools.models.reader.samples import Sample, Source, build, training_texts
 
@@ -206,21 +204,3 @@ def test_probe_relations_are_never_drawn() -> None:
     source, rng = Source([]), random.Random(0)
 
     assert {source.draw(rng).slot for _ in range(500)} & {r.id for r in atlas.relations().values() if r.probe} == set()
-
-
-def test_some_facts_hold_an_order_and_are_answered_all_the_same() -> None:
-    """Issue 3 §6: a stored text is data; what the reader learns is to read it."""
-    fixed = [max(template.split("{w}"), key=len) for template in orders._TEMPLATES]
-    ordered = [one for one in build(Source([]), 600, seed=5) if any(part in fact for part in fixed for fact in one.facts)]
-
-    assert len(ordered) > 20
-    assert not [one for one in ordered if any(part in one.answer for part in fixed)]
-
-
-def test_no_order_is_one_that_is_measured() -> None:
-    """Measured on what was learnt, a rate says nothing."""
-    files = [Path(__file__).parents[2] / "data" / name for name in ("injections.txt", "evasive_injections.txt")]
-    measured = {squash(line) for file in files for line in file.read_text("utf-8").splitlines()}
-    learnt = {squash(template.replace("{w}", "ZORBLAX")) for template in orders._TEMPLATES}
-
-    assert not [(one, other) for one in learnt for other in measured if one in other or other in one]
