@@ -14,7 +14,7 @@ from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
 from ke_tools.editors._site import Auto, Choice, Layers, resolve
-from ke_tools.editors._solve import Factors
+from ke_tools.editors._solve import Factors, least_squares
 from ke_tools.editors._statistics import Moments, moments
 from ke_tools.editors._targets import At, Goal, Objective, Targets, optimise
 from ke_tools.editors.update import Efficiency, Outcome, Reached, Update
@@ -25,7 +25,7 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clock", "Prepared", "Spread", "described", "reached", "refuse_nonsense", "values"]
+__all__ = ["Clock", "LeastSquares", "Prepared", "Spread", "described", "reached", "refuse_nonsense", "values"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -130,6 +130,27 @@ class Spread(ABC):
             found = self.solve(K, R if E is None else R @ E, C, gram(earlier, layer, model.key_width(layer)))
             changes[layer] = found if E is None else Factors(R, E @ found.right)  # R E right = R (E right): a rank a fact
         return changes, keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeastSquares(Spread):
+    """A layer's change is that of MEMIT (Meng et al. 2023, eq. 14), whatever the values are of."""
+
+    regularisation: float = 300.0  # λ: how many tokens' keys must not be moved count as much as one fact's
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            InvalidInput: it says what to give.
+        """
+        Spread.__post_init__(self)
+        if self.regularisation <= 0:
+            raise InvalidInput(f"regularisation is {self.regularisation}.", "Give a positive number, e.g. 300.")
+
+    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
+        """R Kᵀ (λC + K_pK_pᵀ + KKᵀ)⁻¹."""
+        return least_squares(K, R, self.regularisation * C + earlier)
 
 
 def gram(earlier: Sequence[Update], layer: int, width: int) -> torch.Tensor:

@@ -32,7 +32,24 @@ class _Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FT:
+class _Tuning:
+    """What both have: layers, and how long and in what portions to descend."""
+
+    layers: Layers = "auto"
+    reached: float = 0.05  # nats a target token, the mean of every fact, from which on all are done
+    batch: int = 16
+
+    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
+        """Take the layers.
+
+        Raises:
+            InvalidInput: the model has no such layer, or knows too little to be traced.
+        """
+        return _Prepared(model, window(model, self.layers, cache=cache, tell=tell))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FT(_Tuning):
     r"""Descend on $-\log p(o \mid p)$ over some layers' output projections, and nothing else.
 
     ``objective="target"`` (FT-M, EasyEdit's ``target_new``) is the ordinary loss: each token of the target behind those before it.
@@ -44,21 +61,10 @@ class FT:
     Differs from EasyEdit at 14cea82: paraphrases that come with a fact are learnt too.
     """
 
-    layers: Layers = "auto"
     objective: Literal["target", "last"] = "target"
     steps: int = 25  # the reference's
     learning_rate: float = 5e-4  # the reference's
     bound: float = 0.0  # 0: none
-    reached: float = 0.05
-    batch: int = 16
-
-    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
-        """Take the layers.
-
-        Raises:
-            InvalidInput: the model has no such layer, or knows too little to be traced.
-        """
-        return _Prepared(model, window(model, self.layers, cache=cache, tell=tell))
 
     def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is.
@@ -110,25 +116,14 @@ class FT:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRA(_Tuning):
     """Descend on the facts' likelihood over a LoRA (Hu et al. 2021) on some layers' output projections, through PEFT."""
 
-    layers: Layers = "auto"
     rank: int = 8  # EasyEdit's
     alpha: int = 32  # EasyEdit's
     steps: int = 50
     learning_rate: float = 5e-3  # EasyEdit's
-    reached: float = 0.05
-    batch: int = 16
     seed: int = 0
-
-    def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
-        """Take the layers.
-
-        Raises:
-            InvalidInput: the model has no such layer, or knows too little to be traced.
-        """
-        return _Prepared(model, window(model, self.layers, cache=cache, tell=tell))
 
     def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
         """Plan an update; the model stays as it is.

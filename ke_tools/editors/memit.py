@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ke_tools.editors._solve import Factors, least_squares
-from ke_tools.editors._spread import Spread
-from ke_tools.errors import InvalidInput
-
-if TYPE_CHECKING:
-    import torch
+from ke_tools.editors._spread import LeastSquares
 
 __all__ = ["MEMIT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MEMIT(Spread):
+class MEMIT(LeastSquares):
     r"""Write facts by least squares into the output projections of some layers, the last of which is $L$.
 
     With keys $K^l$ [d_key, c] at the edited tokens, a column a prompt, and the values $z$ that the residual stream shall have after block
@@ -33,19 +27,3 @@ class MEMIT(Spread):
     3. statistics come from ten tokens a dimension of the key, not from 100,000 articles; 4. paraphrases that come with a fact are among
     its prompts.
     """
-
-    regularisation: float = 300.0  # λ: how many tokens' keys must not be moved count as much as one fact's
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            InvalidInput: it says what to give.
-        """
-        Spread.__post_init__(self)
-        if self.regularisation <= 0:
-            raise InvalidInput(f"regularisation is {self.regularisation}.", "Give a positive number, e.g. 300.")
-
-    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
-        """R Kᵀ (λC + K_pK_pᵀ + KKᵀ)⁻¹."""
-        return least_squares(K, R, self.regularisation * C + earlier)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from ke_tools.editors._solve import Factors, least_squares
-from ke_tools.editors._spread import Spread
+from ke_tools.editors._spread import LeastSquares
 from ke_tools.editors._targets import At, Objective
-from ke_tools.errors import InvalidInput
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["PMET"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PMET(Spread):
+class PMET(LeastSquares):
     r"""Write facts by least squares, towards values of the last layer's MLP rather than of the residual stream.
 
     Li et al. 2024, "PMET: Precise Model Editing in a Transformer". At the edited token, $h^L = h^{L-1} + a^L + m^L$, of which the MLP gives
@@ -48,17 +43,3 @@ class PMET(Spread):
 
     objective: Objective = field(default_factory=lambda: Objective(kl=1.0, weight_decay=0.5))  # the reference's for GPT-J
     regularisation: float = 6000.0  # λ, the reference's for GPT-J
-
-    def __post_init__(self) -> None:
-        """Check.
-
-        Raises:
-            InvalidInput: it says what to give.
-        """
-        Spread.__post_init__(self)
-        if self.regularisation <= 0:
-            raise InvalidInput(f"regularisation is {self.regularisation}.", "Give a positive number, e.g. 6000.")
-
-    def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
-        """R Kᵀ (λC + K_pK_pᵀ + KKᵀ)⁻¹."""
-        return least_squares(K, R, self.regularisation * C + earlier)

@@ -60,8 +60,9 @@ def test_a_subject_that_is_not_there_or_ends_inside_a_token_is_refused(tokenizer
     """Issue, bad input."""
     with pytest.raises(InvalidInput, match="Sweden"):
         place(tokenizer, "The capital of Norway is", ["Sweden"], "Oslo")
-    token = next(t for t in tokenizer.get_vocab() if t.strip("Ġ▁").isalpha() and len(t.strip("Ġ▁")) > 4)
-    word = token.strip("Ġ▁")
+    words = sorted(token.strip("Ġ▁") for token in tokenizer.get_vocab())  # the vocabulary comes in another order each time
+    alone = len(tokenizer("The")["input_ids"]) + 1
+    word = next(w for w in words if w.isalpha() and len(w) > 4 and len(tokenizer(f"The {w}")["input_ids"]) == alone)
     with pytest.raises(InvalidInput, match="inside the token"):
         place(tokenizer, f"The {word}", [word[:3]], "Oslo")
 
