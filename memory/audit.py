@@ -1,6 +1,6 @@
 """Checking a ledger against itself: the file, its schema, the chain, and everything that follows from the log.
 
-Every finding names what is damaged, and one damage does not hide the next. What was purged (:mod:`ke_tools.memory.log` says what
+Every finding names what is damaged, and one damage does not hide the next. What was purged (:mod:`ke_tools.memory.purging` says what
 that takes) is told apart from what is broken, and from what was purged in part only.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from ke_tools.memory.events import GENESIS, Change, Finding, Standing, chain_hash, content_hash
-from ke_tools.memory.log import project
+from ke_tools.memory.log import flip_of, has_flips, project
 from ke_tools.memory.migrations import migrate, version_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ _KEYS: Final = (  # with how many events of its tenant each stands for, and how 
     " FROM idempotency_keys AS k LEFT JOIN events AS v ON v.seq BETWEEN k.first_seq AND k.last_seq AND v.tenant = k.tenant"
     " LEFT JOIN payloads AS p ON p.seq = v.seq GROUP BY k.tenant, k.key"
 )
+_LAST_FLIPS: Final = (
+    "SELECT f.tenant, f.release, f.edit_ids FROM flips AS f WHERE f.seq = (SELECT max(l.seq) FROM flips AS l WHERE l.tenant = f.tenant)"
+)
 
 
 def findings(db: apsw.Connection) -> Iterator[Finding]:
@@ -56,6 +59,8 @@ def findings(db: apsw.Connection) -> Iterator[Finding]:
         yield from _chain(db, replayed, purged)
         for table in _PROJECTIONS:
             yield from _readable(f"the table {table}", _projection(db, replayed, table, purged))
+        yield from _readable("the table flips", _releases(db, replayed))
+        yield from _readable("the table scorecards", _scorecards(db, purged))
         yield from _readable("the table idempotency_keys", _keys(db))
     finally:
         replayed.close()
@@ -102,6 +107,9 @@ def _chain(db: apsw.Connection, replayed: apsw.Connection, purged: dict[str, int
         previous, expected = chained, seq + 1
     for (seq,) in db.execute("SELECT DISTINCT c.seq FROM changes AS c JOIN events AS v USING (seq) WHERE c.tenant <> v.tenant"):
         yield Finding("chain", f"event {seq} changes another tenant's edits.", seq)
+    if has_flips(db):
+        for (seq,) in db.execute("SELECT DISTINCT f.seq FROM flips AS f JOIN events AS v USING (seq) WHERE f.tenant <> v.tenant"):
+            yield Finding("chain", f"event {seq} changes another tenant's live release.", seq)
     last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").get or 0
     if last >= expected:
         yield Finding("chain", f"events {expected} to {last} are missing at the end.", expected)
@@ -115,7 +123,7 @@ def _event(db: apsw.Connection, replayed: apsw.Connection, seq: int, purged: dic
     for edit_id, standing, _ in stored:
         if standing not in _KNOWN:
             yield Finding("chain", f"event {seq} gives {edit_id} the unknown standing {standing!r}.", seq)
-    if len(changes) < len(stored) or chain_hash(follows, tuple(head), content, changes) != chained:
+    if len(changes) < len(stored) or chain_hash(follows, tuple(head), content, changes, flip_of(db, tenant, seq)) != chained:
         yield Finding("chain", f"event {seq} or what it changed was altered.", seq)
     if text is None:
         purged |= {edit_id: seq for (edit_id,) in db.execute(_MADE, (tenant, seq))}
@@ -149,6 +157,25 @@ def _projection(db: apsw.Connection, replayed: apsw.Connection, table: str, purg
             yield Finding("unerased", f"what event {seq} said was purged, but the table {table} still shows it for {edit_id}.", seq)
         else:
             yield Finding("projection", f"the table {table} shows {edit_id} otherwise than the log.")
+
+
+def _releases(db: apsw.Connection, replayed: apsw.Connection) -> Iterator[Finding]:
+    """Compare each live release with the edits that the replayed log promoted."""
+    live = {tenant: (release, set(json.loads(ids))) for tenant, release, ids in db.execute(_LAST_FLIPS)} if has_flips(db) else {}
+    for edit_id, tenant, standing in replayed.execute("SELECT id, tenant, standing FROM edits WHERE standing IN ('active', 'promoted')"):
+        release, carried = live.get(tenant, ("", set()))
+        if (edit_id in carried) != (standing == Standing.PROMOTED):
+            carries = f"the live release {release} carries it" if edit_id in carried else "no live release carries it"
+            yield Finding("release", f"{edit_id} is {standing}, but {carries}.")
+
+
+def _scorecards(db: apsw.Connection, purged: dict[str, int]) -> Iterator[Finding]:
+    for name, text in db.execute("SELECT sha256, scorecard FROM scorecards") if has_flips(db) else ():
+        if hashlib.sha256(text.encode()).hexdigest() != name:
+            yield Finding("scorecard", f"the scorecard {name} was altered.")
+        for edit_id, seq in purged.items():
+            if edit_id in text:
+                yield Finding("unerased", f"what event {seq} said was purged, but the scorecard {name} still tells of {edit_id}.", seq)
 
 
 def _keys(db: apsw.Connection) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """The nouns of the ledger, and the hash that chains its events.
 
-An event says who did what when; its *payload* says with which words, and its *changes* how the edits stand since. The changes
-alone decide what is live, so that a purged payload takes nothing else with it.
+An event says who did what when; its *payload* says with which words, its *changes* how the edits stand since, and its *flip*, where
+it has one, which release is live since. Changes and flips alone decide what acts on answers, so that a purged payload takes nothing
+else with it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ class Change:
     superseded_by: str = ""  # a live edit, or one that is itself superseded; "" unless superseded
 
 
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Which release is live from an event on."""
+
+    release: str = ""  # "" for none
+    edit_ids: tuple[str, ...] = ()  # what it carries, sorted
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One entry of the log. ``edit_ids`` are all edits whose standing it changed, the one it made first."""
@@ -58,13 +67,24 @@ class Event:
     seq: int
     at: str  # UTC, ISO 8601
     actor: str
-    action: str  # edit | propose | rollback
+    action: str  # edit | propose | promote | demote | rollback | purge
     edit_ids: tuple[str, ...]
     reason: str
     payload: Mapping[str, Any]  # empty when purged
     tenant: str
     changes: tuple[Change, ...]
+    flip: Flip | None = None  # where it made another release live
     purged: bool = False
+
+    @property
+    def note(self) -> str:
+        """What a reader of the history is told besides: the reason, and which release went live."""
+        said = "what it said was purged" if self.purged else self.reason
+        if self.flip is None:
+            return said
+        count = len(self.flip.edit_ids)
+        live = f"{self.flip.release} is live with {count} edit{'s' * (count != 1)}" if self.flip.release else "no release is live"
+        return f"{said}; {live}" if said else live
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,27 @@ class RolledBack:
     retired: list[Edit]
     restored: list[Edit]
     revision: int
+    release: str = ""  # what is live after it
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a flip to another release changed, oldest first; ``revision`` is the ledger's after it."""
+
+    promoted: list[Edit]
+    demoted: list[Edit]
+    revision: int
+    release: str  # what is live after it
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge could not erase itself, as it lies outside the ledger or is somebody else's word."""
+
+    edit_id: str
+    revision: int  # the ledger's after it
+    quoted_by: tuple[str, ...]  # edits that say the target too: only their own purge erases it there
+    releases: tuple[str, ...]  # that carry the edit; their folders are the caller's to erase
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +133,7 @@ class Finding:
     All but ``purged`` needs a person; ``unerased`` is what a purge left behind.
     """
 
-    kind: Literal["file", "chain", "payload", "projection", "key", "unerased", "purged"]
+    kind: Literal["file", "chain", "payload", "projection", "release", "scorecard", "key", "unerased", "purged"]
     message: str
     seq: int = 0  # of the event; 0 where none is meant
 
@@ -104,7 +145,7 @@ class Finding:
 
 def canonical(value: Any) -> str:
     """One text for one JSON value."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_hash(salt: bytes, payload: str) -> bytes:
@@ -112,10 +153,16 @@ def content_hash(salt: bytes, payload: str) -> bytes:
     return hashlib.sha256(salt + payload.encode()).digest()
 
 
-def chain_hash(previous: bytes, row: tuple[int, str, str, str, str], content: bytes, changes: Iterable[Change]) -> bytes:
-    """Hash of an event ``row`` = (seq, tenant, kind, actor, at), of what it says and of what it follows."""
+def chain_hash(
+    previous: bytes, row: tuple[int, str, str, str, str], content: bytes, changes: Iterable[Change], flip: Flip | None = None
+) -> bytes:
+    """Hash of an event ``row`` = (seq, tenant, kind, actor, at), of what it says, changes and follows.
+
+    An event without a flip hashes as it did before there were any.
+    """
     moved = sorted((change.edit_id, change.standing.value, change.superseded_by) for change in changes)
-    return hashlib.sha256(canonical([previous.hex(), *row, content.hex(), moved]).encode()).digest()
+    flipped = [] if flip is None else [flip.release, sorted(flip.edit_ids)]
+    return hashlib.sha256(canonical([previous.hex(), *row, content.hex(), moved, *flipped]).encode()).digest()
 
 
 def record_of(fact: Fact) -> dict[str, Any]:

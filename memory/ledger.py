@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -17,30 +18,48 @@ import apsw
 
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound
 from ke_tools.facts import Edit, Fact, State, squash
-from ke_tools.memory import audit, idempotency
+from ke_tools.memory import audit, idempotency, scorecards
 from ke_tools.memory.checks import check, noted
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
-from ke_tools.memory.events import LIVE, Change, Event, Finding, Page, RolledBack, Standing, canonical, record_of
+from ke_tools.memory.events import (
+    LIVE,
+    Change,
+    Event,
+    Finding,
+    Flip,
+    Page,
+    Published,
+    Purged,
+    RolledBack,
+    Standing,
+    canonical,
+    record_of,
+)
 from ke_tools.memory.log import (
     Author,
     append,
+    carried_by,
     changes_of,
     count_edits,
     count_events,
     edits_by_id,
     edits_where,
     events_where,
+    flip_at,
     head,
+    release_at,
     standings,
     standings_at,
 )
+from ke_tools.memory.promotions import changes_of_demotion, flip_of_promotion, flip_to_revision, flip_without, lawful
+from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
 from ke_tools.memory.slots import SlotRule
 from ke_tools.memory.slots import slot_of as default_slot
 from ke_tools.memory.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -157,44 +176,161 @@ class Ledger:
             made = {edit.revision: edit for edit in edits_where(db, tenant, "AND e.seq BETWEEN ? AND ?", span)}
         return [made[result] if isinstance(result, int) else result for result in results]
 
-    def rollback(self, tenant: str, edit_ids: Sequence[str], *, actor: str, reason: str = "", idempotency_key: str = "") -> RolledBack:
+    def rollback(
+        self,
+        tenant: str,
+        edit_ids: Sequence[str],
+        *,
+        actor: str,
+        reason: str = "",
+        idempotency_key: str = "",
+        release: str | None = None,
+        carries: Sequence[str] | None = None,
+    ) -> RolledBack:
         """Take edits back, all or none; what they superseded comes back (see :mod:`.rollbacks`).
+
+        Args:
+            tenant: whose.
+            edit_ids: which; live or superseded ones, and proposals.
+            actor: who says so.
+            reason: why.
+            idempotency_key: as :meth:`edit` says.
+            release: what is live from then on, "" for none; needed where the live release carries one of them.
+            carries: the edits of that release; those that it carried when it was live before, else those that stay promoted.
 
         Raises:
             NotFound: an id is unknown to this tenant.
-            WrongState: an edit is rolled back already.
+            WrongState: an edit is rolled back already, or the live release would carry one that is.
             Conflict: the key belongs to another call.
         """
         author = _author(tenant, actor, reason, idempotency_key)
-        ids = list(dict.fromkeys(edit_ids))
-        if not ids:
-            raise InvalidInput("no edit ids were given.", "list_edits shows them.")
-        if malformed := [edit_id for edit_id in ids if not _EDIT_ID.fullmatch(edit_id)]:
-            raise NotFound(f"there is no edit {malformed[0]!r}; nothing was rolled back.", "list_edits shows the ids.")
-        arguments = ["rollback", ids, author.reason]
+        ids = _ids(edit_ids)
+        arguments: list[Any] = ["rollback", ids, author.reason, *([] if release is None else [release, carries and sorted(carries)])]
         with self._storage.writing() as db:
             span = idempotency.seen(db, tenant, idempotency_key, arguments)
             if span is not None:
                 return outcome(db, tenant, changes_of(db, tenant, span[0]), standings_at(db, tenant, span[0] - 1), span[0])
             changes = changes_of_rollback(db, tenant, ids)
-            done = _roll(db, author, {"edit_ids": ids}, changes)
+            flip = flip_without(db, tenant, set(ids), changes, release, carries)
+            done = _roll(db, author, {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
             idempotency.remember(db, tenant, idempotency_key, arguments, (done.revision, done.revision))
             return done
 
     def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "") -> RolledBack:
         """Make live what was live after the event ``revision`` of the ledger, and nothing else; 0 takes everything back.
 
-        Where that is so already nothing is recorded.
+        The release that was live then is live again, and the same edits promoted; if it carries one that was purged since, no release
+        is live, and its other edits act from the memory. Where all that is so already nothing is recorded.
         """
         author = _author(tenant, actor, reason)
         with self._storage.writing() as db:
             last = head(db)
             if not 0 <= revision <= last:
                 raise InvalidInput(f"the revision is {revision}.", f"Give one from 0 to {last}.")
-            changes = changes_to_revision(db, tenant, revision)
-            if not changes:
-                return RolledBack([], [], last)
-            return _roll(db, author, {"to_revision": revision}, changes)
+            flip, now = flip_to_revision(db, tenant, revision), standings(db, tenant)
+            wanted = lawful(db, tenant, changes_to_revision(db, tenant, revision), flip)
+            changes = [change for change in wanted if change != now[change.edit_id]]
+            if not changes and flip is None:
+                return RolledBack([], [], last, release_at(db, tenant))
+            return _roll(db, author, {"to_revision": revision}, changes, flip)
+
+    def promote(
+        self,
+        tenant: str,
+        edit_ids: Sequence[str],
+        *,
+        release: str,
+        actor: str,
+        reason: str = "",
+        evidence: Mapping[str, Any] | None = None,
+        old_release: str | None = None,
+    ) -> Published:
+        """Make a release live, and promoted the edits that it carries; where that is so already nothing is recorded.
+
+        Args:
+            tenant: whose.
+            edit_ids: *all* edits that the release carries; what was promoted and is not among them acts from the memory again.
+            release: its name.
+            actor: who says so.
+            reason: why.
+            evidence: what speaks for it, as JSON; scorecards by their hashes.
+            old_release: what must be live for this to be right, "" for none; ``None`` if it does not matter.
+
+        Raises:
+            NotFound: an id is unknown to this tenant.
+            WrongState: an edit is proposed or retired.
+            Conflict: not ``old_release`` is live.
+        """
+        author, ids = _author(tenant, actor, reason), _ids(edit_ids)
+        payload = {"edit_ids": ids, "evidence": json.loads(_json("evidence", evidence or {}))}
+        with self._storage.writing() as db:
+            flip = flip_of_promotion(db, tenant, ids, release, old_release)
+            if flip is None:
+                return Published([], [], head(db), release)
+            return _publish(db, author, "promote", payload, lawful(db, tenant, [], flip), flip)
+
+    def demote(
+        self,
+        tenant: str,
+        edit_ids: Sequence[str],
+        *,
+        release: str,
+        actor: str,
+        reason: str = "",
+        carries: Sequence[str] | None = None,
+    ) -> Published:
+        """Take edits out of the weights, back into the memory; one that the live release carries under a newer edit stays under it.
+
+        ``release`` is live from then on, "" for none, and ``carries`` its edits, as :meth:`rollback` says.
+
+        Raises:
+            NotFound: an id is unknown to this tenant.
+            WrongState: the live release does not carry an edit.
+            InvalidInput: ``release`` carries it too.
+        """
+        author, ids = _author(tenant, actor, reason), _ids(edit_ids)
+        with self._storage.writing() as db:
+            changes = changes_of_demotion(db, tenant, ids)
+            flip = flip_without(db, tenant, set(ids), changes, release, carries)
+            return _publish(db, author, "demote", {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
+
+    def purge(
+        self,
+        tenant: str,
+        edit_id: str,
+        *,
+        actor: str,
+        reason: str,
+        release: str | None = None,
+        carries: Sequence[str] | None = None,
+    ) -> Purged:
+        """Take an edit back and erase what it says, to the last byte of the file (see :mod:`.purging`); the log stays whole.
+
+        ``release`` and ``carries`` as :meth:`rollback` says. The reason is kept. To repeat a purge finishes one that was cut short.
+
+        Raises:
+            NotFound: the id is unknown to this tenant.
+            WrongState: the live release would still carry it.
+            InvalidInput: the reason holds words of the edit.
+            Busy: the text is erased, but another process kept old bytes of the file from being overwritten; repeat it.
+        """
+        author, [known] = _author(tenant, actor, reason), _ids([edit_id])
+        check(reason=author.reason)
+        with self._storage.writing() as db:
+            done = purge(db, author, known, release, carries)
+        self._storage.rewrite()
+        return done
+
+    def keep_scorecard(self, tenant: str, scorecard: Mapping[str, Any]) -> str:
+        """Keep what a check of edits found, as JSON that names them by id; return its sha256, under which it is read again.
+
+        Raises:
+            WrongState: one of the edits was purged.
+        """
+        check(tenant=tenant)
+        text = _json("the scorecard", scorecard)
+        with self._storage.writing() as db:
+            return scorecards.keep(db, tenant, text)
 
     # -- reading -----------------------------------------------------------------------------------------------------------------
 
@@ -283,6 +419,40 @@ class Ledger:
         with self._storage.reading() as db:
             return head(db, tenant)
 
+    def live_release(self, tenant: str) -> str:
+        """Return the name of the release that the tenant's answers come from, "" for none; cheap."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return release_at(db, tenant)
+
+    def release_at(self, tenant: str, revision: int) -> str:
+        """Return what :meth:`live_release` was after the event ``revision`` of the ledger."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return release_at(db, tenant, revision)
+
+    def carried_by(self, tenant: str, release: str) -> tuple[str, ...]:
+        """Return the ids of the edits that a release carries; empty for one that never was live for the tenant."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return carried_by(db, tenant, release) or ()
+
+    def outdated(self, tenant: str) -> list[Edit]:
+        """Return the edits that the live release carries though newer ones superseded them, oldest first."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return [edit for edit in edits_by_id(db, tenant, flip_at(db, tenant).edit_ids) if not edit.is_live]
+
+    def scorecard(self, tenant: str, sha256: str) -> dict[str, Any]:
+        """Return what was kept under this hash.
+
+        Raises:
+            NotFound: nothing was, it is another tenant's, or it was purged with an edit.
+        """
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return scorecards.read(db, tenant, sha256)
+
     def chain(self, seq: int) -> str:
         """Return the hash of the event ``seq``, which stands for the whole history up to it; "" where there is none."""
         with self._storage.reading() as db:
@@ -357,8 +527,44 @@ def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[
     return min(revisions), max(revisions)
 
 
-def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change]) -> RolledBack:
-    ids = canonical([change.edit_id for change in changes])
-    before = standings(db, author.tenant, "AND e.id IN (SELECT value FROM json_each(?))", (ids,))
-    revision = append(db, author, "rollback", payload, changes)
+def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None) -> RolledBack:
+    before = _before(db, author.tenant, changes)
+    revision = append(db, author, "rollback", payload, changes, flip)
     return outcome(db, author.tenant, changes, before, revision)
+
+
+def _publish(
+    db: apsw.Connection, author: Author, kind: str, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None
+) -> Published:
+    before = _before(db, author.tenant, changes)
+    revision = append(db, author, kind, payload, changes, flip)
+    moved = [change for change in changes if change != before[change.edit_id]]
+    promoted, demoted = (
+        edits_by_id(db, author.tenant, [change.edit_id for change in moved if change.standing is standing])
+        for standing in (Standing.PROMOTED, Standing.ACTIVE)
+    )
+    return Published(promoted, demoted, revision, release_at(db, author.tenant))
+
+
+def _before(db: apsw.Connection, tenant: str, changes: Sequence[Change]) -> dict[str, Change]:
+    ids = canonical([change.edit_id for change in changes])
+    return standings(db, tenant, "AND e.id IN (SELECT value FROM json_each(?))", (ids,))
+
+
+def _ids(edit_ids: Sequence[str]) -> list[str]:
+    ids = list(dict.fromkeys(edit_ids))
+    if not ids:
+        raise InvalidInput("no edit ids were given.", "list_edits shows them.")
+    if malformed := [edit_id for edit_id in ids if not _EDIT_ID.fullmatch(edit_id)]:
+        raise NotFound(f"there is no edit {malformed[0]!r}; nothing was changed.", "list_edits shows the ids.")
+    return ids
+
+
+def _json(name: str, value: Mapping[str, Any]) -> str:
+    """Write what a caller gives as one JSON text."""
+    try:
+        text = canonical(value)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{name} is no JSON ({error}).", "Give texts, numbers, lists and objects.") from error
+    return text

@@ -1,15 +1,6 @@
 """Appending to the log and reading it back; everything here works inside a transaction that the caller holds.
 
 :func:`project` is the only writer of the tables that follow from the log, so that an audit can replay the log through it.
-
-What a purge of an edit must do, in one transaction, for no text of it to be left and for an audit to say "purged":
-
-- append an event that takes the edit back, as a rollback does; by it every running scope learns that the edit is gone;
-- delete the row of ``payloads``, which leaves the chain whole, and that of ``edits``, with which its ``names`` go;
-- empty ``arguments`` of the idempotency keys that stand for its event: a digest without salt lets a short text be guessed. The
-  keys stay taken, so that no late repetition of the call writes the text again;
-- name the later events that quote the text (``old_target`` and ``warnings`` of what superseded it): only their own purge erases it;
-- run with ``PRAGMA secure_delete = ON`` and end with a truncating checkpoint, as free pages and the write-ahead log keep old bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import LedgerDamaged
 from ke_tools.facts import Edit, squash
-from ke_tools.memory.events import GENESIS, Change, Event, Standing, canonical, chain_hash, content_hash, recalled
+from ke_tools.memory.events import GENESIS, Change, Event, Flip, Standing, canonical, chain_hash, content_hash, recalled
 from ke_tools.memory.names import name_key
 
 if TYPE_CHECKING:
@@ -39,6 +30,8 @@ _EDITS: Final = (
     " FROM edits AS e JOIN events AS v USING (seq) JOIN payloads AS p USING (seq) WHERE e.tenant = ?"
 )
 _STANDINGS: Final = "SELECT e.id, e.standing, e.superseded_by FROM edits AS e WHERE e.tenant = ?"
+_LAST_FLIP: Final = "FROM flips WHERE tenant = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+_LATEST: Final = 2**62
 _COUNT_EVENTS: Final = "SELECT count(*) FROM events AS v WHERE v.tenant = ?"
 _COUNT_EDITS: Final = "SELECT count(*) FROM edits AS e WHERE e.tenant = ?"
 
@@ -52,7 +45,9 @@ class Author:
     reason: str = ""
 
 
-def append(db: apsw.Connection, author: Author, kind: str, payload: Mapping[str, Any], changes: Sequence[Change]) -> int:
+def append(
+    db: apsw.Connection, author: Author, kind: str, payload: Mapping[str, Any], changes: Sequence[Change], flip: Flip | None = None
+) -> int:
     """Write one event with what follows from it; return its sequence number."""
     last = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (last[0] + 1, last[1]) if last else (1, GENESIS)
@@ -60,13 +55,15 @@ def append(db: apsw.Connection, author: Author, kind: str, payload: Mapping[str,
     salt, text = secrets.token_bytes(_SALT_BYTES), canonical({**payload, "reason": author.reason})
     content = content_hash(salt, text)
     row = (seq, author.tenant, kind, author.name, at)
-    chained = chain_hash(previous, row, content, changes)
+    chained = chain_hash(previous, row, content, changes, flip)
     db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, content, previous, chained))
     db.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", (seq, author.tenant, salt, text))
     db.executemany(
         "INSERT INTO changes VALUES (?, ?, ?, ?, ?)",
         [(seq, author.tenant, change.edit_id, change.standing.value, change.superseded_by) for change in changes],
     )
+    if flip is not None:
+        db.execute("INSERT INTO flips VALUES (?, ?, ?, ?)", (seq, author.tenant, flip.release, canonical(sorted(flip.edit_ids))))
     project(db, author.tenant, seq, payload, changes)
     return seq
 
@@ -145,6 +142,7 @@ def events_where(db: apsw.Connection, tenant: str, condition: str = "", values: 
             payload=payload,
             tenant=owner,
             changes=changes,
+            flip=flip_of(db, owner, seq),
             purged=text is None,
         )
 
@@ -158,6 +156,39 @@ def changes_of(db: apsw.Connection, tenant: str, seq: int) -> tuple[Change, ...]
     """Every change that one event made."""
     rows = db.execute("SELECT edit_id, standing, superseded_by FROM changes WHERE tenant = ? AND seq = ?", (tenant, seq))
     return tuple(Change(edit_id, _standing(standing), by) for edit_id, standing, by in rows)
+
+
+def release_at(db: apsw.Connection, tenant: str, revision: int = _LATEST) -> str:
+    """Return the tenant's release that was live after the event ``revision``, or is now; "" where none was."""
+    found = db.execute(f"SELECT release {_LAST_FLIP}", (tenant, revision)).fetchone() if has_flips(db) else None
+    return str(found[0]) if found else ""
+
+
+def flip_at(db: apsw.Connection, tenant: str, revision: int = _LATEST) -> Flip:
+    """Return the same with what it carries."""
+    found = db.execute(f"SELECT release, edit_ids {_LAST_FLIP}", (tenant, revision)).fetchone() if has_flips(db) else None
+    return Flip(found[0], tuple(json.loads(found[1]))) if found else Flip()
+
+
+def flip_of(db: apsw.Connection, tenant: str, seq: int) -> Flip | None:
+    """Return the flip that one event made, if it made one."""
+    if not has_flips(db):
+        return None
+    found = db.execute("SELECT release, edit_ids FROM flips WHERE tenant = ? AND seq = ?", (tenant, seq)).fetchone()
+    return Flip(found[0], tuple(json.loads(found[1]))) if found else None
+
+
+def carried_by(db: apsw.Connection, tenant: str, release: str) -> tuple[str, ...] | None:
+    """Return the edits of a release, if it ever was live for the tenant."""
+    if not has_flips(db):
+        return None
+    found = db.execute("SELECT edit_ids FROM flips WHERE tenant = ? AND release = ? LIMIT 1", (tenant, release)).fetchone()
+    return tuple(json.loads(found[0])) if found else None
+
+
+def has_flips(db: apsw.Connection) -> bool:
+    """Whether the file has taken the step that lets it have flips and scorecards; one that is only read may be older."""
+    return db.table_exists("main", "flips")
 
 
 def _standing(text: str) -> Standing:

@@ -108,7 +108,37 @@ def m003_idempotency_keys(db: apsw.Connection) -> None:
     )
 
 
-MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (m001_the_log, m002_projections, m003_idempotency_keys)
+def m005_live_releases_and_scorecards(db: apsw.Connection) -> None:
+    """A flip stands beside an event's changes and is chained with them; scorecards lie under the hash that an event names."""
+    db.execute(
+        """
+        CREATE TABLE flips (
+            seq INTEGER NOT NULL REFERENCES events (seq),
+            tenant TEXT NOT NULL,
+            release TEXT NOT NULL,  -- live from this event on; '' for none
+            edit_ids TEXT NOT NULL,  -- JSON: what it carries
+            PRIMARY KEY (tenant, seq)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TRIGGER flips_stay BEFORE UPDATE ON flips BEGIN SELECT raise(ABORT, 'flips are append-only'); END;
+        CREATE TRIGGER flips_are_kept BEFORE DELETE ON flips BEGIN SELECT raise(ABORT, 'flips are append-only'); END;
+
+        CREATE TABLE scorecards (
+            tenant TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            scorecard TEXT NOT NULL,
+            PRIMARY KEY (tenant, sha256)
+        ) STRICT;
+        CREATE TRIGGER scorecards_stay BEFORE UPDATE ON scorecards BEGIN SELECT raise(ABORT, 'a scorecard can only be erased'); END;
+        """
+    )
+
+
+MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
+    m001_the_log,
+    m002_projections,
+    m003_idempotency_keys,
+    m005_live_releases_and_scorecards,
+)
 
 
 def version_of(db: apsw.Connection) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ke_tools.errors import NotFound, WrongState
 from ke_tools.memory.events import LIVE, Change, RolledBack, Standing
-from ke_tools.memory.log import edits_by_id, standings, standings_at
+from ke_tools.memory.log import edits_by_id, release_at, standings, standings_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def outcome(db: apsw.Connection, tenant: str, changes: Sequence[Change], before:
     """Name the edits that lost or won their effect, or were refused, by these changes."""
     retired = [change.edit_id for change in changes if change.standing is Standing.ROLLED_BACK or _lost(before[change.edit_id], change)]
     restored = [change.edit_id for change in changes if change.standing in LIVE and before[change.edit_id].standing not in LIVE]
-    return RolledBack(edits_by_id(db, tenant, retired), edits_by_id(db, tenant, restored), revision)
+    return RolledBack(edits_by_id(db, tenant, retired), edits_by_id(db, tenant, restored), revision, release_at(db, tenant, revision))
 
 
 def _lost(before: Change, after: Change) -> bool:

@@ -107,6 +107,27 @@ class Storage:
         finally:
             self._write_lock.release()
 
+    def rewrite(self) -> None:
+        """Write the file anew and empty its log, so that neither keeps bytes of what was erased.
+
+        Free pages and the gaps in pages that were split keep old bytes, which ``PRAGMA secure_delete`` does not reach once they are
+        there.
+
+        Raises:
+            Busy: another process writes, or reads what is to go, for longer than the timeout.
+        """
+        if not self._write_lock.acquire(timeout=self._busy_timeout_ms / 1000):
+            raise self._busy()
+        try:
+            self._refuse_if_closed()
+            with self._translated():
+                self._main.execute("VACUUM")
+                is_held, *_ = self._main.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0]
+        finally:
+            self._write_lock.release()
+        if is_held:
+            raise Busy("the ledger's write-ahead log is read by another process and could not be emptied.", "Repeat in a moment.")
+
     def close(self) -> None:
         """Close every connection; readers at work close theirs when they are done."""
         with self._write_lock:

@@ -625,7 +625,7 @@ def _event(event: Event) -> dict[str, Any]:
         "actor": event.actor,
         "action": event.action,
         "edit_ids": list(event.edit_ids),
-        "note": event.reason,
+        "note": event.note,
     }
 
 

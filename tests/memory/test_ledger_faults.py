@@ -22,8 +22,6 @@ from ke_tools.errors import Busy, Conflict, InvalidInput, KeToolsError, LedgerDa
 from ke_tools.facts import Edit, Fact
 from ke_tools.memory import migrations
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.log import Author, append
-from ke_tools.memory.rollbacks import changes_of_rollback
 from ke_tools.memory.slots import Slot
 from ke_tools.memory.storage import Storage
 
@@ -455,14 +453,8 @@ def test_an_edit_that_stands_as_none_can_is_damage_to_every_reader(path: Path) -
 
 
 def purge(ledger: Ledger, edit: Edit) -> None:
-    """Do what the log's docstring asks of a purge."""
-    with ledger._storage.writing() as db:
-        append(db, Author("acme", "ann"), "purge", {"edit_ids": [edit.id]}, changes_of_rollback(db, "acme", [edit.id]))
-        db.execute("DELETE FROM edits WHERE id = ?", (edit.id,))
-        db.execute("DELETE FROM payloads WHERE seq = ?", (edit.revision,))
-        db.execute(
-            "UPDATE idempotency_keys SET arguments = x'' WHERE tenant = 'acme' AND ? BETWEEN first_seq AND last_seq", (edit.revision,)
-        )
+    """Erase an edit as a test's usual actor."""
+    ledger.purge("acme", edit.id, actor="ann", reason="asked for")
 
 
 def test_a_purged_payload_is_purged_not_broken(path: Path) -> None:
@@ -550,7 +542,7 @@ def test_the_whole_schema_is_as_published(path: Path) -> None:
         )
         schema = [" ".join(sql.split()) for (sql,) in rows]
         assert ledger._storage._main.execute("PRAGMA application_id").get == 0x6B65746C
-        assert ledger._storage._main.execute("PRAGMA user_version").get == 3
+        assert ledger._storage._main.execute("PRAGMA user_version").get == len(migrations.MIGRATIONS)
         assert ledger._storage._main.execute("PRAGMA journal_mode").get == "wal"
     assert schema == [" ".join(statement.split()) for statement in SCHEMA.split("\n\n")]
 
@@ -574,7 +566,7 @@ def test_an_older_ledger_is_brought_up_and_keeps_its_edits(path: Path, monkeypat
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_later))
     with Ledger(path) as ledger:
         assert ledger.get("acme", made.id) == made
-        assert ledger._storage._main.execute("PRAGMA user_version").get == 4
+        assert ledger._storage._main.execute("PRAGMA user_version").get == len(migrations.MIGRATIONS)
 
 
 def test_an_older_ledger_that_may_not_be_written_is_sound_as_it_was_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -669,4 +661,18 @@ CREATE INDEX names_of_edit ON names (tenant, edit_id)
 CREATE TABLE idempotency_keys ( tenant TEXT NOT NULL, key TEXT NOT NULL, arguments BLOB NOT NULL, -- sha256 of what was
 asked first_seq INTEGER NOT NULL REFERENCES events (seq), last_seq INTEGER NOT NULL REFERENCES events (seq), PRIMARY KEY
 (tenant, key) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE flips ( seq INTEGER NOT NULL REFERENCES events (seq), tenant TEXT NOT NULL, release TEXT NOT NULL, -- live
+from this event on; '' for none edit_ids TEXT NOT NULL, -- JSON: what it carries PRIMARY KEY (tenant, seq) ) STRICT,
+WITHOUT ROWID
+
+CREATE TRIGGER flips_stay BEFORE UPDATE ON flips BEGIN SELECT raise(ABORT, 'flips are append-only'); END
+
+CREATE TRIGGER flips_are_kept BEFORE DELETE ON flips BEGIN SELECT raise(ABORT, 'flips are append-only'); END
+
+CREATE TABLE scorecards ( tenant TEXT NOT NULL, sha256 TEXT NOT NULL, scorecard TEXT NOT NULL, PRIMARY KEY (tenant,
+sha256) ) STRICT
+
+CREATE TRIGGER scorecards_stay BEFORE UPDATE ON scorecards BEGIN SELECT raise(ABORT, 'a scorecard can only be erased');
+END
 """

@@ -1,0 +1,168 @@
+"""Promoting and demoting: which release a tenant's answers come from, and which edits are in it.
+
+A *flip* says that from an event on another release is live. It stands in the log beside the event's changes and is chained with them;
+what is live is the last flip, so there is nothing that could differ from the log, and no purge of a payload touches it.
+
+One law ties the flips to how the edits stand: **an edit is promoted if and only if it acts on answers and the live release carries
+it.** So what comes back from under a newer edit comes back promoted where the live release carries it still, and what a new live
+release does not carry is answered from the memory again. Besides, a live release may carry edits that were superseded since: the
+newer edit acts from the memory, and only a flip to a release without the older takes that out of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from ke_tools.errors import Conflict, InvalidInput, NotFound, WrongState
+from ke_tools.memory.events import LIVE, Change, Flip, Standing
+from ke_tools.memory.log import carried_by, flip_at, standings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    import apsw
+
+_RELEASE: Final = re.compile(r"rel_[0-9a-f]{24}")
+_AMONG: Final = "AND e.id IN (SELECT value FROM json_each(?))"
+_PROMOTED: Final = "AND e.standing = 'promoted'"
+
+
+def flip_of_promotion(db: apsw.Connection, tenant: str, edit_ids: Sequence[str], release: str, old_release: str | None) -> Flip | None:
+    """Plan to make a release live that carries these edits and no others; ``None`` where that is so already.
+
+    Raises:
+        InvalidInput: the release is no name of one, or is known to carry other edits.
+        NotFound: an id is unknown to this tenant.
+        WrongState: an edit does not act on answers.
+        Conflict: not ``old_release`` is live.
+    """
+    live = flip_at(db, tenant)
+    if old_release is not None and old_release != live.release:
+        raise Conflict(
+            f"{old_release or 'no release'} was to be replaced, but {live.release or 'no release'} is live; nothing was promoted.",
+            "Plan again from what is live now.",
+            live_release=live.release,
+        )
+    if not release:
+        raise InvalidInput("promote was given no release.", "Name the release that carries the edits, or use demote.")
+    now = _known(db, tenant, edit_ids)
+    if idle := [edit_id for edit_id in edit_ids if now[edit_id].standing not in LIVE]:
+        raise WrongState(
+            f"{idle[0]} is {now[idle[0]].standing.value}; nothing was promoted.", "Only edits that act on answers can be promoted."
+        )
+    flip = _checked(db, tenant, release, edit_ids)
+    return None if flip == live else flip
+
+
+def changes_of_demotion(db: apsw.Connection, tenant: str, edit_ids: Sequence[str]) -> list[Change]:
+    """Plan to take these edits out of the live release; those that it carries under a newer edit stay under it.
+
+    Raises:
+        NotFound: an id is unknown to this tenant.
+        WrongState: the live release does not carry an edit.
+    """
+    now, live = _known(db, tenant, edit_ids), flip_at(db, tenant)
+    if strange := [edit_id for edit_id in edit_ids if edit_id not in live.edit_ids]:
+        raise WrongState(
+            f"{strange[0]} is {now[strange[0]].standing.value} and not in a live release; nothing was demoted.",
+            "list_edits shows which edits are promoted.",
+        )
+    return [Change(edit_id, Standing.ACTIVE) if now[edit_id].standing in LIVE else now[edit_id] for edit_id in edit_ids]
+
+
+def flip_without(
+    db: apsw.Connection, tenant: str, gone: AbstractSet[str], changes: Sequence[Change], release: str | None, carries: Sequence[str] | None
+) -> Flip | None:
+    """Plan the flip that goes with ``changes``, by which the edits ``gone`` leave the weights; ``None`` where none is needed.
+
+    Args:
+        db: the ledger, in a transaction.
+        tenant: whose.
+        gone: the edits that no release may carry afterwards.
+        changes: how edits stand afterwards.
+        release: what is to be live then; "" for none, ``None`` to leave it as it is.
+        carries: the edits that it carries; ``None`` for those that it is known to carry, else those that stay promoted.
+
+    Raises:
+        InvalidInput: the release is no name of one, carries other edits than said, or one of those ``gone``.
+        NotFound: an edit that it carries is unknown to this tenant.
+        WrongState: ``release`` is left open though the live one carries an edit that goes; or it carries one that is taken back.
+    """
+    live = flip_at(db, tenant)
+    if release is None:
+        if held := sorted(gone & set(live.edit_ids)):
+            raise WrongState(
+                f"{held[0]} is in the live release {live.release}; nothing was changed.",
+                "Name a release without it that shall be live, or none to answer from the memory alone.",
+            )
+        return None
+    after = standings(db, tenant, _PROMOTED) | {change.edit_id: change for change in changes}
+    if carries is None:
+        carries = carried_by(db, tenant, release) if release else ()
+    if carries is None:
+        carries = [change.edit_id for change in after.values() if change.standing is Standing.PROMOTED and change.edit_id not in gone]
+    flip = _checked(db, tenant, release, carries)
+    if held := sorted(gone & set(carries)):
+        raise InvalidInput(f"{release} carries {held[0]}, which is to leave the weights.", "Name a release without it.")
+    _refuse_retired(_known(db, tenant, flip.edit_ids) | after, flip)
+    return None if flip == live else flip
+
+
+def flip_to_revision(db: apsw.Connection, tenant: str, revision: int) -> Flip | None:
+    """Plan to make live what was live after the event ``revision``; ``None`` where it is so already.
+
+    A release that carries an edit that was purged since never comes back: what it carried besides acts from the memory.
+    """
+    then = flip_at(db, tenant, revision)
+    if len(standings(db, tenant, _AMONG, (json.dumps(then.edit_ids),))) < len(then.edit_ids):
+        then = Flip()
+    return None if then == flip_at(db, tenant) else then
+
+
+def lawful(db: apsw.Connection, tenant: str, changes: Sequence[Change], flip: Flip | None) -> list[Change]:
+    """Complete changes, so that after them and the flip the promoted edits are those that act and that the live release carries."""
+    moved = {change.edit_id: change for change in changes}
+    carried = frozenset((flip or flip_at(db, tenant)).edit_ids)
+    stands = dict(moved)
+    if flip is not None:
+        stands = standings(db, tenant, _PROMOTED) | standings(db, tenant, _AMONG, (json.dumps(flip.edit_ids),)) | moved
+    for edit_id, change in stands.items():
+        wanted = Standing.PROMOTED if edit_id in carried else Standing.ACTIVE
+        if change.standing in LIVE and change.standing is not wanted:
+            moved[edit_id] = Change(edit_id, wanted)
+    return list(moved.values())
+
+
+def _checked(db: apsw.Connection, tenant: str, release: str, edit_ids: Sequence[str]) -> Flip:
+    """Make a flip of a release that may be one: its name stands for what it carries."""
+    flip = Flip(release, tuple(sorted(set(edit_ids))))
+    if release and not _RELEASE.fullmatch(release):
+        raise InvalidInput(f"{release!r} is no name of a release.", "It is rel_ and 24 hexadecimal digits.")
+    if bool(release) != bool(flip.edit_ids):
+        raise InvalidInput(
+            f"{release or 'no release'} was to carry {len(flip.edit_ids)} edits.", "Name a release with edits, or no release and none."
+        )
+    known = carried_by(db, tenant, release) if release else ()
+    if known is not None and known != flip.edit_ids:
+        raise InvalidInput(f"{release} carries other edits: {', '.join(known)}.", "Another set of edits is another release.")
+    return flip
+
+
+def _known(db: apsw.Connection, tenant: str, edit_ids: Sequence[str]) -> dict[str, Change]:
+    now = standings(db, tenant, _AMONG, (json.dumps(list(edit_ids)),))
+    if unknown := [edit_id for edit_id in edit_ids if edit_id not in now]:
+        raise NotFound(f"there is no edit {unknown[0]!r}; nothing was changed.", "list_edits shows the ids.")
+    return now
+
+
+def _refuse_retired(after: Mapping[str, Change], flip: Flip) -> None:
+    """A release may carry what a newer edit covers, but nothing that was refused or taken back."""
+    for edit_id in flip.edit_ids:
+        if after[edit_id].standing not in {*LIVE, Standing.SUPERSEDED}:
+            raise WrongState(
+                f"{flip.release} carries {edit_id}, which is {after[edit_id].standing.value}; nothing was changed.",
+                "Name a release without it.",
+            )
