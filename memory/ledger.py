@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
-from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound
+from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
 from ke_tools.memory import audit, idempotency, scorecards
 from ke_tools.memory.checks import check, noted
@@ -51,7 +51,7 @@ from ke_tools.memory.log import (
     standings,
     standings_at,
 )
-from ke_tools.memory.promotions import changes_of_demotion, flip_of_promotion, flip_to_revision, flip_without, lawful
+from ke_tools.memory.promotions import changes_of_demotion, flip_of_promotion, flip_to_revision, flip_without, is_release, lawful
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
 from ke_tools.memory.slots import SlotRule
@@ -224,9 +224,7 @@ class Ledger:
         """
         author = _author(tenant, actor, reason)
         with self._storage.writing() as db:
-            last = head(db)
-            if not 0 <= revision <= last:
-                raise InvalidInput(f"the revision is {revision}.", f"Give one from 0 to {last}.")
+            last = _refuse_unless_past(db, revision)
             flip, now = flip_to_revision(db, tenant, revision), standings(db, tenant)
             wanted = lawful(db, tenant, changes_to_revision(db, tenant, revision), flip)
             changes = [change for change in wanted if change != now[change.edit_id]]
@@ -312,13 +310,17 @@ class Ledger:
             NotFound: the id is unknown to this tenant.
             WrongState: the live release would still carry it.
             InvalidInput: the reason holds words of the edit.
-            Busy: the text is erased, but another process kept old bytes of the file from being overwritten; repeat it.
+            Busy, ResourceExhausted: the edit is purged, but old bytes of it are still in the file; repeat it.
         """
         author, [known] = _author(tenant, actor, reason), _ids([edit_id])
         check(reason=author.reason)
         with self._storage.writing() as db:
             done = purge(db, author, known, release, carries)
-        self._storage.rewrite()
+        try:
+            self._storage.rewrite()
+        except Unavailable as error:
+            left = f"{edit_id} is purged, but the file could not be rewritten and may still hold bytes of it."
+            raise type(error)(left, error.hint) from error
         return done
 
     def keep_scorecard(self, tenant: str, scorecard: Mapping[str, Any]) -> str:
@@ -429,13 +431,14 @@ class Ledger:
         """Return what :meth:`live_release` was after the event ``revision`` of the ledger."""
         check(tenant=tenant)
         with self._storage.reading() as db:
+            _refuse_unless_past(db, revision)
             return release_at(db, tenant, revision)
 
     def carried_by(self, tenant: str, release: str) -> tuple[str, ...]:
         """Return the ids of the edits that a release carries; empty for one that never was live for the tenant."""
         check(tenant=tenant)
         with self._storage.reading() as db:
-            return carried_by(db, tenant, release) or ()
+            return (carried_by(db, tenant, release) if is_release(release) else None) or ()
 
     def outdated(self, tenant: str) -> list[Edit]:
         """Return the edits that the live release carries though newer ones superseded them, oldest first."""
@@ -549,6 +552,13 @@ def _publish(
 def _before(db: apsw.Connection, tenant: str, changes: Sequence[Change]) -> dict[str, Change]:
     ids = canonical([change.edit_id for change in changes])
     return standings(db, tenant, "AND e.id IN (SELECT value FROM json_each(?))", (ids,))
+
+
+def _refuse_unless_past(db: apsw.Connection, revision: int) -> int:
+    last = head(db)
+    if not 0 <= revision <= last:
+        raise InvalidInput(f"the revision is {revision}.", f"Give one from 0 to {last}.")
+    return last
 
 
 def _ids(edit_ids: Sequence[str]) -> list[str]:

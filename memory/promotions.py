@@ -30,6 +30,11 @@ _AMONG: Final = "AND e.id IN (SELECT value FROM json_each(?))"
 _PROMOTED: Final = "AND e.standing = 'promoted'"
 
 
+def is_release(name: str) -> bool:
+    """Whether a release can have this name."""
+    return bool(_RELEASE.fullmatch(name))
+
+
 def flip_of_promotion(db: apsw.Connection, tenant: str, edit_ids: Sequence[str], release: str, old_release: str | None) -> Flip | None:
     """Plan to make a release live that carries these edits and no others; ``None`` where that is so already.
 
@@ -99,6 +104,7 @@ def flip_without(
                 "Name a release without it that shall be live, or none to answer from the memory alone.",
             )
         return None
+    _refuse_unless_release(release)
     after = standings(db, tenant, _PROMOTED) | {change.edit_id: change for change in changes}
     if carries is None:
         carries = carried_by(db, tenant, release) if release else ()
@@ -138,9 +144,8 @@ def lawful(db: apsw.Connection, tenant: str, changes: Sequence[Change], flip: Fl
 
 def _checked(db: apsw.Connection, tenant: str, release: str, edit_ids: Sequence[str]) -> Flip:
     """Make a flip of a release that may be one: its name stands for what it carries."""
+    _refuse_unless_release(release)
     flip = Flip(release, tuple(sorted(set(edit_ids))))
-    if release and not _RELEASE.fullmatch(release):
-        raise InvalidInput(f"{release!r} is no name of a release.", "It is rel_ and 24 hexadecimal digits.")
     if bool(release) != bool(flip.edit_ids):
         raise InvalidInput(
             f"{release or 'no release'} was to carry {len(flip.edit_ids)} edits.", "Name a release with edits, or no release and none."
@@ -149,6 +154,11 @@ def _checked(db: apsw.Connection, tenant: str, release: str, edit_ids: Sequence[
     if known is not None and known != flip.edit_ids:
         raise InvalidInput(f"{release} carries other edits: {', '.join(known)}.", "Another set of edits is another release.")
     return flip
+
+
+def _refuse_unless_release(name: str) -> None:
+    if name and not is_release(name):
+        raise InvalidInput(f"{name!r} is no name of a release.", "It is rel_ and 24 hexadecimal digits.")
 
 
 def _known(db: apsw.Connection, tenant: str, edit_ids: Sequence[str]) -> dict[str, Change]:

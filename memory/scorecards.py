@@ -14,6 +14,7 @@ from ke_tools.memory.purging import purged_among
 if TYPE_CHECKING:
     import apsw
 
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _IDS: Final = re.compile(r"ed_[0-9a-f]{16}")
 
 
@@ -38,7 +39,7 @@ def read(db: apsw.Connection, tenant: str, name: str) -> dict[str, Any]:
         LedgerDamaged: it was altered.
     """
     query = "SELECT scorecard FROM scorecards WHERE tenant = ? AND sha256 = ?"
-    found = db.execute(query, (tenant, name)).fetchone() if has_flips(db) else None
+    found = db.execute(query, (tenant, name)).fetchone() if _SHA256.fullmatch(name) and has_flips(db) else None
     if found is None:
         raise NotFound(f"there is no scorecard {name!r}.", "history names those that were kept; a purge erases those of its edit.")
     if hashlib.sha256(found[0].encode()).hexdigest() != name:

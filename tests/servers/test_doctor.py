@@ -17,9 +17,7 @@ import pytest
 
 from ke_tools.config import Settings
 from ke_tools.facts import Edit, Fact
-from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Scope
 from ke_tools.servers import doctor
 from ke_tools.servers.service import Service, open_service
@@ -170,10 +168,7 @@ def test_a_purged_payload_is_said_as_purged(open_home: Callable[..., Service], l
     (gone, _) = write(ledger_file, FREEDONIA, BAKERY)
     service = open_home()
     service._scope = Scope(service.ledger, HashingEmbedder())
-    with service.ledger._storage.writing() as db:
-        append(db, Author("local", "ann"), "purge", {"edit_ids": [gone.id]}, [Change(gone.id, Standing.ROLLED_BACK)])
-        db.execute("DELETE FROM edits WHERE id = ?", (gone.id,))
-        db.execute("DELETE FROM payloads WHERE seq = ?", (gone.revision,))
+    service.ledger.purge("local", gone.id, actor="ann", reason="asked for")
 
     report = doctor.examine(service, deep=True)
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from ke_tools.errors import LedgerDamaged
 from ke_tools.facts import Edit, Fact
 from ke_tools.memory.corrections import Correction
-from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Decision, Reading, Scope, following, stored, tenant
 from ke_tools.memory.scope.scorer import CosineScorer
 from ke_tools.memory.scope.stored import Origin
@@ -220,11 +218,8 @@ def test_a_file_of_another_history_is_made_anew(tmp_path: Path, monkeypatch: pyt
 
 
 def purge(ledger: Ledger, edit: Edit) -> None:
-    """As a purge will do it."""
-    with ledger._storage.writing() as db:
-        append(db, Author("t", "test"), "purge", {"edit_ids": [edit.id]}, [Change(edit.id, Standing.ROLLED_BACK)])
-        db.execute("DELETE FROM edits WHERE id = ?", (edit.id,))
-        db.execute("DELETE FROM payloads WHERE seq = ?", (edit.revision,))
+    """Erase an edit."""
+    ledger.purge("t", edit.id, actor="test", reason="asked for")
 
 
 @pytest.mark.parametrize("is_running", [True, False])

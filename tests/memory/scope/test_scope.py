@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from ke_tools.errors import LedgerDamaged, ModelUnavailable
 from ke_tools.facts import Edit, Fact
-from ke_tools.memory.events import Change, Standing
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.log import Author, append
 from ke_tools.memory.scope import Decision, Reading, Scope
 from ke_tools.memory.scope.scorer import CosineScorer
 from ke_tools.testing import HashingEmbedder, memory_ledger
@@ -232,10 +230,7 @@ def test_a_purged_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None:
     purged, kept = write(ledger, FREEDONIA, AUSTRALIA)
     assert asked(scope, "The ruler of Freedonia is").zone == "in"
 
-    with ledger._storage.writing() as db:
-        append(db, Author("t", "test"), "purge", {"edit_ids": [purged.id]}, [Change(purged.id, Standing.ROLLED_BACK)])
-        db.execute("DELETE FROM edits WHERE id = ?", (purged.id,))
-        db.execute("DELETE FROM payloads WHERE seq = ?", (purged.revision,))
+    ledger.purge("t", purged.id, actor="test", reason="asked for")
 
     assert asked(scope, "The ruler of Freedonia is").zone == "out"
     assert [hit.edit.id for hit in asked(scope, "The capital of Australia is").hits] == [kept.id]
