@@ -161,16 +161,20 @@ def _projection(db: apsw.Connection, replayed: apsw.Connection, table: str, purg
 
 def _releases(db: apsw.Connection, replayed: apsw.Connection) -> Iterator[Finding]:
     """Compare each live release with the edits that the replayed log promoted."""
-    live = {tenant: (release, set(json.loads(ids))) for tenant, release, ids in db.execute(_LAST_FLIPS)} if has_flips(db) else {}
+    live: dict[str, tuple[str, set[str]]] = {}
+    if has_flips(db):
+        live = {tenant: (release, set(json.loads(ids))) for tenant, release, ids in db.execute(_LAST_FLIPS)}
     for edit_id, tenant, standing in replayed.execute("SELECT id, tenant, standing FROM edits WHERE standing IN ('active', 'promoted')"):
-        release, carried = live.get(tenant, ("", set()))
+        release, carried = live.get(tenant, ("", set[str]()))
         if (edit_id in carried) != (standing == Standing.PROMOTED):
             carries = f"the live release {release} carries it" if edit_id in carried else "no live release carries it"
             yield Finding("release", f"{edit_id} is {standing}, but {carries}.")
 
 
 def _scorecards(db: apsw.Connection, purged: dict[str, int]) -> Iterator[Finding]:
-    for name, text in db.execute("SELECT sha256, scorecard FROM scorecards") if has_flips(db) else ():
+    if not has_flips(db):
+        return
+    for name, text in db.execute("SELECT sha256, scorecard FROM scorecards"):
         if hashlib.sha256(text.encode()).hexdigest() != name:
             yield Finding("scorecard", f"the scorecard {name} was altered.")
         for edit_id, seq in purged.items():

@@ -1,4 +1,4 @@
-"""The ledger: which corrections were made, by whom and why, and which of them are live.
+"""The ledger: which corrections were made, by whom and why, which of them are live, and which release they are in.
 
 It is the only truth of ke-tools. An append-only, hash-chained log of events in an SQLite file; every table, index and adapter
 besides follows from it. A tenant never sees another's: the tenant is a required argument of every read.

@@ -85,7 +85,7 @@ def _taking_back(db: apsw.Connection, edit: Edit) -> list[Change]:
 
 def _near(db: apsw.Connection, edit: Edit) -> tuple[list[int], tuple[str, ...]]:
     """Find the events whose payload goes, and the edits that say the target too."""
-    seqs, quoted_by = [edit.revision], []
+    seqs, quoted_by = [edit.revision], list[str]()
     for seq, text in db.execute(_NEAR, (edit.tenant, edit.revision, edit.id, edit.slot, edit.id)):
         payload = json.loads(text)
         if "fact" in payload:

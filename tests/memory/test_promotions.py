@@ -570,10 +570,9 @@ class ReleasesBesideModel(RuleBasedStateMachine):
         tenant = data.draw(st.sampled_from([tenant for tenant, model in self.of.items() if model.known]))
         model = self.of[tenant]
         some = data.draw(st.lists(st.sampled_from(model.known), min_size=1, max_size=3, unique=True))
-        taken = {"actor": "ann"}
         if not set(some) <= model.stands or (flips == "no" and model.carried & set(some)):
             with pytest.raises(WrongState):
-                self.ledger.rollback(tenant, some, **taken)
+                self.ledger.rollback(tenant, some, actor="ann")
             return
         carried = model.carried
         more: dict[str, Any] = {}
@@ -584,7 +583,7 @@ class ReleasesBesideModel(RuleBasedStateMachine):
             others = [edit_id for edit_id in model.known if edit_id in model.stands and edit_id not in some]
             carried = frozenset(data.draw(st.lists(st.sampled_from(others), unique=True)) if others else [])
             more = {"release": named(carried), "carries": sorted(carried)}
-        done = self.ledger.rollback(tenant, some, **taken, **more)
+        done = self.ledger.rollback(tenant, some, actor="ann", **more)
         before = set(model.live)
         model.stands -= set(some)
         model.carried = carried
@@ -626,7 +625,7 @@ class ReleasesBesideModel(RuleBasedStateMachine):
     @invariant()
     def both_agree(self) -> None:
         """What is live, promoted and carried is what the model says, for each tenant."""
-        for tenant, model in self.of.items() if hasattr(self, "ledger") else ():
+        for tenant, model in getattr(self, "of", {}).items():
             assert ids(self.ledger.live(tenant)) == model.live
             assert promoted(self.ledger, tenant) == model.promoted
             assert self.ledger.live_release(tenant) == named(model.carried)

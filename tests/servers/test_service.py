@@ -205,6 +205,22 @@ def test_an_edit_that_the_model_was_told_and_did_not_heed_is_not_called_out_of_s
     assert untold["summary"] == "Unchanged by edits: No idea."
 
 
+def test_the_history_tells_which_release_went_live(open_home: Callable[..., Service]) -> None:
+    """Issue "verify and promote" §4: who reads the history sees when answers began to come from the weights, and when they ceased to."""
+    service = open_home(lambda _say: Scripted())
+    edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+    service.ledger.promote(LOCAL.tenant, [edit_id], release="rel_" + "a" * 24, actor="ann", reason="it lasts")
+    assert [edit["edit_id"] for edit in service.list_edits(LOCAL, state="promoted")["edits"]] == [edit_id]
+    service.ledger.demote(LOCAL.tenant, [edit_id], release="", actor="ann")
+
+    events = service.history(LOCAL)["events"]
+
+    assert [(event["action"], event["note"]) for event in events[:2]] == [
+        ("demote", "no release is live"),
+        ("promote", f"it lasts; rel_{'a' * 24} is live with 1 edit"),
+    ]
+
+
 def test_a_later_edit_of_a_slot_names_the_one_that_it_retires(open_home: Callable[..., Service]) -> None:
     """Issue §3: the answer of edit names what was superseded; nothing retires silently."""
     service = open_home()

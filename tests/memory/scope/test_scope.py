@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ke_tools.errors import LedgerDamaged, ModelUnavailable
-from ke_tools.facts import Edit, Fact
+from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.scope import Decision, Reading, Scope
 from ke_tools.memory.scope.scorer import CosineScorer
@@ -223,6 +223,19 @@ def test_a_rolled_back_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None
     assert [hit.edit.id for hit in asked(scope, "The ruler of Freedonia is").hits] == [first[0].id]
     ledger.rollback_to("t", 0, actor="test")
     assert asked(scope, "The ruler of Freedonia is").zone == "out"
+
+
+def test_a_promoted_edit_stays_in_the_memory_as_second_line(ledger: Ledger, scope: Scope) -> None:
+    """Issue "verify and promote" §4: who routes sees that it is in the weights, and it comes down as it went up."""
+    (edit,) = write(ledger, FREEDONIA)
+    assert asked(scope, "The ruler of Freedonia is").hits[0].edit.state is State.ACTIVE
+
+    ledger.promote("t", [edit.id], release="rel_" + "a" * 24, actor="test")
+    assert [(hit.edit.id, hit.edit.state) for hit in asked(scope, "The ruler of Freedonia is").hits] == [(edit.id, State.PROMOTED)]
+
+    ledger.demote("t", [edit.id], release="", actor="test")
+    assert asked(scope, "The ruler of Freedonia is").hits[0].edit.state is State.ACTIVE
+    assert scope.audit() == []
 
 
 def test_a_purged_edit_is_out_at_once(ledger: Ledger, scope: Scope) -> None:
