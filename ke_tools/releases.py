@@ -26,6 +26,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -201,7 +202,7 @@ def _head(
         if part is not None:
             part.check(model)
     edit_ids = sorted(edit.id for edit in edits)
-    if twice := [one for one, other in zip(edit_ids, edit_ids[1:], strict=False) if one == other]:
+    if twice := [one for one, other in pairwise(edit_ids) if one == other]:
         raise InvalidInput(f"the edit {twice[0]} is given twice.", "Give each edit once.")
     _json(how, "how it was made")
     return {"format": _FORMAT, "fingerprint": model.fingerprint, "how": how, "edits": edit_ids}
