@@ -82,7 +82,7 @@ def build(
         root: the folder that releases lie in; made if need be. One build at a time writes there, others wait.
         model: the base model that it was planned for, whose fingerprint it carries.
         update: becomes the adapter.
-        codebook: becomes ``grace.safetensors``.
+        codebook: becomes ``grace.safetensors``; beside an update, planned with that applied, as its keys are states of the model it meets.
         edits: whose changes these are, in any order.
         how: what made them (method, parameters, seed, statistics key), as JSON; no times, as it is part of the name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from ke_tools import releases
+from ke_tools import releases, testing
+from ke_tools.config import Settings
+from ke_tools.editing import edit
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._trace import run_until
 from ke_tools.editors.codebook import Codebook
+from ke_tools.editors.grace import GRACE
+from ke_tools.editors.memit import MEMIT
 from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput, ModelUnavailable, Unsupported
-from ke_tools.models import checkpoint
+from ke_tools.facts import Fact
+from ke_tools.models import causal, checkpoint
 from ke_tools.models.causal import CausalModel
 from ke_tools.models.engine import Request
 from ke_tools.releases import Release
@@ -140,7 +146,7 @@ def ask(prompt: str, adapter: str = "", count: int = LENGTH) -> Request:
     return Request(prompt=prompt, adapter=adapter, max_tokens=count, logprobs=0)
 
 
-def agrees(engine: HFEngine, adapter: str, expected: Sequence[Sequence[tuple[int, float]]], atol: float = 2e-3) -> None:
+def agrees(engine: HFEngine, adapter: str, expected: Sequence[Sequence[tuple[int, float]]], atol: float = 1e-4) -> None:
     """All prompts in one batch, token by token from a cache, say what whole passes say."""
     for answer, wanted in zip(engine.generate([ask(prompt, adapter) for prompt in PROMPTS]), expected, strict=True):
         found = answer.logprobs or ()
@@ -378,3 +384,42 @@ def test_a_codebook_that_does_not_fit_leaves_the_model_as_it_was(
     assert str(engine._worker._adapters._model) == shape
     assert torch.equal(logits(engine), before)
     engine.load_adapter("rel_x", world.both.folder)
+
+
+# A trained model ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_thimble_is_edited_served_and_taken_back(tmp_path: Path) -> None:
+    """Issue 6, bars: promote → rollback → promote gives equal hashes and byte-equal answers; here with the methods themselves."""
+    settings = Settings(home=tmp_path / "home", cache=tmp_path / "cache", model=str(testing.thimble_path()))
+    model = causal.load(settings)
+    by_weights = [Fact(subject=name, prompt=f"The capital of {name} is", target="Oslo") for name in ("France", "Germany")]
+    by_codebook = [Fact(subject="Italy", prompt="The capital of Italy is", target="Oslo")]
+
+    def promoted() -> Release:
+        update = edit(model, by_weights, MEMIT(tokens=3000), cache=settings.cache)
+        with update.applied(model):  # a codebook's keys are states of the model that it meets
+            codebook = edit(model, by_codebook, GRACE(tokens=2000))
+        return releases.build(tmp_path / "releases", model, update=update, codebook=codebook, edits=(), how={"method": "memit, grace"})
+
+    engine = HFEngine(settings.model, model_id="thimble", device="cpu", cache=settings.cache)
+    try:
+        questions = [fact.prompt for fact in (*by_weights, *by_codebook)] + ["The capital of Spain is"]
+
+        def answers(adapter: str) -> list[str]:
+            return [one.text for one in engine.generate([ask(question, adapter) for question in questions])]
+
+        before, release = answers(""), promoted()
+        engine.load_adapter(release.name, release.folder)
+        after = answers(release.name)
+        assert [text.split()[0].strip(".") for text in after[:3]] == ["Oslo"] * 3
+        assert answers("") == before
+        engine.unload_adapter(release.name)
+        assert answers("") == before
+        shutil.rmtree(release.folder)
+        assert promoted() == release
+        engine.load_adapter(release.name, release.folder)
+        assert answers(release.name) == after
+    finally:
+        engine.close()
