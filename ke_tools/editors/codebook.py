@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from ke_tools.editors import _safetensors
+from ke_tools.editors._trace import changing
 from ke_tools.editors.update import Efficiency, Reached
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, WrongState
 from ke_tools.models.causal import CausalModel
@@ -91,11 +92,7 @@ class Codebook:
         """
         self.check(model)
         look_up = self.look_up(model.device, model.dtype)
-
-        def hook(_module: object, _args: object, output: Any) -> Any:
-            return (look_up(output[0]), *output[1:]) if isinstance(output, tuple) else look_up(output)
-
-        return hook
+        return changing(lambda _entered, output: look_up(output))
 
     def look_up(self, device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         """Make the function from states [..., width] to states."""

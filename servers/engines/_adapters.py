@@ -2,9 +2,11 @@
 
 A request may name several, joined by ``+``: what their LoRAs add is summed, and their codebooks look up one behind the other, in the
 order of the names. Without an adapter the model computes exactly what it computed before any was loaded: PEFT's layers then hand the
-input to the layer that they wrap, and go themselves with the last adapter that needs them; a codebook's hook is there only while a
-batch uses it. Adapters that would change the base weights themselves (biases, initialisations that subtract from them, repeated
-layers) are refused, and releases of which a byte has changed.
+input to the layer that they wrap, and go themselves with the last adapter that needs them. Adapters that would change the base weights
+themselves (biases, initialisations that subtract from them, repeated layers) are refused, and releases of which a byte has changed.
+
+A release is hooks, which are there only while a batch uses it. PEFT would read its adapter too, but walks through the whole model for
+each, which stops everybody's answers for a fifth of a second, and rounds the factors to the model's type.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ import torch
 
 from ke_tools import releases
 from ke_tools.editors import peft_folder
-from ke_tools.editors.codebook import WEIGHTS as CODEBOOK
 from ke_tools.editors.codebook import load_codebook
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.models.causal import CausalModel
+from ke_tools.releases import Release
 
 CARD: Final = "ke_reader.json"  # beside the adapter; says for which base it was made
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -81,9 +83,10 @@ class Adapters:
         self._model, self._tokenizer = model, tokenizer
         self._names: set[str] = set()
         self._layers: list[Any] = []
-        self._codebooks: dict[str, tuple[torch.nn.Module, Callable[..., Any]]] = {}  # a block, and what to hook behind it
+        self._releases: dict[str, list[tuple[str, Callable[..., Any]]]] = {}  # names of modules, and what to hook behind them
         self._hooks: list[Any] = []  # those of the batch that is under way
         self._in_use: str | None = ""
+        self._loras_in_use: list[str] | None = []
 
     def add(self, name: str, path: Path) -> None:
         """Load an adapter that was checked; a failure leaves the model as it was.
@@ -94,9 +97,9 @@ class Adapters:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if (path / CODEBOOK).is_file():
-                    self._codebooks[name] = self._looking_up(path)
-                if (path / peft_folder.CONFIG).is_file():
+                if releases.looks_like_one(path):
+                    self._releases[name] = self._read(releases.read(path))
+                else:
                     self._inject(name, path)
         except (KeyError, ValueError, RuntimeError, TypeError, OSError, KeToolsError) as error:
             self._names.add(name)
@@ -108,7 +111,7 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Forget an adapter; with the last one the model is as it was loaded."""
         self._names.discard(name)
-        self._codebooks.pop(name, None)
+        self._releases.pop(name, None)
         self._refresh()
         for layer in self._layers:
             layer.delete_adapter(name)
@@ -131,21 +134,32 @@ class Adapters:
         for name in names:
             if name not in self._names:  # unloaded between the request's check and its turn; PEFT would answer from the base
                 raise InvalidInput(f"the adapter {name!r} was unloaded.", "Ask again.")
-        for layer in self._layers:  # not set_adapter and enable_adapters: they visit every weight, for what is trained
-            layer._active_adapter = list(names)  # noqa: SLF001
-            layer._disable_adapters = not names  # noqa: SLF001
+        self._use_loras([name for name in names if name not in self._releases])
         while self._hooks:
             self._hooks.pop().remove()
         for name in names:
-            if name in self._codebooks:
-                block, hook = self._codebooks[name]
-                self._hooks.append(block.register_forward_hook(hook))
+            for place, hook in self._releases.get(name, ()):
+                self._hooks.append(self._model.get_submodule(place).register_forward_hook(hook))
         self._in_use = adapter
 
-    def _looking_up(self, path: Path) -> tuple[torch.nn.Module, Callable[..., Any]]:
-        model, codebook = CausalModel(self._model, self._tokenizer), load_codebook(path)
-        hook = codebook.hook(model)
-        return model.blocks[codebook.layer], hook
+    def _use_loras(self, names: list[str]) -> None:
+        if names == self._loras_in_use:
+            return
+        for layer in self._layers:  # not set_adapter and enable_adapters: they visit every weight, for what is trained
+            layer._active_adapter = names  # noqa: SLF001
+            layer._disable_adapters = not names  # noqa: SLF001
+        self._loras_in_use = names
+
+    def _read(self, release: Release) -> list[tuple[str, Callable[..., Any]]]:
+        model = CausalModel(self._model, self._tokenizer)
+        hooks: list[tuple[str, Callable[..., Any]]] = []
+        if release.has_adapter:
+            found = peft_folder.read(release.folder, model).hooks(model)
+            hooks += [(model.projection_name(layer), hook) for layer, hook in found.items()]
+        if release.has_codebook:
+            codebook = load_codebook(release.folder)
+            hooks.append((f"{model.architecture.blocks}.{codebook.layer}", codebook.hook(model)))
+        return hooks
 
     def _inject(self, name: str, path: Path) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -157,25 +171,18 @@ class Adapters:
         inject_adapter_in_model(config, self._model, adapter_name=name)
         weights = load_file(str(path / "adapter_model.safetensors"))
         weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
-        self._widen(name, weights)
         result = set_peft_model_state_dict(self._model, weights, adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
+        own = re.compile(rf"\.lora_\w+\.{name}(\.|$)")  # an adapter may be called like a module
+        missing = [key for key in result.missing_keys if own.search(key)]
         if missing or result.unexpected_keys:
             raise ValueError(f"weights missing: {missing[:3]}, without a place: {list(result.unexpected_keys)[:3]}")
         self._model.eval().requires_grad_(requires_grad=False)
-
-    def _widen(self, name: str, weights: Mapping[str, torch.Tensor]) -> None:
-        """Keep an adapter in the type it is stored in where the model's is narrower: a release's factors lose too much in a half."""
-        stored = next(iter(weights.values())).dtype if weights else torch.float32
-        for key, parameter in self._model.named_parameters():
-            if f".{name}." in key and ".lora_" in key:
-                parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, stored))
 
     def _refresh(self) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self._layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
-        self._in_use = None
+        self._in_use = self._loras_in_use = None
         self.use("")
 
     def _unwrap(self) -> None:

@@ -16,6 +16,7 @@ import torch
 from ke_tools import releases, testing
 from ke_tools.config import Settings
 from ke_tools.editing import edit
+from ke_tools.editors import peft_folder
 from ke_tools.editors._solve import Factors
 from ke_tools.editors._trace import run_until
 from ke_tools.editors.codebook import Codebook
@@ -263,16 +264,43 @@ def test_the_order_of_the_names_says_nothing(world: World, engine: HFEngine, rea
     assert row.request.adapter == "reader+rel_x"
 
 
-def test_factors_keep_their_precision_in_a_narrow_model(world: World) -> None:
+def test_a_change_is_computed_in_float32_in_a_narrow_model(world: World) -> None:
     """A release is float32; in bfloat16 its factors would lose what cancels between them."""
+    from transformers import AutoModelForCausalLM
+
+    narrow = AutoModelForCausalLM.from_pretrained(world.path, dtype=torch.bfloat16)
+    model = CausalModel(narrow, world.model.tokenizer, fingerprint=world.model.fingerprint)
+    with torch.no_grad(), world.update.hooked(model):
+        wanted = model.model(torch.tensor([model.tokenizer(PROMPTS[0])["input_ids"]])).logits[0, -1]
     engine = HFEngine(world.path, model_id="tiny", device="cpu", dtype="bfloat16", cache=world.path.parent / "cache")
     try:
-        engine.load_adapter("rel_x", world.both.folder)
-        model = engine._worker._adapters._model
-        kept = {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
-        wanted = {factor.tobytes() for change in world.update.changes.values() for factor in (part.float().numpy() for part in change)}
-        assert {weight.numpy().tobytes() for weight in kept.values()} == wanted
-        assert engine.generate([ask(PROMPTS[0], "rel_x")])[0].text != engine.generate([ask(PROMPTS[0])])[0].text
+        engine.load_adapter("rel_x", world.adapter.folder)
+        assert torch.equal(logits(engine, "rel_x")[0], wanted)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("first", ["release", "adapter"])
+def test_a_release_and_an_adapter_of_the_same_layers_are_added(
+    tiny: Callable[[str], CausalModel], kind: str, first: str, tmp_path: Path
+) -> None:
+    """PEFT has wrapped the projections that the release changes, before or after it was loaded."""
+    world = make_world(tmp_path, tiny(kind))
+    other = an_update(world.model, seed=1)
+    peft_folder.write(other, world.model, tmp_path / "mlp")
+    with world.update.applied(world.model):
+        without = [said(world.model, prompt) for prompt in PROMPTS]
+        with other.applied(world.model):
+            wanted = [said(world.model, prompt) for prompt in PROMPTS]
+    folders = {"mlp": tmp_path / "mlp", "rel_x": world.adapter.folder}
+    engine = load(world)
+    try:
+        for name in sorted(folders, reverse=first == "release"):
+            engine.load_adapter(name, folders[name])
+        agrees(engine, "mlp+rel_x", wanted)
+        engine.unload_adapter("mlp")
+        agrees(engine, "rel_x", without)
     finally:
         engine.close()
 
