@@ -19,7 +19,7 @@ LEVELS = (
     {"atlas"},
     {"memory", "models"},
     {"editors"},
-    {"editing"},
+    {"editing", "releases"},
     {"verify"},
     {"servers"},
     {"testing"},

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Stop", "adding", "inputs_of", "run_until"]
+__all__ = ["Stop", "adding", "changing", "inputs_of", "run_until"]
 
 
 class Stop(Exception):
@@ -37,19 +37,21 @@ def inputs_of(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, torch.Tens
 @contextmanager
 def adding(changes: Sequence[tuple[nn.Module, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]) -> Iterator[None]:
     """Replace each module's output by what its function makes of (input, output)."""
-
-    def changing(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (change(args[0], output[0]), *output[1:])
-            return change(args[0], output)
-
-        return hook
-
     with ExitStack() as stack:
         for module, change in changes:
             stack.callback(module.register_forward_hook(changing(change)).remove)
         yield
+
+
+def changing(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """Make a forward hook of a function from (input, output) to the output that takes its place."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (change(args[0], output[0]), *output[1:])
+        return change(args[0], output)
+
+    return hook
 
 
 def run_until(model: Any, module: nn.Module, **inputs: Any) -> torch.Tensor:

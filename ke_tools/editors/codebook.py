@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from ke_tools.editors import _safetensors
+from ke_tools.editors._trace import changing
 from ke_tools.editors.update import Efficiency, Reached
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, WrongState
 from ke_tools.models.causal import CausalModel
@@ -29,7 +31,7 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Codebook", "load_codebook"]
+__all__ = ["WEIGHTS", "Codebook", "load_codebook"]
 
 WEIGHTS: Final = "grace.safetensors"
 
@@ -58,12 +60,7 @@ class Codebook:
         """
         if self in model.edits:
             raise WrongState("this codebook is applied to the model already.", "Revert it first.")
-        self.check(model)
-        look_up = self.look_up(model.device, model.dtype)
-
-        def hook(_module: object, _args: object, output: Any) -> Any:
-            return (look_up(output[0]), *output[1:]) if isinstance(output, tuple) else look_up(output)
-
+        hook = self.hook(model)
         self._hooks[model.model] = model.blocks[self.layer].register_forward_hook(hook)
         model.edits.append(self)
 
@@ -86,6 +83,16 @@ class Codebook:
             yield
         finally:
             self.revert(model)
+
+    def hook(self, model: CausalModel) -> Callable[..., Any]:
+        """Make the forward hook that looks up what its block gave out.
+
+        Raises:
+            InvalidInput: it does not fit the model, or holds numbers that are none.
+        """
+        self.check(model)
+        look_up = self.look_up(model.device, model.dtype)
+        return changing(lambda _entered, output: look_up(output))
 
     def look_up(self, device: torch.device, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         """Make the function from states [..., width] to states."""
@@ -167,9 +174,7 @@ class Codebook:
             raise InvalidInput("the codebook holds numbers that are none.", "Nothing was applied; plan it again.")
 
     def save(self, folder: Path) -> None:
-        """Write ``grace.safetensors``; :func:`load_codebook` reads it."""
-        from safetensors.torch import save_file
-
+        """Write ``grace.safetensors``, the same bytes for the same codebook; :func:`load_codebook` reads it."""
         folder.mkdir(parents=True, exist_ok=True)
         told = {"layer": str(self.layer), "fingerprint": self.fingerprint, "edits": json.dumps(self.edits)}
         tensors = {
@@ -178,7 +183,7 @@ class Codebook:
             "epsilons": self.epsilons.float(),
             "owners": self.owners.long(),
         }
-        save_file({name: part.contiguous() for name, part in tensors.items()}, folder / WEIGHTS, told)
+        _safetensors.write(tensors, folder / WEIGHTS, told)
 
 
 def load_codebook(folder: Path) -> Codebook:

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from ke_tools.editors import _safetensors
 from ke_tools.editors._solve import Factors
 from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput, ModelUnavailable
 from ke_tools.models.causal import CausalModel
 
-__all__ = ["read", "write"]
+__all__ = ["CONFIG", "WEIGHTS", "read", "write"]
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -21,7 +22,7 @@ _FINGERPRINT: Final = "base_fingerprint"  # in the weights' metadata
 
 
 def write(update: Update, model: CausalModel, folder: Path, *, base: str = "") -> None:
-    """Write an adapter whose every scaling is 1: B A = Δ.
+    """Write an adapter whose every scaling is 1: B A = Δ. The same update gives the same bytes.
 
     Args:
         update: low-rank; see :meth:`Update.truncated` for a server with a highest rank.
@@ -32,8 +33,6 @@ def write(update: Update, model: CausalModel, folder: Path, *, base: str = "") -
     Raises:
         InvalidInput: the update does not fit the model.
     """
-    from safetensors.torch import save_file
-
     update.check(model)
     names = {layer: model.projection_name(layer) for layer in update.changes}
     ranks = {names[layer]: change.right.shape[0] for layer, change in update.changes.items()}
@@ -54,10 +53,11 @@ def write(update: Update, model: CausalModel, folder: Path, *, base: str = "") -
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for layer, (left, right) in update.changes.items():
-        tensors[f"{_PREFIX}{names[layer]}.lora_A.weight"] = right.float().contiguous()
-        tensors[f"{_PREFIX}{names[layer]}.lora_B.weight"] = left.float().contiguous()
-    save_file(tensors, folder / WEIGHTS, {_FINGERPRINT: update.fingerprint, "method": json.dumps(dict(update.method))})
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+        tensors[f"{_PREFIX}{names[layer]}.lora_A.weight"] = right.float()
+        tensors[f"{_PREFIX}{names[layer]}.lora_B.weight"] = left.float()
+    told = {_FINGERPRINT: update.fingerprint, "method": json.dumps(dict(update.method), sort_keys=True)}
+    _safetensors.write(tensors, folder / WEIGHTS, told)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def read(folder: Path, model: CausalModel) -> Update:

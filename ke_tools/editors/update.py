@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from ke_tools.editors._solve import Factors
-from ke_tools.editors._trace import adding
+from ke_tools.editors._trace import adding, changing
 from ke_tools.errors import InvalidInput, ModelUnavailable, WrongState
 from ke_tools.models.causal import CausalModel
 
@@ -134,6 +134,15 @@ class Update:
         self.check(model)
         with adding([(model.projection(layer), _through(change, model)) for layer, change in self.changes.items()]):
             yield
+
+    def hooks(self, model: CausalModel) -> dict[int, Callable[..., Any]]:
+        """Make, by layer, the forward hook that :meth:`hooked` has behind its projection.
+
+        Raises:
+            InvalidInput: as :meth:`check`.
+        """
+        self.check(model)
+        return {layer: changing(_through(change, model)) for layer, change in self.changes.items()}
 
     def check(self, model: CausalModel) -> None:
         """Refuse what cannot be applied.

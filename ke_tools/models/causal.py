@@ -139,7 +139,8 @@ class CausalModel:
 
     def is_transposed(self, layer: int) -> bool:
         """Whether the weight is stored as [d_in, d_out] (GPT-2's Conv1D)."""
-        return type(self.projection(layer)).__name__ == "Conv1D"
+        projection = self.projection(layer)
+        return type(getattr(projection, "base_layer", projection)).__name__ == "Conv1D"  # PEFT may have wrapped it
 
     @property
     def width(self) -> int:

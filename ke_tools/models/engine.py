@@ -26,7 +26,7 @@ class Request:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest ones'
-    adapter: str = ""  # name of a loaded LoRA adapter; "" is the base model, bit for bit
+    adapter: str = ""  # a loaded adapter, or several at once joined by "+" in any order; "" is the base model, bit for bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Engine(Protocol):
 
     @property
     def adapters(self) -> frozenset[str]:
-        """Names of the loaded adapters (``reader`` …)."""
+        """Names of the loaded adapters (``reader``, releases …)."""
 
     @property
     def chat_roles(self) -> frozenset[str]:

@@ -1,8 +1,12 @@
-"""LoRA adapters on a loaded model, switched on for one batch at a time.
+"""Adapters on a loaded model, switched on for one batch at a time: a LoRA, or a release with a LoRA, a codebook, or both.
 
-Without an adapter the model computes exactly what it computed before any was loaded: PEFT's layers then hand the input to
-the layer that they wrap, and with the last adapter the wrapping goes too. Adapters that would change the base weights
-themselves (biases, initialisations that subtract from them, repeated layers) are refused.
+A request may name several, joined by ``+``: what their LoRAs add is summed, and their codebooks look up one behind the other, in the
+order of the names. Without an adapter the model computes exactly what it computed before any was loaded: PEFT's layers then hand the
+input to the layer that they wrap, and go themselves with the last adapter that needs them. Adapters that would change the base weights
+themselves (biases, initialisations that subtract from them, repeated layers) are refused, and releases of which a byte has changed.
+
+A release is hooks, which are there only while a batch uses it. PEFT would read its adapter too, but walks through the whole model for
+each, which stops everybody's answers for a fifth of a second, and rounds the factors to the model's type.
 """
 
 from __future__ import annotations
@@ -10,13 +14,18 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from ke_tools.errors import InvalidInput, ModelUnavailable, Unsupported
+from ke_tools import releases
+from ke_tools.editors import peft_folder
+from ke_tools.editors.codebook import load_codebook
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
+from ke_tools.models.causal import CausalModel
+from ke_tools.releases import Release
 
 CARD: Final = "ke_reader.json"  # beside the adapter; says for which base it was made
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -26,6 +35,11 @@ _HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
     "init_lora_weights": (True, False, None, "gaussian"),
     "layer_replication": (None,),
 }
+
+
+def names_in(adapter: str) -> tuple[str, ...]:
+    """The adapters that a request names."""
+    return tuple(adapter.split("+")) if adapter else ()
 
 
 def check_adapter(name: str, path: Path) -> str:
@@ -41,6 +55,15 @@ def check_adapter(name: str, path: Path) -> str:
     """
     if not _NAME.fullmatch(name):
         raise InvalidInput(f"{name!r} cannot be an adapter's name.", "Use letters, digits, _ and -.")
+    if not releases.looks_like_one(path):
+        return _check_lora(path)
+    release = releases.read(path)
+    if release.has_adapter:
+        _check_lora(path)
+    return release.fingerprint
+
+
+def _check_lora(path: Path) -> str:
     config = _json(path / "adapter_config.json")
     if not (path / "adapter_model.safetensors").is_file():
         raise ModelUnavailable(f"{path} has no adapter_model.safetensors.", "Only safetensors are read; save the adapter in that format.")
@@ -56,11 +79,14 @@ def check_adapter(name: str, path: Path) -> str:
 class Adapters:
     """The adapters of one model. Used by the engine's thread alone."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
         self._names: set[str] = set()
         self._layers: list[Any] = []
+        self._releases: dict[str, list[tuple[str, Callable[..., Any]]]] = {}  # names of modules, and what to hook behind them
+        self._hooks: list[Any] = []  # those of the batch that is under way
         self._in_use: str | None = ""
+        self._loras_in_use: list[str] | None = []
 
     def add(self, name: str, path: Path) -> None:
         """Load an adapter that was checked; a failure leaves the model as it was.
@@ -71,8 +97,11 @@ class Adapters:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._inject(name, path)
-        except (KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
+                if releases.looks_like_one(path):
+                    self._releases[name] = self._read(releases.read(path))
+                else:
+                    self._inject(name, path)
+        except (KeyError, ValueError, RuntimeError, TypeError, OSError, KeToolsError) as error:
             self._names.add(name)
             self.remove(name)
             raise ModelUnavailable(f"the adapter in {path} does not fit the model: {error}", _MAKE_AGAIN) from error
@@ -82,32 +111,55 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Forget an adapter; with the last one the model is as it was loaded."""
         self._names.discard(name)
+        self._releases.pop(name, None)
         self._refresh()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for layer in self._layers:
-                layer.delete_adapter(name)
-        getattr(self._model, "peft_config", {}).pop(name, None)
-        if not self._names:
-            self._unwrap()
+        for layer in self._layers:
+            layer.delete_adapter(name)
+        configs = getattr(self._model, "peft_config", {})
+        configs.pop(name, None)
+        self._unwrap()
+        if not configs:
             self._model.__dict__.pop("peft_config", None)
-            self._refresh()
+        self._refresh()
 
-    def use(self, name: str) -> None:
-        """Have the model answer with this adapter; ``""``: without any.
+    def use(self, adapter: str) -> None:
+        """Have the model answer with these adapters (``a`` or ``a+b``); ``""``: without any.
 
         Raises:
-            InvalidInput: there is no such adapter any more.
+            InvalidInput: one of them is there no more.
         """
-        if name == self._in_use:
+        if adapter == self._in_use:
             return
-        if name and name not in self._names:  # unloaded between the request's check and its turn; PEFT would answer from the base
-            raise InvalidInput(f"the adapter {name!r} was unloaded.", "Ask again.")
-        for layer in self._layers:
-            if name:
-                layer.set_adapter([name], inference_mode=True)
-            layer._disable_adapters = not name  # noqa: SLF001  enable_adapters() would also make the weights trainable
-        self._in_use = name
+        names = names_in(adapter)
+        for name in names:
+            if name not in self._names:  # unloaded between the request's check and its turn; PEFT would answer from the base
+                raise InvalidInput(f"the adapter {name!r} was unloaded.", "Ask again.")
+        self._use_loras([name for name in names if name not in self._releases])
+        while self._hooks:
+            self._hooks.pop().remove()
+        for name in names:
+            for place, hook in self._releases.get(name, ()):
+                self._hooks.append(self._model.get_submodule(place).register_forward_hook(hook))
+        self._in_use = adapter
+
+    def _use_loras(self, names: list[str]) -> None:
+        if names == self._loras_in_use:
+            return
+        for layer in self._layers:  # not set_adapter and enable_adapters: they visit every weight, for what is trained
+            layer._active_adapter = names  # noqa: SLF001
+            layer._disable_adapters = not names  # noqa: SLF001
+        self._loras_in_use = names
+
+    def _read(self, release: Release) -> list[tuple[str, Callable[..., Any]]]:
+        model = CausalModel(self._model, self._tokenizer)
+        hooks: list[tuple[str, Callable[..., Any]]] = []
+        if release.has_adapter:
+            found = peft_folder.read(release.folder, model).hooks(model)
+            hooks += [(model.projection_name(layer), hook) for layer, hook in found.items()]
+        if release.has_codebook:
+            codebook = load_codebook(release.folder)
+            hooks.append((f"{model.architecture.blocks}.{codebook.layer}", codebook.hook(model)))
+        return hooks
 
     def _inject(self, name: str, path: Path) -> None:
         from peft import LoraConfig, inject_adapter_in_model
@@ -120,7 +172,8 @@ class Adapters:
         weights = load_file(str(path / "adapter_model.safetensors"))
         weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
         result = set_peft_model_state_dict(self._model, weights, adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
+        own = re.compile(rf"\.lora_\w+\.{name}(\.|$)")  # an adapter may be called like a module
+        missing = [key for key in result.missing_keys if own.search(key)]
         if missing or result.unexpected_keys:
             raise ValueError(f"weights missing: {missing[:3]}, without a place: {list(result.unexpected_keys)[:3]}")
         self._model.eval().requires_grad_(requires_grad=False)
@@ -129,14 +182,15 @@ class Adapters:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self._layers = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
-        self._in_use = None
+        self._in_use = self._loras_in_use = None
         self.use("")
 
     def _unwrap(self) -> None:
+        """Put the model's own layers back where no adapter needs the wrapping."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for place, module in list(self._model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, BaseTunerLayer) and not module._all_available_adapter_names():  # noqa: SLF001
                 parent, _, leaf = place.rpartition(".")
                 setattr(self._model.get_submodule(parent), leaf, module.get_base_layer())
 

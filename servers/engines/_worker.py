@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from ke_tools.errors import KeToolsError, ModelUnavailable, ResourceExhausted
-from ke_tools.servers.engines._adapters import Adapters
+from ke_tools.servers.engines._adapters import Adapters, names_in
 from ke_tools.servers.engines._batch import Batch, Forward
 from ke_tools.servers.engines._row import Row
 
@@ -110,7 +110,8 @@ class Worker:
 
     def _run_tasks(self) -> None:
         with self._wake:
-            busy = {row.request.adapter for row in (*self._urgent, *self._bulk)} | {batch.adapter for batch in self._batches}
+            adapters = {row.request.adapter for row in (*self._urgent, *self._bulk)} | {batch.adapter for batch in self._batches}
+            busy = {name for adapter in adapters for name in names_in(adapter)}
             ready = [task for task in self._tasks if not task.free_of or task.free_of not in busy]
             self._tasks = deque(task for task in self._tasks if task not in ready)
         for task in ready:

@@ -7,6 +7,7 @@ are chosen for each request. See :mod:`ke_tools.servers.engines._worker` for who
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import os
 import threading
@@ -24,7 +25,7 @@ import torch
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.models import checkpoint
 from ke_tools.models.engine import Generation, Message, Piece, Request
-from ke_tools.servers.engines._adapters import Adapters, check_adapter
+from ke_tools.servers.engines._adapters import Adapters, check_adapter, names_in
 from ke_tools.servers.engines._batch import Forward
 from ke_tools.servers.engines._row import Row
 from ke_tools.servers.engines._worker import Worker
@@ -46,7 +47,7 @@ class HFEngine:
         model_id: the name under which it is served.
         dtype: ``auto`` (float32 on a CPU, bfloat16 elsewhere), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (the first accelerator, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        adapters: LoRA adapters to load at once, by name.
+        adapters: folders of adapters (see :meth:`load_adapter`) to load at once, by name.
         trust_remote_code: run the checkpoint's own code if it has some.
         cache: where the fingerprint is kept; by default the settings' cache folder.
 
@@ -80,7 +81,7 @@ class HFEngine:
         self._changing = threading.Lock()
         self._worker = Worker(
             _forward(model),
-            Adapters(model),
+            Adapters(model, self._tokenizer),
             ends=_ends(model, self._tokenizer),
             pad_id=_pad_id(self._tokenizer),
             device=self._device,
@@ -102,11 +103,11 @@ class HFEngine:
         return frozenset(self._names)
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Load a LoRA adapter from a PEFT folder; requests may use it when this returns.
+        """Load a LoRA adapter from a PEFT folder, or a release from its folder; requests may use it when this returns.
 
         Raises:
             InvalidInput: the name is taken or cannot be one.
-            ModelUnavailable: its files are missing, damaged or do not fit.
+            ModelUnavailable: its files are missing, damaged (any byte of a release) or do not fit.
             Unsupported: it was made for another base, or would change the base.
         """
         with self._changing:
@@ -181,6 +182,7 @@ class HFEngine:
     def _row(self, request: Request, sink: _Answer | _Pieces, *, index: int = 0, streams: bool = False, is_urgent: bool = True) -> Row:
         try:
             self._check(request)
+            request = dataclasses.replace(request, adapter="+".join(sorted(names_in(request.adapter))))  # one order, one batch
             ids = self._fitting(request)
         except InvalidInput as error:
             raise InvalidInput(error.message, error.hint, **{**error.data, "index": index}) from error
@@ -202,8 +204,12 @@ class HFEngine:
         ]
         if wrong:
             raise InvalidInput("; ".join(wrong) + ".", "Correct the request.")
-        if request.adapter and request.adapter not in self._names:
-            raise self._no_adapter(request.adapter)
+        names = names_in(request.adapter)
+        for name in names:
+            if name not in self._names:
+                raise self._no_adapter(name)
+        if len(set(names)) < len(names):
+            raise InvalidInput(f"the adapter {request.adapter!r} names one twice.", "Name each once.")
 
     def _no_adapter(self, name: str) -> InvalidInput:
         return InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._names)) or 'none'}.")
