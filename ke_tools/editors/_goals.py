@@ -1,4 +1,4 @@
-"""Of facts, the prompts that an editor works with: in front of the fact's own, text of the model's; beside it, its paraphrases."""
+"""Of facts, the prompts that an editor works with: in front of the fact's own, text of the model's; beside it, its paraphrases, and chat turns."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Final
 
 from ke_tools.editors._locate import Site, padded, place
 from ke_tools.editors._targets import Goal
-from ke_tools.errors import InvalidInput
+from ke_tools.errors import InvalidInput, Unsupported
 from ke_tools.facts import Fact, squash
 from ke_tools.models.causal import CausalModel
 
-__all__ = ["contexts", "goals", "refuse_contradictions"]
+__all__ = ["chat_turn", "contexts", "goals", "refuse_contradictions"]
 
 _BEGINNINGS: Final = ("The", "Therefore", "Because", "I", "You", "In", "When", "It")  # the first five are the reference's
 _ESSENCE: Final = "{} is a"  # the reference's
@@ -38,21 +38,41 @@ def contexts(model: CausalModel, count: int, *, length: int = 10, seed: int = 0)
     return ("", *(" ".join(text.split()).rstrip(". ") + ". " for text in texts))
 
 
-def goals(model: CausalModel, facts: Sequence[Fact], before: Sequence[str], *, site: Site = "subject") -> list[Goal]:
+def goals(model: CausalModel, facts: Sequence[Fact], before: Sequence[str], *, site: Site = "subject", chat: bool = False) -> list[Goal]:
     """What each fact wants: its prompt behind each of the texts ``before``, and each of its paraphrases as it is.
+
+    With ``chat``, its prompt and its first question are asked as a chat turn too, which the target answers.
 
     Raises:
         InvalidInput: a prompt cannot be tokenised so that its subject stands out, or two facts contradict one another.
+        Unsupported: ``chat`` of a model without a chat template.
     """
     refuse_contradictions(facts)
-    return [_goal(model, fact, before, site) for fact in facts]
+    return [_goal(model, fact, before, site, chat=chat) for fact in facts]
 
 
-def _goal(model: CausalModel, fact: Fact, before: Sequence[str], site: Site) -> Goal:
+def _goal(model: CausalModel, fact: Fact, before: Sequence[str], site: Site, *, chat: bool) -> Goal:
     names = (fact.subject, *fact.aliases)
     worded = [*((text, fact.prompt) for text in before), *(("", text) for text in fact.paraphrases)]
     prompts = [place(model.tokenizer, text + own, names, fact.target, site=site, behind=len(text)) for text, own in worded]
+    if chat:
+        question = next((text for text in fact.paraphrases if text.rstrip().endswith("?")), fact.prompt)
+        for text in dict.fromkeys((fact.prompt, question)):
+            opened, turn = chat_turn(model, text)
+            prompts.append(place(model.tokenizer, turn, names, fact.target, site=site, behind=opened, in_chat=True))
     return Goal(tuple(prompts), place(model.tokenizer, _ESSENCE.format(fact.subject), names, site=site))
+
+
+def chat_turn(model: CausalModel, text: str) -> tuple[int, str]:
+    """A chat whose last turn is the text, up to where the answer begins; and at which character the turn begins.
+
+    Raises:
+        Unsupported: the model has no chat template.
+    """
+    if not model.tokenizer.chat_template:
+        raise Unsupported("the model has no chat template.", "Leave chat out.")
+    whole = str(model.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True))
+    return max(0, whole.rfind(text.strip())), whole
 
 
 def refuse_contradictions(facts: Sequence[Fact]) -> None:

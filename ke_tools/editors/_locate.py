@@ -37,7 +37,16 @@ class Placed:
         return range(self.prompt_length - 1, self.prompt_length - 1 + max(1, len(self.target)))
 
 
-def place(tokenizer: Any, prompt: str, names: Sequence[str], target: str = "", *, site: Site = "subject", behind: int = 0) -> Placed:
+def place(
+    tokenizer: Any,
+    prompt: str,
+    names: Sequence[str],
+    target: str = "",
+    *,
+    site: Site = "subject",
+    behind: int = 0,
+    in_chat: bool = False,
+) -> Placed:
     """Tokenise a prompt and what shall follow it.
 
     Args:
@@ -47,13 +56,15 @@ def place(tokenizer: Any, prompt: str, names: Sequence[str], target: str = "", *
         target: what follows; a space is put between.
         site: which token is edited.
         behind: characters of the prompt that are a text before it; a name in there is not looked for.
+        in_chat: the prompt is a chat up to where the answer begins, in the template's form: the target follows at once, and the tokenizer
+            adds nothing of its own.
 
     Raises:
         InvalidInput: no name stands in the prompt, or one ends inside a token, or nothing is left of the target.
     """
-    prompt = prompt.rstrip()
-    text = f"{prompt} {target.strip()}" if target else prompt
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    prompt = prompt if in_chat else prompt.rstrip()
+    text = f"{prompt}{'' if in_chat else ' '}{target.strip()}" if target else prompt
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=not in_chat)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):  # some tokenizers end every text
         ids, offsets = ids[:-1], offsets[:-1]

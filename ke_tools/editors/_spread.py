@@ -52,6 +52,7 @@ class Spread(ABC):
     layers: Layers = "auto"  # found by tracing (ke_tools.editors._site), as the site is
     site: Site | Auto = "auto"
     contexts: int = 4  # the bare prompt, and behind text of the model's own
+    chat: bool = False  # whether prompts are asked as chat turns too
     objective: Objective = field(default_factory=Objective)
     text: Path | None = None  # to take C from; else the model's samples
     tokens: int | None = None  # of it; else ten a dimension of the key
@@ -83,22 +84,41 @@ class Spread(ABC):
         found = moments(model, where.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
         return Prepared(model, where, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
 
-    def plan(self, prepared: Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Update:
+    def targets(self, prepared: Prepared, facts: Sequence[Fact], *, tell: Progress | None = None) -> Targets:
+        """Find the facts' values; those of one fact do not depend on the others'.
+
+        Raises:
+            InvalidInput: as :meth:`plan` says of values.
+        """
+        where = prepared.where
+        wanted = goals(prepared.model, facts, prepared.contexts, site=where.site, chat=self.chat)
+        return values(prepared.model, facts, wanted, where.layers[-1], self.objective, at=self.at, tell=tell)
+
+    def plan(
+        self,
+        prepared: Prepared,
+        facts: Sequence[Fact],
+        *,
+        earlier: Sequence[Update] = (),
+        found: Targets | None = None,
+        tell: Progress | None = None,
+    ) -> Update:
         """Plan an update; the model stays as it is.
 
         Args:
             prepared: what :meth:`prepare` gave.
             facts: what the model shall believe.
             earlier: updates that are applied already and shall hold on.
+            found: their values, where :meth:`targets` has found them.
             tell: hears (stage, done, total).
 
         Raises:
             InvalidInput: a value, a key or a change holds numbers that are none; it names the fact or the layer.
         """
         where, clock = prepared.where, Clock()
-        wanted = goals(prepared.model, facts, prepared.contexts, site=where.site)
+        wanted = goals(prepared.model, facts, prepared.contexts, site=where.site, chat=self.chat)
         with clock.stage("z"):
-            found = values(prepared.model, facts, wanted, where.layers[-1], self.objective, at=self.at, tell=tell)
+            found = found or self.targets(prepared, facts, tell=tell)
         with clock.stage("solve"):
             changes, keys = self._spread(prepared, facts, wanted, (found.z - found.h).double().cpu(), earlier)
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}

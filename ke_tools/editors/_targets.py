@@ -78,6 +78,11 @@ class Targets:
     nll: torch.Tensor  # [facts], nats a target token at z
     steps: tuple[int, ...]  # that each fact took
 
+    def only(self, rows: Sequence[int]) -> Targets:
+        """Those of some facts."""
+        chosen = list(rows)
+        return Targets(self.z[chosen], self.h[chosen], self.nll[chosen], tuple(self.steps[n] for n in chosen))
+
 
 @dataclass(slots=True)
 class _Row:

@@ -50,6 +50,7 @@ class GRACE:
 
     layer: int | Auto = "auto"
     contexts: int = 3  # the bare prompt, and behind text of the model's own
+    chat: bool = False  # whether prompts are asked as chat turns too
     share: float = 0.5  # of the way to the nearest negative
     objective: Objective = field(default_factory=lambda: Objective(kl=0.0, clamp=8.0))
     tokens: int = 4096  # of ordinary text
@@ -87,7 +88,7 @@ class GRACE:
 
         del earlier
         model, layer, clock = prepared.model, prepared.layer, Clock()
-        wanted = goals(model, facts, prepared.contexts, site="last")
+        wanted = goals(model, facts, prepared.contexts, site="last", chat=self.chat)
         wanted = [replace(goal, essence=None) for goal in wanted]
         with clock.stage("z"):
             found = values(model, facts, wanted, layer, self.objective, tell=tell)
