@@ -21,6 +21,7 @@ LEVELS = (
     {"editors"},
     {"editing"},
     {"verify"},
+    {"jobs"},
     {"servers"},
     {"testing"},
     {"benches"},
