@@ -173,12 +173,12 @@ class Jobs:
     def tell(self, job_id: str, stage: str, done: int, total: int, message: str) -> bool:
         """Write how far a job is; return whether it is to stop: it was cancelled, or is not worked on any more."""
         with self._storage.writing() as db:
-            is_cancelling = db.execute(
+            stopping = db.execute(
                 "UPDATE jobs SET stage = ?, done = ?, total = ?, message = ?, updated_at = ? WHERE id = ? AND status = 'working'"
                 " RETURNING is_cancelling",
                 (stage[:_LONGEST_STAGE], done, total, message[:_LONGEST_TEXT], now(), job_id),
             ).get
-        return is_cancelling != 0
+        return stopping is None or bool(stopping)
 
     def commit(self, job_id: str) -> bool:
         """Make a job one that cannot be cancelled; return whether it may go on, which it may not if it is to stop."""
