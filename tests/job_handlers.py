@@ -27,7 +27,7 @@ def steps(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) -> M
     with reporter.commit():
         effect(ledger, job)
         reporter.tell("publish", 1, 1)
-    return {"summary": f"done {job.id}", "pid": os.getpid(), "torch": "torch" in sys.modules}
+    return {"summary": f"done {job.id}", "pid": os.getpid(), "session": os.getsid(0), "torch": "torch" in sys.modules}
 
 
 def effect(ledger: Ledger, job: Job) -> None:

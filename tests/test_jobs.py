@@ -158,6 +158,18 @@ def test_a_large_result_is_bounded_and_so_is_the_log(home: Settings, ledger: Led
     assert log.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_log_is_bounded_while_a_job_lasts(home: Settings, ledger: Ledger, tmp_path: Path) -> None:
+    """A job of hours must not fill the disk before it ends."""
+    job = submit(ledger, "until", file=str(tmp_path / "go"))
+    ensure_worker(home, handlers=HANDLERS, idle_seconds=0)
+    eventually(lambda: ledger.jobs.get("acme", job.id).stage == "waiting")
+    log = home.home / "worker.log"
+    with log.open("ab") as output:
+        output.write(b"x" * 2 * jobs._LARGEST_LOG)
+    eventually(lambda: log.stat().st_size <= jobs._LARGEST_LOG)
+    assert ledger.jobs.cancel("acme", job.id).status == "working"
+
+
 def test_a_long_log_keeps_its_end(tmp_path: Path) -> None:
     """What was said last is what matters; whoever writes to it goes on behind that."""
     log = tmp_path / "worker.log"
@@ -270,6 +282,9 @@ def test_nothing_is_cancelled_once_it_takes_effect(ledger: Ledger) -> None:
         reporter.tell("publish", 1, 1)
         eventually(lambda: ledger.jobs.get("acme", job.id).done == 1)
         reporter.tell("publish", 1, 1)
+        ledger.jobs.fail(job.id, {})  # as if another worker took it for dead
+        eventually(lambda: reporter._is_to_stop)
+        reporter.tell("publish", 1, 1)
 
 
 @pytest.fixture
@@ -348,7 +363,8 @@ def test_many_servers_start_one_worker(home: Settings, ledger: Ledger) -> None:
     eventually(lambda: all(ledger.jobs.get("acme", job_id).has_ended for job_id in ids))
     assert len({ledger.jobs.get("acme", job_id).result["pid"] for job_id in ids}) == 1
     assert believed(ledger) == ids
-    assert ledger.jobs.get("acme", ids[0]).result["pid"] != os.getpid()
+    result = ledger.jobs.get("acme", ids[0]).result
+    assert result["session"] == result["pid"] != os.getpid()  # what ends the server's session does not end it
 
 
 def test_a_job_that_comes_while_the_worker_ends_is_done(home: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
