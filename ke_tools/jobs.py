@@ -121,7 +121,8 @@ class Reporter:
         told = self._told
         try:
             if told is None or told is self._written:
-                self._is_to_stop = self._jobs.get(self._job.tenant, self._job.id).is_cancelling
+                job = self._jobs.get(self._job.tenant, self._job.id)
+                self._is_to_stop = job.is_cancelling or job.has_ended
             else:
                 self._is_to_stop = self._jobs.tell(self._job.id, *told)
                 self._written = told
