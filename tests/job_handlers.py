@@ -37,16 +37,20 @@ def effect(ledger: Ledger, job: Job) -> None:
 
 
 def until(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) -> Mapping[str, Any]:
-    """Say which process works until it is cancelled or a file appears; then, if asked to, take effect and wait for a second file."""
-    while not Path(job.arguments["file"]).exists():
-        reporter.tell("waiting", 0, 1, str(os.getpid()))
-        time.sleep(0.002)
+    """Work until it is cancelled or a file appears, then take effect, and publish until a second file appears."""
+    wait_for(Path(job.arguments["file"]), reporter, "waiting")
     with reporter.commit():
         effect(ledger, job)
-        while not Path(job.arguments["file"] + ".end").exists():
-            reporter.tell("publishing", 0, 1, str(os.getpid()))
-            time.sleep(0.002)
+        wait_for(Path(job.arguments["file"] + ".end"), reporter, "publishing")
     return {"summary": "done"}
+
+
+def wait_for(file: Path, reporter: Reporter, stage: str) -> None:
+    """Wait for a file, though not for ever: a test that fails must leave no worker behind."""
+    deadline = time.monotonic() + 50
+    while not file.exists() and time.monotonic() < deadline:
+        reporter.tell(stage, 0, 1)
+        time.sleep(0.002)
 
 
 def die(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) -> Mapping[str, Any]:
