@@ -29,6 +29,7 @@ MOST_DEMONSTRATIONS: Final = 32
 
 # A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
 _ONLY_FLAGS: Final = frozenset({"http"})
+_PATHS: Final = frozenset({"home", "cache", "token_file"})
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -91,6 +92,22 @@ class Settings:
             name: {"value": str(value) if isinstance(value, Path) else value, "source": self.sources.get(name, "given")}
             for name, value in values.items()
         }
+
+    @property
+    def ledger_file(self) -> Path:
+        """Where the home's ledger lies."""
+        return self.home / "ledger.db"
+
+    def to_json(self) -> dict[str, Any]:
+        """Write for another process of ours."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sources"}
+        written = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {**written, "sources": dict(self.sources)}
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**{name: Path(value) if name in _PATHS and value is not None else value for name, value in written.items()})
 
 
 def user_folder(kind: Kind) -> Path:

@@ -14,7 +14,8 @@
     │   ├── ModelLoading        E_MODEL_LOADING    carries ``poll_after_ms``
     │   ├── Busy                E_BUSY             another writer holds the ledger
     │   ├── ResourceExhausted   E_RESOURCE         disk, memory
-    │   └── TimedOut            E_TIMEOUT          the answer did not come in time
+    │   ├── TimedOut            E_TIMEOUT          the answer did not come in time
+    │   └── Interrupted         E_INTERRUPTED      the process that worked on a job ended before the job did
     ├── ModelUnavailable        E_MODEL            the model is missing, damaged or cannot be read
     ├── LedgerDamaged           E_LEDGER           the ledger's file or its hash chain is broken
     └── Unsupported             E_UNSUPPORTED      this engine or model cannot do it
@@ -24,7 +25,11 @@ A message says what was found, what was expected and what to do; ``hint`` is the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import errno
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class KeToolsError(Exception):
@@ -132,6 +137,12 @@ class TimedOut(Unavailable):
     http_status = 504
 
 
+class Interrupted(Unavailable):
+    """The process that worked on a job ended before the job did."""
+
+    code = "E_INTERRUPTED"
+
+
 class ModelUnavailable(KeToolsError):
     """The model cannot be found, read or trusted."""
 
@@ -151,3 +162,10 @@ class Unsupported(KeToolsError):
 
     code = "E_UNSUPPORTED"
     http_status = 400
+
+
+def cannot_write(path: Path, error: OSError) -> KeToolsError:
+    """Say in our terms why a path took no file."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ResourceExhausted(f"{path} cannot be written: {error.strerror}.", "Free some space.")
+    return ReadOnly(f"{path} cannot be written: {error.strerror}.", "Give a --home that can.")

@@ -7,7 +7,7 @@ from typing import Final
 
 from ke_tools.errors import InvalidInput
 
-_LONGEST: Final = {"tenant": 200, "actor": 200, "idempotency_key": 200, "ref": 200, "reason": 2000}
+_LONGEST: Final = {"tenant": 200, "actor": 200, "idempotency_key": 200, "ref": 200, "reason": 2000, "kind": 50}
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 
 

@@ -6,9 +6,6 @@ besides follows from it. A tenant never sees another's: the tenant is a required
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -35,6 +32,8 @@ from ke_tools.memory.events import (
     canonical,
     record_of,
 )
+from ke_tools.memory.joblog import Jobs
+from ke_tools.memory.listing import Listing
 from ke_tools.memory.log import (
     Author,
     append,
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-_MOST_ITEMS: Final = 1000
 _EDIT_ID: Final = re.compile(r"ed_[0-9a-f]{16}")
 
 
@@ -100,6 +98,11 @@ class Ledger:
     def read_only(self) -> bool:
         """Whether every write is refused."""
         return self._storage.read_only
+
+    @property
+    def jobs(self) -> Jobs:
+        """Long work that was asked for, kept in the same file."""
+        return Jobs(self._storage)
 
     def close(self) -> None:
         """Close the file; every later call raises."""
@@ -363,7 +366,7 @@ class Ledger:
         if contains:
             condition += " AND instr(e.words, ?)"
             values.append(squash(contains) or "?")  # no stored text has a sign in it
-        listing = _Listing(["edits", tenant, sorted(wanted), contains], limit, cursor)
+        listing = Listing(["edits", tenant, sorted(wanted), contains], limit, cursor)
         with self._storage.reading() as db:
             total = count_edits(db, tenant, condition, values)
             rows = edits_where(db, tenant, f"{condition} AND e.seq < ? ORDER BY e.seq DESC LIMIT ?", (*values, *listing.bounds))
@@ -399,7 +402,7 @@ class Ledger:
             NotFound: ``edit_id`` does not exist, or is another tenant's.
         """
         check(tenant=tenant)
-        listing = _Listing(["history", tenant, edit_id], limit, cursor)
+        listing = Listing(["history", tenant, edit_id], limit, cursor)
         condition, values = "", list[Any]()
         if edit_id:
             condition, values = "AND v.seq IN (SELECT seq FROM changes WHERE tenant = ? AND edit_id = ?)", [tenant, edit_id]
@@ -476,39 +479,6 @@ class Ledger:
         except LedgerDamaged as error:
             found.append(Finding("file", error.message))
         return found
-
-
-class _Listing:
-    """Where a page of a list begins and ends; a cursor fits only the list that gave it."""
-
-    def __init__(self, question: list[Any], limit: int, cursor: str) -> None:
-        if not 1 <= limit <= _MOST_ITEMS:
-            raise InvalidInput(f"limit is {limit}.", f"Give a number from 1 to {_MOST_ITEMS}.")
-        self._limit = limit
-        self._mark = hashlib.sha256(canonical(question).encode("utf-8", "replace")).digest()[:6]
-        self._before = self._read(cursor) if cursor else 2**62
-
-    @property
-    def bounds(self) -> tuple[int, int]:
-        """The sequence number that all items lie below, and how many rows to read: one more than are shown."""
-        return self._before, self._limit + 1
-
-    def next_cursor(self, seqs: Sequence[int]) -> str:
-        """Name the place after this page, "" at the end of the list."""
-        if len(seqs) <= self._limit:
-            return ""
-        return base64.urlsafe_b64encode(self._mark + seqs[self._limit - 1].to_bytes(8, "big")).decode().rstrip("=")
-
-    def _read(self, cursor: str) -> int:
-        try:
-            raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if len(raw) != len(self._mark) + 8 or not raw.startswith(self._mark):
-            raise InvalidInput(
-                "the cursor does not belong to this list.", "Pass next_cursor of the page before, with the same arguments, or none."
-            )
-        return min(int.from_bytes(raw[len(self._mark) :], "big"), 2**62)
 
 
 def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import LedgerDamaged
 from ke_tools.facts import Edit, squash
-from ke_tools.memory.events import GENESIS, Change, Event, Flip, Standing, canonical, chain_hash, content_hash, recalled
+from ke_tools.memory.events import GENESIS, Change, Event, Flip, Standing, canonical, chain_hash, content_hash, now, recalled
 from ke_tools.memory.names import name_key
 
 if TYPE_CHECKING:
@@ -51,10 +50,9 @@ def append(
     """Write one event with what follows from it; return its sequence number."""
     last = db.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (last[0] + 1, last[1]) if last else (1, GENESIS)
-    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     salt, text = secrets.token_bytes(_SALT_BYTES), canonical({**payload, "reason": author.reason})
     content = content_hash(salt, text)
-    row = (seq, author.tenant, kind, author.name, at)
+    row = (seq, author.tenant, kind, author.name, now())
     chained = chain_hash(previous, row, content, changes, flip)
     db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, content, previous, chained))
     db.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", (seq, author.tenant, salt, text))

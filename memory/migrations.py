@@ -108,6 +108,37 @@ def m003_idempotency_keys(db: apsw.Connection) -> None:
     )
 
 
+def m004_jobs(db: apsw.Connection) -> None:
+    """Long work is a row, so that it outlives whoever asked for it; nothing that is believed follows from it."""
+    db.execute(
+        """
+        CREATE TABLE jobs (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            tenant TEXT NOT NULL CHECK (tenant <> ''),
+            actor TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            arguments TEXT NOT NULL,
+            key TEXT NOT NULL,  -- the caller's, that a repeated call is known by; '' for none
+            status TEXT NOT NULL CHECK (status IN ('queued', 'working', 'completed', 'failed', 'cancelled')),
+            is_cancelling INTEGER NOT NULL DEFAULT 0,
+            is_committing INTEGER NOT NULL DEFAULT 0,  -- from then on it cannot be cancelled
+            stage TEXT NOT NULL DEFAULT '',
+            done INTEGER NOT NULL DEFAULT 0,
+            total INTEGER NOT NULL DEFAULT 0,
+            message TEXT NOT NULL DEFAULT '',
+            result TEXT NOT NULL DEFAULT '{}',
+            error TEXT NOT NULL DEFAULT '{}',
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL
+        ) STRICT;
+        CREATE INDEX jobs_of_tenant ON jobs (tenant, seq);
+        CREATE INDEX jobs_by_status ON jobs (status, seq);
+        CREATE UNIQUE INDEX jobs_by_key ON jobs (tenant, key) WHERE key <> '';
+        """
+    )
+
+
 def m005_live_releases_and_scorecards(db: apsw.Connection) -> None:
     """A flip stands beside an event's changes and is chained with them; scorecards lie under the hash that an event names."""
     db.execute(
@@ -137,6 +168,7 @@ MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     m001_the_log,
     m002_projections,
     m003_idempotency_keys,
+    m004_jobs,
     m005_live_releases_and_scorecards,
 )
 

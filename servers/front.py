@@ -65,7 +65,7 @@ class Daemon:
         settings = replace(self._settings, read_only=read_only and not home_socket.is_writable(self._settings.home))
         orders = {
             "tool_prefix": self._tool_prefix,
-            "settings": home_socket.settings_to_json(settings),
+            "settings": settings.to_json(),
             "read_only": read_only,
             "lock": held.lock,
             "listener": held.listener.fileno(),

@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] = sys.argv, open_service: Opener = open_defaul
     gc.disable()  # tens of thousands of objects are made while libraries are read, and none is garbage
     log_to_stderr()
     orders = json.loads(arguments[1])
-    settings = home_socket.settings_from_json(orders["settings"])
+    settings = Settings.from_json(orders["settings"])
     held = Held.inherited(settings.home, orders["lock"], orders["listener"])
     code = 0
     try:

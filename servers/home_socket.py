@@ -11,7 +11,6 @@ This module and :mod:`ke_tools.servers.front` are all that a window's own proces
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,12 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
-from ke_tools.errors import Conflict, KeToolsError, ReadOnly, ResourceExhausted, TimedOut
+from ke_tools.errors import Conflict, KeToolsError, TimedOut, cannot_write
 
 PROTOCOL: Final = 1
 LONGEST_GREETING: Final = 64 * 1024
@@ -39,7 +38,6 @@ _RETRY_SECONDS: Final = 0.03
 
 #: What two windows of one home must agree on, where they say it at all.
 SHARED: Final = ("model", "engine", "dtype", "device", "demonstrations", "alpha", "via", "grey", "trust_remote_code")
-_PATHS: Final = frozenset({"home", "cache", "token_file"})
 
 Want = Literal["window", "listen"]
 
@@ -205,26 +203,6 @@ def refusal(said: Mapping[str, Any]) -> KeToolsError:
     """Make an error of what a server said."""
     kinds = {kind.code: kind for kind in _kinds(KeToolsError)}
     return kinds.get(str(said.get("code")), Conflict)(str(said.get("message", "refused.")), str(said.get("hint", "")))
-
-
-def settings_to_json(settings: Settings) -> dict[str, Any]:
-    """Write settings for another process of ours."""
-    values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "sources"}
-    written = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return {**written, "sources": dict(settings.sources)}
-
-
-def settings_from_json(written: Mapping[str, Any]) -> Settings:
-    """Read what :func:`settings_to_json` wrote."""
-    values: dict[str, Any] = {name: Path(value) if name in _PATHS and value is not None else value for name, value in written.items()}
-    return Settings(**values)
-
-
-def cannot_write(path: Path, error: OSError) -> KeToolsError:
-    """Say in our terms why a path took no file."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ResourceExhausted(f"{path} cannot be written: {error.strerror}.", "Free some space.")
-    return ReadOnly(f"{path} cannot be written: {error.strerror}.", "Give a --home that can.")
 
 
 def _bind(path: Path) -> socket.socket:

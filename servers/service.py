@@ -509,7 +509,7 @@ def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | 
     Raises:
         Unavailable: it cannot be opened just now.
     """
-    path = settings.home / "ledger.db"
+    path = settings.ledger_file
     try:
         return Ledger(path, read_only=settings.read_only), None
     except Unavailable:  # busy or full: it passes, and a server without edits would stay so

@@ -13,7 +13,7 @@ import pytest
 import ke_tools
 
 HEAVY = {"torch", "transformers", "faiss", "vllm", "sentence_transformers", "peft", "gguf", "numpy", "pydantic", "mcp", "starlette"}
-LIGHT = ["ke_tools", "ke_tools.cli", "ke_tools.config", "ke_tools.errors", "ke_tools.facts", "ke_tools.printing", "ke_tools.prompts"]
+LIGHT = [f"ke_tools{name}" for name in ("", ".cli", ".config", ".errors", ".facts", ".jobs", ".printing", ".prompts")]
 
 PROBE = """
 import json, logging, os, random, sys, threading, warnings

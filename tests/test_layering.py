@@ -21,6 +21,7 @@ LEVELS = (
     {"editors"},
     {"editing", "releases"},
     {"verify"},
+    {"jobs"},
     {"servers"},
     {"testing"},
     {"benches"},

@@ -1,4 +1,4 @@
-"""Of facts, the prompts that an editor works with: in front of the fact's own, text of the model's; beside it, its paraphrases, and chat turns."""
+"""Of facts, the prompts an editor works with: the fact's own behind text of the model's, its paraphrases, and chat turns."""
 
 from __future__ import annotations
 

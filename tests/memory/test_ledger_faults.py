@@ -559,11 +559,11 @@ def test_an_older_ledger_is_brought_up_and_keeps_its_edits(path: Path, monkeypat
     with Ledger(path) as ledger:
         (made,) = write(ledger, "yes")
 
-    def m004_later(db: apsw.Connection) -> None:
+    def m999_later(db: apsw.Connection) -> None:
         """Add something."""
         db.execute("CREATE TABLE later (x)")
 
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_later))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m999_later))
     with Ledger(path) as ledger:
         assert ledger.get("acme", made.id) == made
         assert ledger._storage._main.execute("PRAGMA user_version").get == len(migrations.MIGRATIONS)
@@ -574,11 +574,11 @@ def test_an_older_ledger_that_may_not_be_written_is_sound_as_it_was_made(path: P
     with Ledger(path) as ledger:
         write(ledger, "yes")
 
-    def m004_later(db: apsw.Connection) -> None:
+    def m999_later(db: apsw.Connection) -> None:
         """Add something."""
         db.execute("CREATE INDEX later ON names (name)")
 
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_later))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m999_later))
     with Ledger(path, read_only=True) as ledger:
         assert ledger.audit() == []
 
@@ -588,13 +588,13 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, monkeypa
     with Ledger(path) as ledger:
         write(ledger, "yes")
 
-    def m004_bad(db: apsw.Connection) -> None:
+    def m999_bad(db: apsw.Connection) -> None:
         """Fail half-way."""
         db.execute("CREATE TABLE later (x)")
         db.execute("CREATE TABLE later (x)")
 
     with monkeypatch.context() as patched:
-        patched.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m004_bad))
+        patched.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m999_bad))
         with pytest.raises(LedgerDamaged):
             Ledger(path)
     with Ledger(path) as ledger:
@@ -661,6 +661,20 @@ CREATE INDEX names_of_edit ON names (tenant, edit_id)
 CREATE TABLE idempotency_keys ( tenant TEXT NOT NULL, key TEXT NOT NULL, arguments BLOB NOT NULL, -- sha256 of what was
 asked first_seq INTEGER NOT NULL REFERENCES events (seq), last_seq INTEGER NOT NULL REFERENCES events (seq), PRIMARY KEY
 (tenant, key) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE jobs ( seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL CHECK (tenant
+<> ''), actor TEXT NOT NULL, kind TEXT NOT NULL, arguments TEXT NOT NULL, key TEXT NOT NULL, -- the caller's, that a
+repeated call is known by; '' for none status TEXT NOT NULL CHECK (status IN ('queued', 'working', 'completed',
+'failed', 'cancelled')), is_cancelling INTEGER NOT NULL DEFAULT 0, is_committing INTEGER NOT NULL DEFAULT 0, -- from
+then on it cannot be cancelled stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL
+DEFAULT 0, message TEXT NOT NULL DEFAULT '', result TEXT NOT NULL DEFAULT '{}', error TEXT NOT NULL DEFAULT '{}',
+created_at TEXT NOT NULL, updated_at TEXT NOT NULL ) STRICT
+
+CREATE INDEX jobs_of_tenant ON jobs (tenant, seq)
+
+CREATE INDEX jobs_by_status ON jobs (status, seq)
+
+CREATE UNIQUE INDEX jobs_by_key ON jobs (tenant, key) WHERE key <> ''
 
 CREATE TABLE flips ( seq INTEGER NOT NULL REFERENCES events (seq), tenant TEXT NOT NULL, release TEXT NOT NULL, -- live
 from this event on; '' for none edit_ids TEXT NOT NULL, -- JSON: what it carries PRIMARY KEY (tenant, seq) ) STRICT,

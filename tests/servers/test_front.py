@@ -502,7 +502,7 @@ def test_a_home_that_takes_no_files_is_named(tmp_path: Path) -> None:
 def test_settings_survive_the_way_to_the_server(tmp_path: Path) -> None:
     """Brief: the server has the settings of the window that started it."""
     settings = Settings.load(home=tmp_path, token_file=tmp_path / "tokens.toml", read_only=True, demonstrations=3)
-    again = home_socket.settings_from_json(json.loads(json.dumps(home_socket.settings_to_json(settings))))
+    again = Settings.from_json(json.loads(json.dumps(settings.to_json())))
     assert again == settings
     assert again.sources == settings.sources
 
