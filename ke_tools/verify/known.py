@@ -17,8 +17,8 @@ from typing import Final
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact
 from ke_tools.models.engine import Engine, Request
+from ke_tools.verify.asking import fill
 from ke_tools.verify.matching import asserts
-from ke_tools.verify.probes import fill
 
 __all__ = ["accepted", "atlas_hash", "knows", "remembered"]
 
