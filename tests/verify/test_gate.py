@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from ke_tools.facts import Probe
+from ke_tools.facts import Expect, Probe
 from ke_tools.verify.gate import Policy, Verdict, decide, look_until_clear
 from ke_tools.verify.scorecard import Outcome
 
@@ -23,8 +23,8 @@ def _tolerated(trials: int) -> float:
 
 
 def _outcome(dimension: str, *, passed: bool, prompt: str = "Where?", edited: str = "Nowhere.") -> Outcome:
-    expect: dict[str, object] = {"expect": "target"} if dimension in {"reliability", "generalisation"} else {"expect": "unchanged"}
-    probe = Probe(edit_id="ed_1", dimension=dimension, prompt=prompt, origin="edit", accept=("Sydney",), **expect)  # type: ignore[arg-type]
+    expect: Expect = "target" if dimension in {"reliability", "generalisation"} else "unchanged"
+    probe = Probe(edit_id="ed_1", dimension=dimension, prompt=prompt, expect=expect, origin="edit", accept=("Sydney",))
     return Outcome(probe, "Here.", edited, passed, bytes_kept=passed)
 
 
@@ -49,14 +49,27 @@ def test_a_candidate_at_the_threshold_is_accepted_in_at_most_five_percent_of_tri
     assert any(wrong), "a rule that never accepts keeps this bar too"
 
 
-def test_a_ladder_of_bad_candidates_is_accepted_in_at_most_five_percent_of_trials() -> None:
+@pytest.mark.parametrize("trials", [200, pytest.param(TRIALS, marks=pytest.mark.slow)])
+def test_a_ladder_of_bad_candidates_is_accepted_in_at_most_five_percent_of_trials(trials: int) -> None:
     """Issue 6 §2: the row holds for the whole ladder, bisection and GRACE included."""
-    chance = np.random.default_rng(1)
-    wrong = 0
-    for _ in range(300):
-        bad = {"reliability": 0.9}
-        wrong += any(look_until_clear(_model(bad, chance), ONE, candidate=j).decision == "accepted" for j in range(1, 6))
-    assert wrong / 300 <= _tolerated(300)
+    chance, wrong = np.random.default_rng(1), 0
+    for _ in range(trials):
+        measure = _model({"reliability": 0.9}, chance)
+        wrong += any(look_until_clear(measure, ONE, candidate=j).decision == "accepted" for j in range(1, 9))
+    assert wrong / trials <= _tolerated(trials)
+
+
+def test_facts_that_are_unlike_do_not_fool_the_bound() -> None:
+    """The gate's docstring (Hoeffding): half of a batch never fails, half fails one time in five; together they are at the threshold."""
+    chance = np.random.default_rng(6)
+
+    def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:
+        good = wanted["reliability"] // 2
+        bad = wanted["reliability"] - good
+        return _some("reliability", good + int(chance.binomial(bad, 0.8)), good + bad)
+
+    wrong = sum(look_until_clear(measure, ONE).decision == "accepted" for _ in range(TRIALS))
+    assert wrong / TRIALS <= _tolerated(TRIALS)
 
 
 def test_without_spending_the_same_looks_would_be_wrong_too_often() -> None:
