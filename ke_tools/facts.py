@@ -133,7 +133,7 @@ class Probe:
     expect: Expect
     origin: Origin
     chat: bool = False  # asked as one chat turn instead of a completion
-    accept: tuple[str, ...] = field(default=())  # what counts as the target (aliases of the object)
+    accept: tuple[str, ...] = field(default=())  # what counts as the target (aliases of the object); unchanged: what is true
     reject: tuple[str, ...] = field(default=())  # what must not be asserted (the old target)
     behind: bool = False  # an unrelated sentence stands before it
 

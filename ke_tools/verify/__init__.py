@@ -5,6 +5,7 @@ Every metric of the project lives here, each rate with its standard error; the `
 
 from __future__ import annotations
 
+from ke_tools.verify.about import accepted
 from ke_tools.verify.asking import fill
 from ke_tools.verify.callers import given
 from ke_tools.verify.card import drawn
@@ -12,7 +13,7 @@ from ke_tools.verify.dimensions import DIMENSIONS, EARLIER, FURTHER, LABELS
 from ke_tools.verify.fluency import FLUENCY_TOKENS, entropy
 from ke_tools.verify.gate import Finding, Limit, Verdict, decide, look_until_clear
 from ke_tools.verify.kept import neighbour_candidates
-from ke_tools.verify.known import accepted, atlas_hash, knows, remembered
+from ke_tools.verify.known import atlas_hash, knows, remembered
 from ke_tools.verify.matching import asserts, bytes_kept, first_sentence, mentions, same_answer, short_answer, starts_with
 from ke_tools.verify.perplexity import plain_perplexity
 from ke_tools.verify.policy import Policy

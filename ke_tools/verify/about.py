@@ -10,10 +10,10 @@ from functools import cache
 from typing import Final, TypeVar
 
 from ke_tools import atlas
-from ke_tools.atlas import Relation
+from ke_tools.atlas import AtlasFact, Relation
 from ke_tools.facts import Edit, squash
 
-__all__ = ["all_names", "as_written", "kinds_of", "names_of", "relation_of", "shuffled", "targets_of", "truth_of"]
+__all__ = ["accepted", "all_names", "as_written", "kinds_of", "names_of", "relation_of", "shuffled", "targets_of", "truth_of"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,11 @@ def relation_of(edit: Edit) -> Relation | None:
 def targets_of(edit: Edit) -> tuple[str, ...]:
     """What counts as the target."""
     return (edit.fact.target, *atlas.aliases(edit.fact.target))
+
+
+def accepted(fact: AtlasFact) -> tuple[str, ...]:
+    """What counts as a right answer: every object, under every name."""
+    return tuple(dict.fromkeys(name for known in fact.objects for name in (known, *atlas.aliases(known))))
 
 
 def truth_of(edit: Edit) -> tuple[str, ...]:

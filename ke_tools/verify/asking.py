@@ -60,7 +60,16 @@ def wanted(edit: Edit, dimension: str, asked: Asked, origin: Origin = "probe wor
     )
 
 
-def unchanged(edit: Edit, dimension: str, asked: Asked, origin: Origin = "probe wording") -> Probe:
-    """A probe whose answer stays the unedited model's and does not speak the edit's target."""
+def unchanged(edit: Edit, dimension: str, asked: Asked, origin: Origin = "probe wording", *, right: Sequence[str] = ()) -> Probe:
+    """A probe whose answer stays the unedited model's and does not speak the edit's target; ``right`` is what would be true."""
     prompt, chat = asked
-    return Probe(edit_id=edit.id, dimension=dimension, prompt=prompt, expect="unchanged", origin=origin, chat=chat, reject=targets_of(edit))
+    return Probe(
+        edit_id=edit.id,
+        dimension=dimension,
+        prompt=prompt,
+        expect="unchanged",
+        origin=origin,
+        chat=chat,
+        accept=tuple(right),
+        reject=targets_of(edit),
+    )

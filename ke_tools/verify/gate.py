@@ -13,6 +13,9 @@ and where $p \le m$ this happens with a chance of at most $\alpha$. Several prob
 putting back; both make $X$ a sum of unlike independent trials (Vatutin and Mikhailov 1982), whose tail from $np + 1$ on is no heavier than
 the binomial one (Hoeffding 1956), so (1) errs on the safe side.
 
+**What counts.** An answer that must not change counts where the unedited model's was right, or where nobody can tell; what a model does not
+know drifts with any change of its weights, and shows nothing. That depends on the unedited model alone, so all of this holds for the rest.
+
 **Looks.** Who looks again and again until the bound is reached reaches it in the end. So the $k$-th look at the $j$-th candidate tests (1)
 at $\alpha_{jk} = \alpha \, 2^{-k} / (j(j+1))$, and by the union bound
 
@@ -151,10 +154,11 @@ class Verdict:
     @property
     def in_words(self) -> str:
         """The decision with the dimensions that made it, and the worst case of these."""
-        refused = [part for part in (*self.limits, *self.findings) if part.decision == "refused"]
-        open_ones = [finding for finding in self.findings if finding.decision == "undecided"]
-        parts = refused or open_ones or [part for part in (*self.findings, *self.limits) if part.decision != "not measured"]
-        unmeasured = [] if refused else [part for part in (*self.findings, *self.limits) if part.decision == "not measured"]
+        all_parts: list[Finding | Limit] = [*self.findings, *self.limits]
+        refused = [part for part in all_parts if part.decision == "refused"]
+        undecided = [part for part in all_parts if part.decision == "undecided"]
+        parts = refused or undecided or [part for part in all_parts if part.decision != "not measured"]
+        unmeasured = [] if refused else [part for part in all_parts if part.decision == "not measured"]
         told = f"{self.decision}: {'; '.join(part.in_words for part in [*parts, *unmeasured])}"
         worst = next((part.worst_case for part in parts if isinstance(part, Finding) and part.worst_case), "")
         return f"{told}; worst: {worst}" if worst else told
@@ -198,7 +202,7 @@ def decide(
     risk = policy.risk(candidate, look)
     settled = {finding.dimension: finding for finding in before.findings if finding.decision in {"accepted", "refused"}} if before else {}
     by_dimension: dict[str, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
+    for outcome in (one for one in outcomes if one.is_telling):
         by_dimension[outcome.probe.dimension].append(outcome)
     names = dict.fromkeys((*policy.minima, *by_dimension))
     findings = tuple(settled.get(name) or _finding(name, by_dimension[name], policy, risk) for name in names)
@@ -234,8 +238,13 @@ def look_until_clear(
 
 def _wanted(outcomes: Sequence[Outcome], policy: Policy, candidate: int, look: int, verdict: Verdict) -> dict[str, int]:
     asked = Counter(outcome.probe.dimension for outcome in outcomes)
+    counted = Counter(outcome.probe.dimension for outcome in outcomes if outcome.is_telling)
     is_open = {finding.dimension for finding in verdict.findings if look == 1 or finding.decision == "undecided"}
-    missing = {name: policy.size(name, candidate, look) - asked[name] for name in policy.minima if name in is_open}
+    missing = {
+        name: min(policy.size(name, candidate, look) - counted[name], policy.most - asked[name])
+        for name in policy.minima
+        if name in is_open
+    }
     return {name: number for name, number in missing.items() if number > 0}
 
 
@@ -260,10 +269,10 @@ def _decision(name: str, passed: int, n: int, minimum: float, policy: Policy, ri
 
 
 def _overall(findings: Sequence[Finding], limits: Sequence[Limit]) -> Literal["accepted", "refused", "undecided"]:
-    decisions = {part.decision for part in (*findings, *limits)}
-    if "refused" in decisions:
+    of_probes = {finding.decision for finding in findings}
+    if "refused" in of_probes | {limit.decision for limit in limits}:
         return "refused"
-    return "undecided" if "undecided" in decisions or "accepted" not in {finding.decision for finding in findings} else "accepted"
+    return "accepted" if "accepted" in of_probes and "undecided" not in of_probes else "undecided"
 
 
 @cache

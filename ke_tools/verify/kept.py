@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
+from typing import TypeVar
 
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact, Relation
 from ke_tools.facts import Edit, Probe, squash
-from ke_tools.verify.about import all_names, as_written, kinds_of, names_of, relation_of, shuffled
+from ke_tools.verify.about import accepted, all_names, as_written, kinds_of, names_of, relation_of, shuffled
 from ke_tools.verify.asking import forms, one_wording, unchanged
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "other_subject",
     "same_subject",
 ]
+
+T = TypeVar("T")
 
 
 def neighbour_candidates(edit: Edit, *, live: Iterable[Edit] = (), most: int = 24) -> list[AtlasFact]:
@@ -56,14 +59,15 @@ def neighbours(edit: Edit, known: Collection[AtlasFact] | None, others: Sequence
 def other_subject(edit: Edit, facts: Sequence[AtlasFact]) -> Iterator[Probe]:
     """One wording of each fact."""
     for number, fact in enumerate(facts):
-        yield unchanged(edit, "locality_other_subject", one_wording(atlas.relations()[fact.relation], fact.subject, number))
+        asked = one_wording(atlas.relations()[fact.relation], fact.subject, number)
+        yield unchanged(edit, "locality_other_subject", asked, right=accepted(fact))
 
 
 def every_other_subject(edit: Edit, facts: Sequence[AtlasFact]) -> Iterator[Probe]:
     """Every wording of each fact."""
     for fact in facts:
         for asked in forms(atlas.relations()[fact.relation], fact.subject):
-            yield unchanged(edit, "locality_other_subject", asked)
+            yield unchanged(edit, "locality_other_subject", asked, right=accepted(fact))
 
 
 def same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequence[Edit], most: int) -> Iterator[Probe]:
@@ -72,7 +76,7 @@ def same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequen
     for number, relation in enumerate((*familiar, *strange)[:most]):
         asked = one_wording(relation, as_written(edit), number)
         if squash(asked[0]) != squash(edit.fact.prompt):
-            yield unchanged(edit, "locality_same_subject", asked)
+            yield unchanged(edit, "locality_same_subject", asked, right=_right(edit, relation))
 
 
 def every_same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequence[Edit]) -> Iterator[Probe]:
@@ -81,7 +85,7 @@ def every_same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: 
     for relation in familiar or strange:
         for asked in forms(relation, as_written(edit)):
             if squash(asked[0]) != squash(edit.fact.prompt):
-                yield unchanged(edit, "locality_same_subject", asked)
+                yield unchanged(edit, "locality_same_subject", asked, right=_right(edit, relation))
 
 
 def forgetfulness(edit: Edit) -> Iterator[Probe]:
@@ -89,20 +93,28 @@ def forgetfulness(edit: Edit) -> Iterator[Probe]:
     relation = relation_of(edit)
     if relation is None or relation.functional:
         return
-    names, edited = names_of(edit), all_names(edit.fact.target) | all_names(edit.fact.old_target)
-    listed = (fact.objects for fact in atlas.facts() if fact.relation == relation.id and squash(fact.subject) in names)
-    if not any(squash(name) not in edited for objects in listed for name in objects):
+    edited = all_names(edit.fact.target) | all_names(edit.fact.old_target)
+    rest = [name for name in _right(edit, relation) if squash(name) not in edited]
+    if not rest:
         return
     subject = as_written(edit)
     for text, chat in forms(relation, subject):
-        rest = text if text.casefold().startswith(subject.casefold()) and not subject.startswith("the ") else text[:1].lower() + text[1:]
-        yield unchanged(edit, "forgetfulness", (f"Besides {edit.fact.target}, {rest}", chat))
+        is_name = text.casefold().startswith(subject.casefold()) and not subject.startswith("the ")
+        asked = (f"Besides {edit.fact.target}, {text if is_name else text[:1].lower() + text[1:]}", chat)
+        yield unchanged(edit, "forgetfulness", asked, right=rest)
 
 
 def distracting_prefix(edit: Edit, facts: Sequence[AtlasFact]) -> Iterator[Probe]:
     """The edit's sentence, then a neighbour's question."""
-    for asked in _in_turn([forms(atlas.relations()[fact.relation], fact.subject) for fact in facts]):
-        yield unchanged(edit, "distracting_prefix", (f"{edit.fact.sentence} {asked[0]}", asked[1]))
+    rounds = [[(fact, asked) for asked in forms(atlas.relations()[fact.relation], fact.subject)] for fact in facts]
+    for fact, (prompt, chat) in _in_turn(rounds):
+        yield unchanged(edit, "distracting_prefix", (f"{edit.fact.sentence} {prompt}", chat), right=accepted(fact))
+
+
+def _right(edit: Edit, relation: Relation) -> list[str]:
+    """What the atlas says of the subject in a relation, under every name."""
+    names = names_of(edit)
+    return [name for fact in atlas.facts() if fact.relation == relation.id and squash(fact.subject) in names for name in accepted(fact)]
 
 
 def _same_subject_relations(
@@ -122,9 +134,9 @@ def _same_subject_relations(
     return [relation for relation in found if relation.id in known_here], [relation for relation in found if relation.id not in known_here]
 
 
-def _in_turn(rounds: Sequence[Sequence[tuple[str, bool]]]) -> Iterator[tuple[str, bool]]:
+def _in_turn(rounds: Sequence[Sequence[T]]) -> Iterator[T]:
     """The first of each, the second of each …; beginning in each at another place, so that every form is among the first."""
-    turned = [row[n % len(row) :] + row[: n % len(row)] for n, row in enumerate(map(list, rounds)) if row]
+    turned = [[*row[n % len(row) :], *row[: n % len(row)]] for n, row in enumerate(rounds) if row]
     for turn in zip_longest(*turned):
         yield from (asked for asked in turn if asked is not None)
 

@@ -12,7 +12,7 @@ from typing import Final
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact
 from ke_tools.facts import Edit, Probe, squash
-from ke_tools.verify.about import all_names, as_written, names_of, relation_of, shuffled
+from ke_tools.verify.about import accepted, all_names, as_written, names_of, relation_of, shuffled
 from ke_tools.verify.asking import fill, forms, wanted
 
 __all__ = ["alias", "hop", "hop_facts", "reversed_"]
@@ -68,5 +68,4 @@ def hop(edit: Edit, known: Collection[AtlasFact] | None) -> Iterator[Probe]:
     place = place[:1].lower() + place[1:]
     found = [(fact, asked) for fact in facts for asked in forms(atlas.relations()[fact.relation], place)]
     for fact, asked in shuffled(found, edit, "hop"):
-        accept = [name for known_object in fact.objects for name in (known_object, *atlas.aliases(known_object))]
-        yield wanted(edit, "portability_hop", asked, accept=accept)
+        yield wanted(edit, "portability_hop", asked, accept=accepted(fact))

@@ -7,10 +7,12 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from ke_tools.facts import Probe
 from ke_tools.verify.dimensions import EARLIER, FLUENCY, LABELS
+from ke_tools.verify.matching import asserts
 from ke_tools.verify.rates import Rate, cluster_of, rate
 
 __all__ = ["Check", "Form", "Outcome", "Rates", "Scorecard", "content_hash"]
@@ -47,6 +49,11 @@ class Outcome:
         if self.probe.expect == "target" or self.probe.dimension == FLUENCY:
             return 2 if self.probe.dimension in {"reliability", EARLIER} else 1
         return 4 if self.leaked else 3
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it can show harm: not where the unedited model was wrong anyway, for what it does not know drifts with any change."""
+        return self.probe.expect == "target" or not self.probe.accept or _is_right(self.base, self.probe.accept)
 
     @property
     def form(self) -> Form:
@@ -173,6 +180,11 @@ def content_hash(document: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over a document's canonical JSON; what a stored scorecard is called."""
     text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=8192)  # asked again at each of the gate's looks
+def _is_right(answer: str, right: tuple[str, ...]) -> bool:
+    return asserts(answer, right)
 
 
 def _rate(outcomes: Sequence[Outcome]) -> Rate:

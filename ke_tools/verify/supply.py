@@ -25,6 +25,7 @@ __all__ = ["Supply"]
 
 _ALL: Final = 1_000
 _NEIGHBOURS: Final = 48  # that an edit's probes are made of
+_ENOUGH: Final = 6  # that the model knows
 
 
 class Supply:
@@ -99,8 +100,12 @@ class Supply:
         return pools[dimension]() if dimension in pools else ()
 
     def _near(self, edit: Edit, others: Sequence[Edit]) -> list[AtlasFact]:
-        near = neighbours(edit, self._known, others)
-        return ([fact for fact in near if self._known and fact in self._known] or near)[:_NEIGHBOURS]
+        """Neighbours that the model knows; where it knows few of the relation, also what it knows of other subjects in any."""
+        near, known = neighbours(edit, self._known, others), self._known or frozenset()
+        familiar = [fact for fact in near if fact in known]
+        if known and len(familiar) < _ENOUGH:
+            familiar += [fact for fact in neighbours(replace(edit, relation=""), known, others) if fact in known and fact not in familiar]
+        return (familiar or near)[:_NEIGHBOURS]
 
 
 def _endless(edit: Edit, pool: Sequence[Probe], purpose: str) -> Iterator[Probe]:

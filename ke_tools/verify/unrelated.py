@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Final
 
 from ke_tools.facts import Edit, Probe
@@ -31,9 +32,10 @@ def sentences() -> tuple[str, ...]:
 
 
 @cache
-def tasks() -> tuple[str, ...]:
-    """Small tasks: reasoning, arithmetic, copying."""
-    return tuple(task for group in tomllib.loads(_DATA.joinpath("tasks.toml").read_text("utf-8")).values() for task in group)
+def tasks() -> Mapping[str, tuple[str, ...]]:
+    """Small tasks of reasoning, arithmetic, copying, with what is a right answer."""
+    groups = tomllib.loads(_DATA.joinpath("tasks.toml").read_text("utf-8"))
+    return MappingProxyType({task: tuple(right) for group in groups.values() for task, right in group.items()})
 
 
 def behind(edit: Edit, purpose: str) -> Iterator[str]:
@@ -47,4 +49,4 @@ def behind(edit: Edit, purpose: str) -> Iterator[str]:
 def other_tasks(edit: Edit) -> Iterator[Probe]:
     """Every task, as a chat turn."""
     for task in shuffled(tasks(), edit, "other tasks"):
-        yield unchanged(edit, "other_tasks", (task, True), "data file")
+        yield unchanged(edit, "other_tasks", (task, True), "data file", right=tasks()[task])

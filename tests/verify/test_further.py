@@ -32,6 +32,7 @@ def test_forgetfulness_asks_for_the_other_objects_of_a_relation_that_has_several
     probes = list(forgetfulness(language))
     assert probes
     assert all(probe.prompt.startswith("Besides Spanish, ") and "Switzerland" in probe.prompt for probe in probes)
+    assert all("German" in probe.accept for probe in probes)
     kept = "German and French are official."
     assert judge(probes[0], kept, kept).passed
     assert not judge(probes[0], kept, "Only Spanish.").passed

@@ -22,9 +22,9 @@ def _tolerated(trials: int) -> float:
     return 0.05 + 2 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def _outcome(dimension: str, *, passed: bool, prompt: str = "Where?", edited: str = "Nowhere.") -> Outcome:
+def _outcome(dimension: str, *, passed: bool, prompt: str = "Where?", edited: str = "Nowhere.", right: str = "Here") -> Outcome:
     expect: Expect = "target" if dimension in {"reliability", "generalisation"} else "unchanged"
-    probe = Probe(edit_id="ed_1", dimension=dimension, prompt=prompt, expect=expect, origin="edit", accept=("Sydney",))
+    probe = Probe(edit_id="ed_1", dimension=dimension, prompt=prompt, expect=expect, origin="edit", accept=(right,))
     return Outcome(probe, "Here.", edited, passed, bytes_kept=passed)
 
 
@@ -173,7 +173,6 @@ def test_too_few_probes_decide_nothing() -> None:
             "same subject",
             "other subjects",
             "forgetfulness",
-            "other tasks",
             "edits promoted earlier",
             "perplexity",
             "growth",
@@ -200,6 +199,30 @@ def test_damage_beyond_a_limit_is_refused_before_anything_is_asked(limits: dict[
     verdict = look_until_clear(measure, Policy(), **limits)
     assert verdict.decision == "refused"
     assert f"refused: {named} where at most " in verdict.in_words
+
+
+def test_what_the_unedited_model_did_not_know_shows_no_harm() -> None:
+    """Its answers drift with any change; a neighbour about which it knew nothing says nothing, neither for nor against."""
+    took = _some("reliability", 60, 60)
+    drifted = [_outcome("locality_other_subject", passed=False, right="Elsewhere")] * 60
+    assert decide([*took, *drifted], Policy()).decision == "accepted"
+    verdict = decide([*took, *drifted, *_some("locality_other_subject", 20, 60)], Policy())
+    assert verdict.decision == "refused"
+    assert "other subjects .33 on 60 probes" in verdict.in_words
+
+
+def test_the_budget_counts_what_was_asked_not_what_was_telling() -> None:
+    """Asking ends even where the model knows next to nothing."""
+    asked: list[int] = []
+
+    def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:
+        asked.append(wanted.get("locality_other_subject", 0))
+        known = _some("locality_other_subject", 1, 1)
+        strange = [_outcome("locality_other_subject", passed=False, right="Elsewhere")] * (asked[-1] - 1)
+        return [*_some("reliability", wanted.get("reliability", 0), wanted.get("reliability", 0)), *known, *strange]
+
+    assert look_until_clear(measure, Policy()).decision == "undecided"
+    assert sum(asked) == Policy().most
 
 
 def test_a_dimension_that_is_only_told_decides_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from ke_tools import atlas
 from ke_tools.facts import Edit
-from ke_tools.verify import DIMENSIONS, EARLIER, FURTHER, Policy, Supply
+from ke_tools.verify import DIMENSIONS, EARLIER, FURTHER, Policy, Supply, accepted
 
 MakeEdit = Callable[..., Edit]
 EVERY = (*DIMENSIONS, *FURTHER)
@@ -64,6 +64,14 @@ def test_only_what_the_model_knows_is_asked_where_it_knows_anything(capital: Edi
     probes = Supply([capital], known=known).more({"locality_other_subject": 40})
     assert len(probes) == 40
     assert all("France" in probe.prompt or "Japan" in probe.prompt for probe in probes)
+
+
+def test_where_it_knows_few_of_the_relation_it_is_asked_what_it_knows_of_others(capital: Edit) -> None:
+    """Otherwise nothing could be shown of other subjects."""
+    known = [fact for fact in atlas.facts() if fact.relation == "author"][:10]
+    probes = Supply([capital], known=known).more({"locality_other_subject": 30})
+    assert len(probes) == 30
+    assert all(any(fact.subject in probe.prompt and probe.accept == accepted(fact) for fact in known) for probe in probes)
 
 
 def test_what_the_batch_itself_changes_is_no_neighbour(capital: Edit, make_edit: MakeEdit) -> None:
