@@ -80,9 +80,9 @@ def same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequen
 
 
 def every_same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequence[Edit]) -> Iterator[Probe]:
-    """Every wording of the subject's other relations that the model knows; of all where it is not known to know any."""
+    """Every wording of the subject's other relations that the model knows; else of those that the atlas knows, else of all."""
     familiar, strange = _same_subject_relations(edit, known, others)
-    for relation in familiar or strange:
+    for relation in familiar or [relation for relation in strange if _right(edit, relation)] or strange:
         for asked in forms(relation, as_written(edit)):
             if squash(asked[0]) != squash(edit.fact.prompt):
                 yield unchanged(edit, "locality_same_subject", asked, right=_right(edit, relation))

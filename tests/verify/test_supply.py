@@ -66,6 +66,16 @@ def test_only_what_the_model_knows_is_asked_where_it_knows_anything(capital: Edi
     assert all("France" in probe.prompt or "Japan" in probe.prompt for probe in probes)
 
 
+def test_of_the_same_subject_it_is_asked_what_can_be_judged(capital: Edit, make_edit: MakeEdit) -> None:
+    """What nobody knows drifts; it is asked only where there is nothing else."""
+    wanted = {"locality_same_subject": 40}
+    assert all(probe.accept for probe in Supply([capital], known=[]).more(wanted))
+    unlisted = make_edit("Zembla", "The capital of Zembla is", "Onhava")
+    probes = Supply([unlisted], known=[]).more(wanted)
+    assert len(probes) == 40
+    assert not any(probe.accept for probe in probes)
+
+
 def test_where_it_knows_few_of_the_relation_it_is_asked_what_it_knows_of_others(capital: Edit) -> None:
     """Otherwise nothing could be shown of other subjects."""
     known = [fact for fact in atlas.facts() if fact.relation == "author"][:10]
