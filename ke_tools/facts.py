@@ -128,13 +128,14 @@ class Probe:
     """A question with what must happen: the target is given, or the answer stays the base model's."""
 
     edit_id: str
-    dimension: str  # reliability, generalisation, locality_same_subject, locality_other_subject, portability …
+    dimension: str  # one of ke_tools.verify.dimensions
     prompt: str
     expect: Expect
     origin: Origin
     chat: bool = False  # asked as one chat turn instead of a completion
-    accept: tuple[str, ...] = field(default=())  # what counts as the target (aliases of the object)
+    accept: tuple[str, ...] = field(default=())  # what counts as the target (aliases of the object); unchanged: what is true
     reject: tuple[str, ...] = field(default=())  # what must not be asserted (the old target)
+    behind: bool = False  # an unrelated sentence stands before it
 
 
 def squash(text: str) -> str:

@@ -34,7 +34,7 @@ MaxTokens = Annotated[int, Field(ge=1, le=1024, description="longest answer")]
 Explain = Annotated[bool, Field(description="also say why edits were used or not")]
 Via = Annotated[Literal["auto", "ike", "reader", "weights"], Field(description="how an edit reaches the model; leave at auto")]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait while the model is still loading")]
-Suite = Annotated[Literal["quick", "full"], Field(description="quick: seconds; full: more probes")]
+Suite = Annotated[Literal["quick", "full"], Field(description="quick: seconds; full: more probes and dimensions")]
 ListedState = Annotated[Literal["any", "live", "proposed", "active", "promoted", "retired"], Field(description="live: active or promoted")]
 Contains = Annotated[str, Field(max_length=400, description="text in subject, prompt or target; case does not matter")]
 Limit = Annotated[int, Field(ge=1, le=100, description="page size")]
@@ -174,6 +174,12 @@ class Check(_Rates):
     worst_case: str
 
 
+class Further(Rate):
+    """A rate of all edits in a dimension that only the full suite measures."""
+
+    dimension: str
+
+
 class VerifyOut(_Result):
     """What ``verify`` gives."""
 
@@ -182,6 +188,7 @@ class VerifyOut(_Result):
     checks: list[Check]
     overall: _Rates
     worst_case: str
+    further: list[Further] = Field(default=[], description="more dimensions, of the full suite")
     scorecard_text: str
     revision: int
     model: str

@@ -42,7 +42,6 @@ PROBE_TOKENS: Final = 24
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 _BASE_ANSWERS_KEPT: Final = 4096
 _AT_ONCE: Final = 32  # probes a batch, as many as the in-process engine answers together; between batches a caller may leave
-_CANDIDATES: Final = {"quick": 10, "full": 24}  # neighbours an edit that the model is asked about, to keep those that it knows
 
 
 class Service:
@@ -420,7 +419,7 @@ class Service:
         from ke_tools.verify.run import verify
 
         live = self.ledger.live(who.tenant)
-        near = [fact for edit in edits for fact in making.neighbour_candidates(edit, live=live, most=_CANDIDATES[suite])]
+        near = [fact for edit in edits for fact in making.candidates(edit, live=live, suite=suite)]
         facts = known.knows(engine, near, cache=self.settings.cache, progress=lambda *_: _stop_if(has_left))
         made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, live=live, suite=suite)]
         made += [making.given(probe, edits) for probe in given]
@@ -455,7 +454,10 @@ class Service:
 
     @staticmethod
     def _probe_request(probe: Probe, engine: Engine) -> Request:
-        return one_turn(probe.prompt, engine, PROBE_TOKENS) if probe.chat else Request(prompt=probe.prompt, max_tokens=PROBE_TOKENS)
+        from ke_tools.verify.fluency import FLUENCY, FLUENCY_TOKENS
+
+        tokens = FLUENCY_TOKENS if probe.dimension == FLUENCY else PROBE_TOKENS
+        return one_turn(probe.prompt, engine, tokens) if probe.chat else Request(prompt=probe.prompt, max_tokens=tokens)
 
     def check_writable(self, who: Principal) -> None:
         """Do nothing where ``who`` may write.

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ke_tools.benches._sample import hops, names_any
-from ke_tools.benches._scoring import Forced, entropy
+from ke_tools.benches._scoring import Forced
 from ke_tools.benches._speakers import ANSWER_TOKENS, Speaker
 from ke_tools.cases import Answered, Case
 from ke_tools.facts import squash
+from ke_tools.verify.fluency import entropy
 from ke_tools.verify.matching import bytes_kept, mentions, starts_with, words
 from ke_tools.verify.rates import rate
 

@@ -1,29 +1,24 @@
-"""What a model in memory says: of targets with teacher forcing, greedily, and how surprised it is by text; in padded batches."""
+"""What a model in memory says: of targets with teacher forcing, and greedily; in padded batches."""
 
 from __future__ import annotations
 
 import copy
-import math
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ke_tools.editors._locate import padded, place
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
+from ke_tools.verify.perplexity import in_parts
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Forced", "Read", "entropy", "fits", "forced", "greedy", "likelihoods", "perplexity", "read"]
+__all__ = ["Forced", "Read", "fits", "forced", "greedy", "likelihoods", "read"]
 
-_TOKENS = 6144  # of a padded batch
 _ANSWERED_AT_ONCE = 64
 _CACHED = 32768  # tokens whose keys and values a batch of answers may hold
-_GRAMS = ((2, 2 / 3), (3, 4 / 3))  # lengths of n-grams with their weights, as in the ROME paper's code
-_PIECE = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ def forced(model: CausalModel, asked: Sequence[tuple[str, str]], *, behind: Read
     placed = [place(model.tokenizer, prompt, (), target, site="last") for prompt, target in asked]
     rows = [_without_start(model, one.ids, behind) for one in placed]
     found: dict[int, Forced] = {}
-    for part in _parts([len(row) for row in rows]):
+    for part in in_parts([len(row) for row in rows]):
         ids, mask = padded([rows[n] for n in part], model.pad, model.device)
         with torch.inference_mode():
             hidden = _hidden(model, ids, mask, behind)
@@ -127,35 +122,6 @@ def greedy(model: CausalModel, prompts: Sequence[str], tokens: int, *, behind: R
     return [found[n] for n in range(len(prompts))]
 
 
-def perplexity(model: CausalModel, rows: Sequence[Sequence[int]]) -> float:
-    """Of rows of tokens, over all tokens but the first of each."""
-    import torch
-
-    total, count = 0.0, 0
-    for part in _parts([len(row) for row in rows]):
-        ids, mask = padded([rows[n] for n in part], model.pad, model.device)
-        with torch.inference_mode():
-            hidden = _hidden(model, ids, mask)[:, :-1]
-            counted = mask[:, 1:].bool()
-            logits = model.model.get_output_embeddings()(hidden[counted]).float()
-            total += float(torch.nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="sum"))
-        count += int(counted.sum())
-    return float(torch.tensor(total / max(1, count)).exp())
-
-
-def entropy(text: str) -> float:
-    r"""How little a text repeats itself, in bits (the ROME paper's GE): $-\sum_k f(k) \log_2 f(k)$ over bi- and trigrams, weighted.
-
-    Differs from the reference (rome at 0874014): words and punctuation marks are told apart by a pattern, there by NLTK's tokenizer.
-    """
-    pieces = _PIECE.findall(text)
-    return sum(weight * _bits(list(zip(*(pieces[n:] for n in range(length)), strict=False))) for length, weight in _GRAMS) / len(_GRAMS)
-
-
-def _bits(grams: Sequence[tuple[str, ...]]) -> float:
-    return -sum(count / len(grams) * math.log2(count / len(grams)) for count in Counter(grams).values())
-
-
 def _agreement(one: Sequence[int], other: Sequence[int]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(other)
 
@@ -178,14 +144,3 @@ def _hidden(model: CausalModel, ids: torch.Tensor, mask: torch.Tensor, behind: R
     _, mask = _joined(behind.ids if behind else (), ids, mask)
     hidden: torch.Tensor = model.model.base_model(input_ids=ids, attention_mask=mask, **cached).last_hidden_state
     return hidden
-
-
-def _parts(lengths: Sequence[int]) -> Iterator[list[int]]:
-    part: list[int] = []
-    for n in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if part and lengths[n] * (len(part) + 1) > _TOKENS:
-            yield part
-            part = []
-        part.append(n)
-    if part:
-        yield part

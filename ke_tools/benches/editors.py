@@ -30,7 +30,7 @@ from ke_tools.benches._naive import SAVINGS
 from ke_tools.benches._report import Bar, Progress, Stages, at_least, at_most, report
 from ke_tools.benches._sample import names_any
 from ke_tools.benches._sample import sample as sampled
-from ke_tools.benches._scoring import fits, greedy, likelihoods, perplexity
+from ke_tools.benches._scoring import fits, greedy, likelihoods
 from ke_tools.cases import Case
 from ke_tools.editors import make
 from ke_tools.editors._statistics import samples
@@ -41,6 +41,7 @@ from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.testing import thimble_facts, thimble_path
 from ke_tools.verify.matching import starts_with, words
+from ke_tools.verify.perplexity import perplexity
 from ke_tools.verify.rates import Rate, rate
 
 if TYPE_CHECKING:

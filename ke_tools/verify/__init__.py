@@ -1,46 +1,75 @@
-"""Proof that a correction took and that nothing else moved: matching, rates, probes, scorecard.
+"""Proof that a correction took and that nothing else moved: matching, rates, probes, scorecard, gate.
 
 Every metric of the project lives here, each rate with its standard error; the ``verify`` tool, gates and benches import it.
 """
 
 from __future__ import annotations
 
-from ke_tools.verify.known import accepted, atlas_hash, knows, remembered
+from ke_tools.verify.about import accepted
+from ke_tools.verify.asking import fill
+from ke_tools.verify.callers import given
+from ke_tools.verify.card import drawn
+from ke_tools.verify.dimensions import DIMENSIONS, EARLIER, FURTHER, LABELS
+from ke_tools.verify.fluency import FLUENCY_TOKENS, entropy
+from ke_tools.verify.gate import Finding, Limit, Verdict, decide, look_until_clear
+from ke_tools.verify.kept import neighbour_candidates
+from ke_tools.verify.known import atlas_hash, knows, remembered
 from ke_tools.verify.matching import asserts, bytes_kept, first_sentence, mentions, same_answer, short_answer, starts_with
-from ke_tools.verify.probes import DIMENSIONS, Suite, fill, given, neighbour_candidates, probes_for
+from ke_tools.verify.perplexity import plain_perplexity
+from ke_tools.verify.policy import Policy
+from ke_tools.verify.probes import Suite, candidates, probes_for
 from ke_tools.verify.rates import NOT_MEASURED, Rate, clopper_pearson, cluster_of, rate, wilson
-from ke_tools.verify.run import Ask, judge, verify
-from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard
+from ke_tools.verify.run import Ask, answer, judge, summarise, verify
+from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard, content_hash
+from ke_tools.verify.supply import Supply
 
 __all__ = [
     "DIMENSIONS",
+    "EARLIER",
+    "FLUENCY_TOKENS",
+    "FURTHER",
+    "LABELS",
     "NOT_MEASURED",
     "Ask",
     "Check",
+    "Finding",
+    "Limit",
     "Outcome",
+    "Policy",
     "Rate",
     "Rates",
     "Scorecard",
     "Suite",
+    "Supply",
+    "Verdict",
     "accepted",
+    "answer",
     "asserts",
     "atlas_hash",
     "bytes_kept",
+    "candidates",
     "clopper_pearson",
     "cluster_of",
+    "content_hash",
+    "decide",
+    "drawn",
+    "entropy",
     "fill",
     "first_sentence",
     "given",
     "judge",
     "knows",
+    "look_until_clear",
     "mentions",
     "neighbour_candidates",
+    "plain_perplexity",
     "probes_for",
     "rate",
     "remembered",
     "same_answer",
     "short_answer",
     "starts_with",
+    "summarise",
     "verify",
     "wilson",
 ]

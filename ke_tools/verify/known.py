@@ -17,10 +17,11 @@ from typing import Final
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact
 from ke_tools.models.engine import Engine, Request
+from ke_tools.verify.about import accepted
+from ke_tools.verify.asking import fill
 from ke_tools.verify.matching import asserts
-from ke_tools.verify.probes import fill
 
-__all__ = ["accepted", "atlas_hash", "knows", "remembered"]
+__all__ = ["atlas_hash", "knows", "remembered"]
 
 ANSWER_TOKENS: Final = 24
 BATCH: Final = 32
@@ -57,11 +58,6 @@ def remembered(engine: Engine, cache: Path) -> list[AtlasFact] | None:
     """What earlier calls of :func:`knows` found, without asking; None where none was made for this model and atlas."""
     verdicts = _read(_store(engine, cache))
     return [fact for fact in atlas.facts() if verdicts.get(_key(fact))] if verdicts else None
-
-
-def accepted(fact: AtlasFact) -> tuple[str, ...]:
-    """What counts as a right answer: every object, under every name."""
-    return tuple(dict.fromkeys(name for known in fact.objects for name in (known, *atlas.aliases(known))))
 
 
 @cache

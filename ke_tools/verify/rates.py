@@ -10,12 +10,13 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Probe
 
-__all__ = ["NOT_MEASURED", "Rate", "clopper_pearson", "cluster_of", "rate", "wilson"]
+__all__ = ["NOT_MEASURED", "Rate", "at_least", "at_most", "clopper_pearson", "cluster_of", "rate", "wilson"]
 
 Z95: Final = 1.959963984540054
 
@@ -116,6 +117,18 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
     low = 0.0 if successes == 0 else _bisect(lambda p: 1 - _cdf(successes - 1, n, p) < tail)
     high = 1.0 if successes == n else _bisect(lambda p: _cdf(successes, n, p) > tail)
     return min(low, successes / n), max(high, successes / n)
+
+
+@cache
+def at_least(k: int, n: int, p: float) -> float:
+    """P(X >= k) of the binomial distribution, 0 < p < 1."""
+    return _cdf(n - k, n, 1 - p)
+
+
+@cache
+def at_most(k: int, n: int, p: float) -> float:
+    """P(X <= k) of the binomial distribution, 0 < p < 1."""
+    return _cdf(k, n, p)
 
 
 def _independent(mean: float, variance: float, n: int, groups: int) -> float:

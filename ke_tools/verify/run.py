@@ -7,11 +7,13 @@ from typing import Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit, Probe
+from ke_tools.verify.dimensions import EARLIER, FLUENCY, FURTHER
+from ke_tools.verify.fluency import is_fluent
 from ke_tools.verify.matching import asserts, bytes_kept, mentions, same_answer
 from ke_tools.verify.rates import Rate, cluster_of, rate
 from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard
 
-__all__ = ["Ask", "judge", "verify"]
+__all__ = ["Ask", "answer", "judge", "summarise", "verify"]
 
 Ask = Callable[[list[Probe]], list[str]]
 
@@ -36,22 +38,36 @@ def verify(edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_
     for probe in probes:
         if probe.edit_id not in known:
             raise InvalidInput(f"the probe {probe.prompt!r} belongs to {probe.edit_id!r}.", "Give probes of the edits that are verified.")
+    return summarise(edits, answer(probes, ask_edited, ask_base))
+
+
+def answer(probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask) -> tuple[Outcome, ...]:
+    """Ask each view once with all probes, and judge."""
     batch = list(probes)
     edited, base = (ask_edited(batch), ask_base(batch)) if batch else ([], [])
-    outcomes = tuple(judge(probe, before, after) for probe, before, after in zip(batch, base, edited, strict=True))
+    return tuple(judge(probe, before, after) for probe, before, after in zip(batch, base, edited, strict=True))
+
+
+def summarise(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> Scorecard:
+    """What outcomes say of edits, those that the gate has gathered too."""
     checks = tuple(_check(edit, [o for o in outcomes if o.probe.edit_id == edit.id]) for edit in edits)
-    return Scorecard(checks, _rates(outcomes), _worst(outcomes), outcomes)
+    further = {name: _rate_of(outcomes, name) for name in (*FURTHER, EARLIER)}
+    measured = {name: found for name, found in further.items() if found.measured}
+    return Scorecard(checks, _rates(outcomes), _worst(outcomes), tuple(outcomes), measured)
 
 
 def judge(probe: Probe, base: str, edited: str) -> Outcome:
     """One probe's verdict.
 
     A probe that expects the target passes when the answer asserts it and no longer what is rejected. One that expects no change
-    passes when the base's short answer is still given and the edit's target is not spoken where it was not before.
+    passes when the base's short answer is still given and the edit's target is not spoken where it was not before. A text that is to be
+    fluent may say anything else.
     """
     same_bytes = bytes_kept(base, edited)
     if probe.expect == "target":
         return Outcome(probe, base, edited, asserts(edited, probe.accept, probe.reject), same_bytes)
+    if probe.dimension == FLUENCY:
+        return Outcome(probe, base, edited, is_fluent(base, edited), same_bytes)
     leaked = mentions(edited, probe.reject) and not mentions(base, probe.reject)
     return Outcome(probe, base, edited, same_bytes or (same_answer(base, edited, probe.prompt) and not leaked), same_bytes, leaked)
 
@@ -69,7 +85,7 @@ def _at_least(found: Rate, least: float) -> bool:
 
 def _rates(outcomes: Iterable[Outcome]) -> Rates:
     all_of_them = list(outcomes)
-    neighbours = [o for o in all_of_them if o.probe.expect == "unchanged"]
+    neighbours = [o for o in all_of_them if o.probe.dimension in {"locality_same_subject", "locality_other_subject"}]
     return Rates(
         reliability=_rate_of(all_of_them, "reliability"),
         generalisation=_rate_of(all_of_them, "generalisation"),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Literal
 
 from ke_tools.facts import Probe
-from ke_tools.verify.rates import Rate
+from ke_tools.verify.dimensions import EARLIER, FLUENCY, LABELS
+from ke_tools.verify.matching import asserts
+from ke_tools.verify.rates import Rate, cluster_of, rate
 
-__all__ = ["Check", "Outcome", "Scorecard"]
+__all__ = ["Check", "Form", "Outcome", "Rates", "Scorecard", "content_hash"]
+
+Form = Literal["statement", "question", "chat", "behind a sentence"]
 
 _COLUMNS: Final = (
     ("reliability", "reliability"),
@@ -38,9 +46,23 @@ class Outcome:
         """How bad: 0 nothing, then other words, an edit that did not take, a neighbour that moved, one that speaks the target."""
         if self.passed:
             return 0
-        if self.probe.expect == "target":
-            return 2 if self.probe.dimension == "reliability" else 1
+        if self.probe.expect == "target" or self.probe.dimension == FLUENCY:
+            return 2 if self.probe.dimension in {"reliability", EARLIER} else 1
         return 4 if self.leaked else 3
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it can show harm: not where the unedited model was wrong anyway, for what it does not know drifts with any change."""
+        return self.probe.expect == "target" or not self.probe.accept or _is_right(self.base, self.probe.accept)
+
+    @property
+    def form(self) -> Form:
+        """How it was asked."""
+        if self.probe.behind:
+            return "behind a sentence"
+        if self.probe.chat:
+            return "chat"
+        return "question" if self.probe.prompt.rstrip().endswith("?") else "statement"
 
     @property
     def in_words(self) -> str:
@@ -58,6 +80,7 @@ class Outcome:
             "origin": self.probe.origin,
             "prompt": self.probe.prompt,
             "chat": self.probe.chat,
+            "form": self.form,
             "expect": self.probe.expect,
             "base": self.base,
             "edited": self.edited,
@@ -105,6 +128,7 @@ class Scorecard:
     overall: Rates
     worst_case: str
     outcomes: tuple[Outcome, ...]
+    further: Mapping[str, Rate] = field(default_factory=dict)  # by dimension, where measured
 
     @property
     def passed(self) -> bool:
@@ -118,8 +142,13 @@ class Scorecard:
             "checks": [check.as_dict() for check in self.checks],
             "overall": self.overall.as_dict(),
             "worst_case": self.worst_case,
+            "further": [{"dimension": name, **found.as_dict()} for name, found in self.further.items()],
             "scorecard_text": self.text(),
         }
+
+    def document(self, **context: Any) -> dict[str, Any]:
+        """Render all there is, every question and answer too, with what the caller knows of it: model, revision, suite, seed, seconds."""
+        return {"format": 1, **context, **self.as_dict(), "forms": self._forms(), "outcomes": [one.as_dict() for one in self.outcomes]}
 
     def sentence(self) -> str:
         """Render in one sentence, the worst case in words."""
@@ -133,8 +162,33 @@ class Scorecard:
         rows = [[_mark(check), *_cells(check.rates)] for check in self.checks]
         total = ["all", *_cells(self.overall, errors=True)]
         lines = _aligned([headings, *rows, total])
+        if self.further:
+            lines.append("; ".join(f"{LABELS[name]} {_cell(found, errors=True)}" for name, found in self.further.items()))
         lines.append(f"worst case: {self.worst_case}" if self.worst_case else "nothing went wrong")
         return "\n".join(lines)
+
+    def _forms(self) -> list[dict[str, Any]]:
+        """Generalisation by the form in which was asked."""
+        by_form: dict[str, list[Outcome]] = defaultdict(list)
+        for one in self.outcomes:
+            if one.probe.dimension == "generalisation":
+                by_form[one.form].append(one)
+        return [{"form": form, **_rate(found).as_dict()} for form, found in sorted(by_form.items())]
+
+
+def content_hash(document: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over a document's canonical JSON; what a stored scorecard is called."""
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@lru_cache(maxsize=8192)  # asked again at each of the gate's looks
+def _is_right(answer: str, right: tuple[str, ...]) -> bool:
+    return asserts(answer, right)
+
+
+def _rate(outcomes: Sequence[Outcome]) -> Rate:
+    return rate([one.passed for one in outcomes], [cluster_of(one.probe) for one in outcomes])
 
 
 def _mark(check: Check) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
 
 from ke_tools.benches import _peak
-from ke_tools.benches._scoring import Forced, entropy, forced, greedy, likelihoods, read
+from ke_tools.benches._scoring import Forced, forced, greedy, likelihoods, read
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import FAMILIES, tiny, tokenizer
 
@@ -50,13 +49,6 @@ def test_teacher_forcing_says_what_the_model_would_have_chosen(tiny: Make) -> No
     assert likelihoods(model, ASKED[:1]) == [one.likelihood]
     assert Forced(-1.0, (1, 2), (1, 3)).matched == 0.5
     assert Forced(-1.0, (1, 2), (1, 3)).unchanged(Forced(-1.0, (1, 2), (1, 3))) == 1
-
-
-def test_a_text_that_repeats_itself_has_less_entropy() -> None:
-    """The ROME paper's GE; by hand: four different bigrams have two bits, three trigrams log2 3."""
-    assert entropy("one two three four five") == pytest.approx((2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2)
-    assert entropy("no no no no no") == 0
-    assert entropy("word") == entropy("") == 0
 
 
 def test_the_memory_mark_is_above_what_is_held() -> None:

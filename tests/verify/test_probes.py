@@ -10,7 +10,7 @@ import pytest
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit, Probe, squash
-from ke_tools.verify import DIMENSIONS, Suite, given, neighbour_candidates, probes_for
+from ke_tools.verify import DIMENSIONS, FURTHER, Outcome, Suite, given, neighbour_candidates, probes_for
 
 MakeEdit = Callable[..., Edit]
 
@@ -25,6 +25,19 @@ def test_quick_is_about_a_dozen_with_every_dimension(capital: Edit) -> None:
     assert {probe.dimension for probe in probes} == set(DIMENSIONS)
     assert 10 <= len(probes) <= 14
     assert len(probes_for(capital, suite="full")) > len(probes)
+
+
+def test_full_has_the_surveys_further_dimensions(capital: Edit, make_edit: MakeEdit) -> None:
+    """Issue 6 §1: forgetfulness, distracting prefix, other tasks, portability, fluency; where the atlas knows enough."""
+    language = make_edit("Switzerland", "The official language of Switzerland is", "Spanish")
+    probes = [*probes_for(capital, suite="full"), *probes_for(language, suite="full")]
+    assert {probe.dimension for probe in probes} == {*DIMENSIONS, *FURTHER}
+    assert {probe.form for probe in _outcomes(_of(probes, "generalisation"))} == {"statement", "question", "chat", "behind a sentence"}
+    assert not _of(probes_for(capital, suite="full"), "forgetfulness"), "a country has one capital"
+
+
+def _outcomes(probes: list[Probe]) -> list[Outcome]:
+    return [Outcome(probe, "", "", passed=True, bytes_kept=True) for probe in probes]
 
 
 def test_the_same_edit_gets_the_same_probes(capital: Edit, make_edit: MakeEdit) -> None:
@@ -52,7 +65,9 @@ def test_generated_probes_use_probe_wordings_and_no_fitted_one(make_edit: MakeEd
         generated = [probe for probe in probes_for(edit, suite=suite) if probe.origin == "probe wording"]
         assert generated
         for probe in generated:
-            masked = [atlas.mask(probe.prompt, [name]) for name in subjects if name in probe.prompt]
+            description = atlas.mask(probe.prompt, [relation.masked.replace("{}", fact.subject)])  # one hop
+            names = {*subjects, *(name for subject in subjects for name in atlas.aliases(subject))}
+            masked = [description, *(atlas.mask(probe.prompt, [name]) for name in names if name in probe.prompt)]
             assert any(atlas.holds_probe_wording(text) for text in masked), probe
             assert not any(atlas.wording_key(text) in fitted for text in masked), probe
 

@@ -129,7 +129,7 @@ def test_the_dict_has_no_nulls_and_the_fields_of_the_tool(capital: Edit) -> None
     found = _verified(capital, memorising()).as_dict()
     text = json.dumps(found)
     assert "null" not in text
-    assert set(found) == {"passed", "checks", "overall", "worst_case", "scorecard_text"}
+    assert set(found) == {"passed", "checks", "overall", "worst_case", "further", "scorecard_text"}
     rates = {"reliability", "generalisation", "locality_same_subject", "locality_other_subject", "bytes_kept"}
     assert set(found["checks"][0]) == {"edit_id", "subject", "passed", "worst_case"} | rates
     assert set(found["overall"]) == rates
