@@ -6,7 +6,7 @@ For no text of an edit to be left, and for an audit to say "purged", one transac
 - deletes the row of ``payloads``, which leaves the chain whole, and that of ``edits``, with which its ``names`` go;
 - deletes the payloads of other events about the edit that hold its words and make no edit (a reason, the evidence of a promotion):
   what they did stays, as it stands in their changes and flips;
-- deletes the scorecards that name the edit;
+- deletes the scorecards that name the edit, and empties the jobs that do;
 - empties ``arguments`` of the idempotency keys that stand for these events: a digest without salt lets a short text be guessed. The
   keys stay taken, so that no late repetition of the call writes the text again;
 - names the other edits that quote the target (``old_target`` and ``warnings`` of what superseded it): only their own purge erases it.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput, NotFound
 from ke_tools.facts import squash
+from ke_tools.memory import joblog
 from ke_tools.memory.events import Change, Purged, Standing
 from ke_tools.memory.log import append, edits_by_id, has_flips, head, standings
 from ke_tools.memory.promotions import flip_without, lawful
@@ -48,6 +49,7 @@ def purge(db: apsw.Connection, author: Author, edit_id: str, release: str | None
         NotFound: the id is unknown to this tenant.
         InvalidInput: the reason holds words of the edit.
         InvalidInput, NotFound, WrongState: as :func:`~ke_tools.memory.promotions.flip_without` says of ``release``.
+        WrongState: a job works with it.
     """
     found = edits_by_id(db, author.tenant, [edit_id])
     if not found:
@@ -61,6 +63,7 @@ def purge(db: apsw.Connection, author: Author, edit_id: str, release: str | None
     flip = flip_without(db, author.tenant, {edit_id}, changes, release, carries)
     revision = append(db, author, "purge", {"edit_ids": [edit_id]}, lawful(db, author.tenant, changes, flip), flip)
     db.execute("DELETE FROM edits WHERE tenant = ? AND id = ?", (edit.tenant, edit_id))
+    joblog.erase(db, edit.tenant, edit_id)
     db.execute("DELETE FROM scorecards WHERE tenant = ? AND instr(scorecard, ?)", (edit.tenant, edit_id))
     for seq in seqs:
         db.execute("DELETE FROM payloads WHERE seq = ?", (seq,))

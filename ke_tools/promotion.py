@@ -1,0 +1,224 @@
+"""The ladder: edits climb into the weights, or into a codebook, only when the gate accepts them there; else they stay in memory.
+
+========  ==========================================================================================
+rung      what is tried
+========  ==========================================================================================
+memit     all edits in the weights at once. What the gate refuses shrinks: the edits that failed by
+          themselves leave, else the worse half; what is left is a new candidate, judged by fresh probes
+grace     what did not get in, in a codebook beside the weights' change; it shrinks the same way
+memory    the rest stays where it is
+========  ==========================================================================================
+
+Every candidate of a ladder has its number, by which the gate shares out the risk of a wrong acceptance (:mod:`ke_tools.verify.gate`).
+What holds a model stands behind :class:`Maker`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import Edit
+from ke_tools.verify.gate import Verdict
+from ke_tools.verify.policy import Policy
+from ke_tools.verify.scorecard import Outcome
+
+if TYPE_CHECKING:
+    from ke_tools.releases import Release
+
+__all__ = ["Candidate", "Climb", "Maker", "Method", "Rung", "Trial", "climb", "shrunk"]
+
+Method = Literal["auto", "memit", "grace"]
+Tell = Callable[[str, int, int, str], None]
+
+METHODS: Final = ("auto", "memit", "grace")
+MOST_TRIALS: Final = 5  # of a rung
+_FAILED_BY_ITSELF: Final = 0.5  # the share of an edit's own probes that failed
+
+
+class Rung:
+    """Where an edit ended."""
+
+    MEMIT: Final = "memit"
+    GRACE: Final = "grace"
+    MEMORY: Final = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A release that nobody is served by yet."""
+
+    release: Release
+    in_weights: tuple[Edit, ...]
+    in_codebook: tuple[Edit, ...]
+    perplexity: float  # of plain text, as a share of the unedited model's
+    growth: float  # the largest of a layer's changes, as a share of the weight's norm
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All that it carries."""
+        return (*self.in_weights, *self.in_codebook)
+
+
+class Maker(Protocol):
+    """What makes candidates and asks them."""
+
+    def make(self, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]) -> Candidate:
+        """Plan from the base weights, and write a release."""
+
+    def judge(
+        self, candidate: Candidate, edits: Sequence[Edit], earlier: Sequence[Edit], policy: Policy, number: int
+    ) -> tuple[Verdict, Sequence[Outcome]]:
+        """Ask a candidate about edits with probes that no candidate before was asked, until the gate decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate with what the gate said of it."""
+
+    rung: str
+    edit_ids: tuple[str, ...]  # that it was judged by
+    release: str
+    verdict: Verdict
+
+    @property
+    def in_words(self) -> str:
+        """E.g. ``MEMIT with 10 edits refused: same subject .71 on 48 probes, …``."""
+        count = f"{len(self.edit_ids)} edit{'' if len(self.edit_ids) == 1 else 's'}"
+        return f"{self.rung.upper()} with {count} {self.verdict.in_words}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Render for programs."""
+        told = {"rung": self.rung, "edit_ids": list(self.edit_ids), "release": self.release, "in_words": self.in_words}
+        return {**told, "verdict": self.verdict.as_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """How a ladder was walked to its end."""
+
+    candidate: Candidate | None  # the last one that was accepted; None where nothing was
+    rungs: dict[str, tuple[str, str]]  # edit → rung and why
+    trials: tuple[Trial, ...]
+    outcomes: tuple[Outcome, ...]  # of the accepted candidates
+
+
+@dataclass(slots=True)
+class _Ladder:
+    """A walk under way."""
+
+    maker: Maker
+    policy: Policy
+    tell: Tell
+    earlier: Sequence[Edit]
+    trials: list[Trial] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def rung(self, name: str, group: Sequence[Edit], make: Callable[[Sequence[Edit]], Candidate]) -> Candidate | None:
+        """Try a group, and ever smaller parts of it."""
+        for _ in range(MOST_TRIALS):
+            if not group:
+                return None
+            number = len(self.trials) + 1
+            self.tell(name, len(self.trials), len(self.trials) + 1, f"candidate {number}: {name.upper()} with {len(group)} edits")
+            try:
+                candidate = make(group)
+            except InvalidInput as error:  # an edit that cannot be planned at all: nothing can be said of the others
+                if len(group) == 1:
+                    self.reasons[group[0].id] = f"{name.upper()} could not be planned: {error.message}"
+                    return None
+                group = self._plannable(name, group, make)
+                continue
+            verdict, outcomes = self.maker.judge(candidate, group, self.earlier, self.policy, number)
+            trial = Trial(name, tuple(edit.id for edit in group), candidate.release.name, verdict)
+            self.trials.append(trial)
+            if verdict.decision == "accepted":
+                self.outcomes += outcomes
+                self.reasons |= dict.fromkeys(trial.edit_ids, trial.in_words)
+                return candidate
+            left = shrunk(group, outcomes)
+            self.reasons |= {edit.id: trial.in_words for edit in group if edit not in left}
+            group = left
+        self.reasons |= {edit.id: f"{name.upper()} was not accepted in {MOST_TRIALS} candidates" for edit in group}
+        return None
+
+    def _plannable(self, name: str, group: Sequence[Edit], make: Callable[[Sequence[Edit]], Candidate]) -> list[Edit]:
+        """Those that can be planned by themselves."""
+        left = []
+        for edit in group:
+            try:
+                make([edit])
+            except InvalidInput as error:
+                self.reasons[edit.id] = f"{name.upper()} could not be planned: {error.message}"
+            else:
+                left.append(edit)
+        if len(left) == len(group):  # only together they cannot: two that contradict
+            self.reasons[left[-1].id] = f"{name.upper()} could not be planned together with the others"
+            left.pop()
+        return left
+
+
+def climb(
+    edits: Sequence[Edit],
+    maker: Maker,
+    *,
+    policy: Policy,
+    method: Method = "auto",
+    in_weights: Sequence[Edit] = (),
+    in_codebook: Sequence[Edit] = (),
+    tell: Tell = lambda *_: None,
+) -> Climb:
+    """Walk the ladder.
+
+    Args:
+        edits: that shall climb.
+        maker: makes candidates.
+        policy: what the gate asks.
+        method: one rung alone, or both.
+        in_weights: edits that were promoted before and are planned with them; none may be lost.
+        in_codebook: the same, of the codebook.
+        tell: hears (stage, done, total, message); what it raises ends the walk, and nothing was changed.
+
+    Raises:
+        InvalidInput: there is no such method.
+    """
+    if method not in METHODS:
+        raise InvalidInput(f"there is no method {method!r} to promote by.", f"Use one of {', '.join(METHODS)}.")
+    ladder = _Ladder(maker, policy, tell, (*in_weights, *in_codebook))
+    found: Candidate | None = None
+    if method != "grace":
+        found = ladder.rung(Rung.MEMIT, edits, lambda group: maker.make([*in_weights, *group], in_codebook))
+    weights = tuple(found.in_weights) if found else tuple(in_weights)
+    inside = {edit.id for edit in weights}
+    rest = [edit for edit in edits if edit.id not in inside]
+    if method != "memit" and rest:
+        found = ladder.rung(Rung.GRACE, rest, lambda group: maker.make(weights, [*in_codebook, *group])) or found
+    return Climb(found, _rungs(edits, found, ladder.reasons), tuple(ladder.trials), tuple(ladder.outcomes))
+
+
+def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome]) -> list[Edit]:
+    """What is left of a refused group: without the edits most of whose probes failed, if these are few; else the better half.
+
+    One that was asked nothing counts as one that failed nothing. Of a single edit nothing is left.
+    """
+    if len(group) == 1:
+        return []
+    asked = Counter(outcome.probe.edit_id for outcome in outcomes if outcome.is_telling)
+    failed = Counter(outcome.probe.edit_id for outcome in outcomes if outcome.is_telling and not outcome.passed)
+    share = {edit.id: failed[edit.id] / max(1, asked[edit.id]) for edit in group}
+    own = [edit for edit in group if share[edit.id] <= _FAILED_BY_ITSELF]
+    if len(group) > len(own) >= (len(group) + 1) // 2:
+        return own
+    better = {edit.id for edit in sorted(group, key=lambda edit: share[edit.id])[: (len(group) + 1) // 2]}
+    return [edit for edit in group if edit.id in better]
+
+
+def _rungs(edits: Sequence[Edit], found: Candidate | None, reasons: dict[str, str]) -> dict[str, tuple[str, str]]:
+    weights = {edit.id for edit in found.in_weights} if found else set()
+    codebook = {edit.id for edit in found.in_codebook} if found else set()
+    rung = {edit.id: Rung.MEMIT if edit.id in weights else Rung.GRACE if edit.id in codebook else Rung.MEMORY for edit in edits}
+    return {edit.id: (rung[edit.id], reasons.get(edit.id, "")) for edit in edits}
