@@ -25,7 +25,7 @@ from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
-from ke_tools.models.engine import Engine, Generation, Message, Piece, Request
+from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import ModelSlot, Say
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 View = Literal["edited", "base", "both"]
 Mode = Literal["auto", "replace", "add"]
 MOST_VERIFIED: Final = 10
-PROBE_TOKENS: Final = 24
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 _BASE_ANSWERS_KEPT: Final = 4096
 _AT_ONCE: Final = 32  # probes a batch, as many as the in-process engine answers together; between batches a caller may leave
@@ -416,6 +415,7 @@ class Service:
     ) -> dict[str, Any]:
         from ke_tools.verify import known
         from ke_tools.verify import probes as making
+        from ke_tools.verify.asking import request_of
         from ke_tools.verify.run import verify
 
         live = self.ledger.live(who.tenant)
@@ -425,7 +425,7 @@ class Service:
         made += [making.given(probe, edits) for probe in given]
 
         def ask_edited(asked: Sequence[Probe]) -> list[str]:
-            routed = [self._route(who, self._probe_request(p, engine), engine, "edited", "auto") for p in asked]
+            routed = [self._route(who, request_of(p, engine), engine, "edited", "auto") for p in asked]
             return [one.text for one in engine.generate([r.request for r in routed])]
 
         def ask_base(asked: Sequence[Probe]) -> list[str]:
@@ -443,21 +443,16 @@ class Service:
 
     def _base(self, engine: Engine, probes: Sequence[Probe]) -> list[str]:
         """The base model's greedy answers; they never change, so they are kept."""
+        from ke_tools.verify.asking import request_of
+
         keys = [(engine.fingerprint, probe.prompt, probe.chat) for probe in probes]
         missing = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in self._base_answers}
-        made = engine.generate([self._probe_request(probe, engine) for probe in missing.values()])
+        made = engine.generate([request_of(probe, engine) for probe in missing.values()])
         self._base_answers.update({key: one.text for key, one in zip(missing, made, strict=True)})
         answers = [self._base_answers[key] for key in keys]
         while len(self._base_answers) > _BASE_ANSWERS_KEPT:
             self._base_answers.popitem(last=False)
         return answers
-
-    @staticmethod
-    def _probe_request(probe: Probe, engine: Engine) -> Request:
-        from ke_tools.verify.fluency import FLUENCY, FLUENCY_TOKENS
-
-        tokens = FLUENCY_TOKENS if probe.dimension == FLUENCY else PROBE_TOKENS
-        return one_turn(probe.prompt, engine, tokens) if probe.chat else Request(prompt=probe.prompt, max_tokens=tokens)
 
     def check_writable(self, who: Principal) -> None:
         """Do nothing where ``who`` may write.
@@ -526,13 +521,6 @@ def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | 
             return ledger, unwritable
     log.warning("the base model answers, without edits: %s", found)
     return found, None
-
-
-def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:
-    """A greedy request that asks ``question`` as one chat turn, or as a completion of a model without a chat template."""
-    if engine.chat_roles:
-        return Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
-    return Request(prompt=question, max_tokens=max_tokens)
 
 
 def frozen_messages(messages: Any) -> tuple[Message, ...]:

@@ -83,6 +83,14 @@ class Targets:
         chosen = list(rows)
         return Targets(self.z[chosen], self.h[chosen], self.nll[chosen], tuple(self.steps[n] for n in chosen))
 
+    def plus(self, *others: Targets) -> Targets:
+        """These and others."""
+        import torch
+
+        every = (self, *others)
+        z, h, nll = (torch.cat([getattr(one, name) for one in every]) for name in ("z", "h", "nll"))
+        return Targets(z, h, nll, tuple(step for one in every for step in one.steps))
+
 
 @dataclass(slots=True)
 class _Row:

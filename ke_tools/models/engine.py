@@ -92,3 +92,10 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:
+    """A greedy request that asks ``question`` as one chat turn, or as a completion of a model without a chat template."""
+    if engine.chat_roles:
+        return Request(messages=({"role": "user", "content": question},), max_tokens=max_tokens)
+    return Request(prompt=question, max_tokens=max_tokens)

@@ -1,4 +1,4 @@
-"""One probe: a wording with a subject in it, and what must come back."""
+"""One probe: a wording with a subject in it, what must come back, and the request that asks it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from typing import Final
 
 from ke_tools.atlas import Relation
 from ke_tools.facts import Edit, Origin, Probe, squash
+from ke_tools.models.engine import Engine, Request, one_turn
 from ke_tools.verify.about import targets_of, truth_of
+from ke_tools.verify.dimensions import FLUENCY
 
-__all__ = ["Asked", "fill", "forms", "one_wording", "unchanged", "wanted"]
+__all__ = ["FLUENCY_TOKENS", "PROBE_TOKENS", "Asked", "fill", "forms", "one_wording", "request_of", "unchanged", "wanted"]
 
 Asked = tuple[str, bool]  # a prompt, and whether it is a chat turn
 
+PROBE_TOKENS: Final = 24
+FLUENCY_TOKENS: Final = 100  # as in the ROME paper
 _THE_SUBJECT: Final = re.compile(r"\b[Tt]he \{\}")
 _DETERMINERS: Final = frozenset({"the", "a", "an", "our", "my", "your", "his", "her", "its", "their", "this", "that"})
+
+
+def request_of(probe: Probe, engine: Engine) -> Request:
+    """What a probe asks of the base model."""
+    tokens = FLUENCY_TOKENS if probe.dimension == FLUENCY else PROBE_TOKENS
+    return one_turn(probe.prompt, engine, tokens) if probe.chat else Request(prompt=probe.prompt, max_tokens=tokens)
 
 
 def fill(wording: str, subject: str) -> str:

@@ -10,12 +10,11 @@ from typing import Final
 
 from ke_tools.facts import Edit, Probe
 from ke_tools.verify.about import as_written
-from ke_tools.verify.asking import unchanged
+from ke_tools.verify.asking import FLUENCY_TOKENS, unchanged
 from ke_tools.verify.dimensions import FLUENCY
 
 __all__ = ["FLUENCY", "FLUENCY_TOKENS", "entropy", "fluency", "is_fluent"]
 
-FLUENCY_TOKENS: Final = 100  # to be generated for each probe, as in the ROME paper
 LEAST_SHARE: Final = 0.8  # of the unedited model's entropy
 _GRAMS: Final = ((2, 2 / 3), (3, 4 / 3))  # lengths of n-grams with their weights, as in the ROME paper's code
 _PIECE: Final = re.compile(r"\w+|[^\w\s]")

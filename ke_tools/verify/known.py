@@ -16,7 +16,7 @@ from typing import Final
 
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact
-from ke_tools.models.engine import Engine, Request
+from ke_tools.models.engine import Engine, Request, one_turn
 from ke_tools.verify.about import accepted
 from ke_tools.verify.asking import fill
 from ke_tools.verify.matching import asserts
@@ -72,10 +72,7 @@ def atlas_hash() -> str:
 
 
 def _question(engine: Engine, fact: AtlasFact) -> Request:
-    text = fill(atlas.relations()[fact.relation].probe_questions[0], fact.subject)
-    if engine.chat_roles:
-        return Request(messages=({"role": "user", "content": text},), max_tokens=ANSWER_TOKENS)
-    return Request(prompt=text, max_tokens=ANSWER_TOKENS)
+    return one_turn(fill(atlas.relations()[fact.relation].probe_questions[0], fact.subject), engine, ANSWER_TOKENS)
 
 
 def _key(fact: AtlasFact) -> str:

@@ -1,0 +1,198 @@
+"""Where candidates are made and asked: an editing copy of the model, an engine that serves them, and a folder of releases.
+
+A fact's value (z) does not depend on the facts beside it, so it is found once and serves every candidate of a ladder; so are the unedited
+model's answers to the probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ke_tools import atlas, releases
+from ke_tools.editors.grace import GRACE
+from ke_tools.editors.memit import MEMIT
+from ke_tools.errors import KeToolsError
+from ke_tools.facts import Edit, Fact, Probe
+from ke_tools.models.causal import CausalModel
+from ke_tools.models.engine import Engine
+from ke_tools.promotion import Candidate
+from ke_tools.verify.asking import fill, request_of
+from ke_tools.verify.gate import Verdict, look_until_clear
+from ke_tools.verify.known import knows
+from ke_tools.verify.perplexity import plain_perplexity
+from ke_tools.verify.policy import Policy
+from ke_tools.verify.probes import candidates
+from ke_tools.verify.run import answer
+from ke_tools.verify.scorecard import Outcome
+from ke_tools.verify.supply import Supply
+
+if TYPE_CHECKING:
+    from ke_tools.editors._spread import Prepared
+    from ke_tools.editors._targets import Targets
+    from ke_tools.editors.codebook import Codebook
+    from ke_tools.editors.update import Update
+    from ke_tools.releases import Release
+
+__all__ = ["Serving", "Workshop", "worded"]
+
+Tell = Callable[[str, int, int, str], None]
+
+_WORDINGS: Final = 2  # statements of the relation, and as many questions, that a fact is planned with beside its own
+_AT_ONCE: Final = 32  # probes, between which a walk may be left
+
+
+class Serving(Engine, Protocol):
+    """An engine that takes releases."""
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Serve a release under its name."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget it."""
+
+
+class Workshop:
+    """Makes and asks candidates (:class:`~ke_tools.promotion.Maker`)."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        engine: Serving,
+        *,
+        root: Path,
+        cache: Path | None = None,
+        live: Iterable[Edit] = (),
+        seed: int = 0,
+        tell: Tell = lambda *_: None,
+    ) -> None:
+        """Take what there is; nothing is computed yet.
+
+        Args:
+            model: the editing copy; as it was whenever no method of this runs.
+            engine: serves the same weights.
+            root: where releases lie.
+            cache: where what follows from the model alone is kept.
+            live: the tenant's live edits; what they change is no neighbour.
+            seed: of all that is sampled.
+            tell: hears (stage, done, total, message); what it raises ends the work.
+        """
+        self._model, self._engine, self._root, self._cache = model, engine, root, cache
+        self._live, self._tell = tuple(live), tell
+        self._chats = bool(model.tokenizer.chat_template)
+        self._memit = MEMIT(contexts=2, chat=self._chats, seed=seed)
+        self._grace = GRACE(contexts=2, chat=self._chats, seed=seed)
+        self._found: dict[str, Targets] = {}
+        self._base: dict[tuple[str, bool], str] = {}
+
+    def make(self, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]) -> Candidate:
+        """Plan from the base weights, and write a release.
+
+        Raises:
+            InvalidInput: an edit cannot be planned, or two contradict each other.
+            ResourceExhausted, ReadOnly: the release cannot be written.
+        """
+        update = self._planned(in_weights) if in_weights else None
+        with ExitStack() as applied:
+            if update is not None:
+                applied.enter_context(update.applied(self._model))
+            codebook = self._codebook(in_codebook) if in_codebook else None
+            if codebook is not None:
+                applied.enter_context(codebook.applied(self._model))
+            perplexity = plain_perplexity(self._model) / self._plain
+        growth = max(update.growth(self._model).values(), default=0.0) if update is not None else 0.0
+        return Candidate(
+            self._written(update, codebook, in_weights, in_codebook), tuple(in_weights), tuple(in_codebook), perplexity, growth
+        )
+
+    def judge(
+        self, candidate: Candidate, edits: Sequence[Edit], earlier: Sequence[Edit], policy: Policy, number: int
+    ) -> tuple[Verdict, Sequence[Outcome]]:
+        """Ask a candidate about edits, by free generation through the engine, until the gate decides."""
+        supply = Supply(edits, known=self._known(edits), live=self._live, earlier=earlier, draw=number)
+        outcomes: list[Outcome] = []
+        release = candidate.release
+
+        def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:
+            probes = supply.more(wanted)
+            fresh = answer(probes, lambda asked: self._ask(asked, release.name), self._unedited)
+            outcomes.extend(fresh)
+            return fresh
+
+        self._engine.load_adapter(release.name, release.folder)
+        try:
+            verdict = look_until_clear(measure, policy, candidate=number, perplexity=candidate.perplexity, growth=candidate.growth)
+        finally:
+            with suppress(KeToolsError):  # an engine that was closed has forgotten it
+                self._engine.unload_adapter(release.name)
+        return verdict, outcomes
+
+    # Inside
+
+    @cached_property
+    def _plain(self) -> float:
+        return plain_perplexity(self._model)
+
+    @cached_property
+    def _for_weights(self) -> Prepared:
+        return self._memit.prepare(self._model, cache=self._cache, tell=self._stage)
+
+    @cached_property
+    def _for_codebook(self) -> Any:
+        return self._grace.prepare(self._model, cache=self._cache, tell=self._stage)
+
+    def _planned(self, edits: Sequence[Edit]) -> Update:
+        missing = [edit for edit in edits if edit.id not in self._found]
+        if missing:
+            fresh = self._memit.targets(self._for_weights, [worded(edit) for edit in missing], tell=self._stage)
+            self._found |= {edit.id: fresh.only([n]) for n, edit in enumerate(missing)}
+        first, *others = (self._found[edit.id] for edit in edits)
+        return self._memit.plan(self._for_weights, [worded(edit) for edit in edits], found=first.plus(*others), tell=self._stage)
+
+    def _codebook(self, edits: Sequence[Edit]) -> Codebook:
+        return self._grace.plan(self._for_codebook, [worded(edit) for edit in edits], tell=self._stage)
+
+    def _written(
+        self, update: Update | None, codebook: Codebook | None, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]
+    ) -> Release:
+        how: dict[str, Any] = {"in_weights": sorted(edit.id for edit in in_weights), "in_codebook": sorted(edit.id for edit in in_codebook)}
+        if update is not None:
+            how["memit"] = dict(update.method)
+        if codebook is not None:
+            how["grace"] = {"layer": codebook.layer, "contexts": self._grace.contexts, "chat": self._grace.chat, "seed": self._grace.seed}
+        return releases.build(self._root, self._model, update=update, codebook=codebook, edits=[*in_weights, *in_codebook], how=how)
+
+    def _known(self, edits: Sequence[Edit]) -> list[atlas.AtlasFact]:
+        near = [fact for edit in edits for fact in candidates(edit, live=self._live, suite="full")]
+        return knows(self._engine, list(dict.fromkeys(near)), cache=self._cache, progress=self._stage)
+
+    def _unedited(self, probes: Sequence[Probe]) -> list[str]:
+        missing = list({(probe.prompt, probe.chat): probe for probe in probes if (probe.prompt, probe.chat) not in self._base}.values())
+        self._base |= {(probe.prompt, probe.chat): text for probe, text in zip(missing, self._ask(missing, ""), strict=True)}
+        return [self._base[probe.prompt, probe.chat] for probe in probes]
+
+    def _ask(self, probes: Sequence[Probe], adapter: str) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(probes), _AT_ONCE):
+            self._tell("probes", start, len(probes), f"asking {adapter or 'the unedited model'}")
+            part = [replace(request_of(probe, self._engine), adapter=adapter) for probe in probes[start : start + _AT_ONCE]]
+            texts += [made.text for made in self._engine.generate(part)]
+        return texts
+
+    def _stage(self, stage: str, done: int, total: int) -> None:
+        self._tell(stage, done, total, "")
+
+
+def worded(edit: Edit) -> Fact:
+    """The edit's fact with some of the fitted wordings of its relation; probes are never made of these."""
+    relation = atlas.relations().get(edit.relation)
+    if relation is None:
+        return edit.fact
+    texts = [*relation.fitted_questions[:_WORDINGS], *relation.fitted_statements[:_WORDINGS]]
+    own = [fill(text, edit.fact.subject) for text in texts]
+    known = {edit.fact.prompt, *edit.fact.paraphrases}
+    return replace(edit.fact, paraphrases=(*edit.fact.paraphrases, *(text for text in own if text not in known)))
