@@ -296,11 +296,63 @@ def rollback(
     edit_ids: Annotated[list[str] | None, typer.Argument(metavar="EDIT_ID...", help="The edits to take back.")] = None,
     *,
     to_revision: Annotated[int | None, typer.Option(min=0, help="Instead: as it was at this revision (0: no edits).")] = None,
+    to: Annotated[Literal["base", "memory"], typer.Option(help="memory: only out of the weights.")] = "base",
     reason: Reason = "",
 ) -> int:
     """Take edits back; what they had replaced is believed again."""
     with _local(call) as local:
-        return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, reason=reason))
+        return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, to=to, reason=reason))
+
+
+@verb(app, "promote", CORRECT)
+def promote(
+    call: Call,
+    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to write into the weights.")],
+    *,
+    method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="auto: weights, else a codebook, else memory.")] = "auto",
+    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=NUMBER", help="What the gate asks (repeatable).")] = None,
+    reason: Reason = "",
+    idempotency_key: Key = "",
+) -> int:
+    """Write edits into the weights as far as the gate lets them; Ctrl-C leaves the job at work (see: job)."""
+    wanted = dict(_number(text) for text in policy or [])
+    with _local(call) as local, printing.progress() as progress:
+        ended = local.promote(
+            edit_ids,
+            method=method,
+            policy=wanted,
+            reason=reason,
+            idempotency_key=idempotency_key,
+            heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
+        )
+    return _show_job(call, ended)
+
+
+def _number(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value) if value.isdecimal() else float(value)
+    except ValueError as error:
+        raise InvalidInput(f"--policy {text!r} gives no number.", "Write NAME=NUMBER, e.g. --policy reliability=0.8.") from error
+
+
+def _show_job(call: Call, job: Mapping[str, Any]) -> int:
+    _show(call, job)
+    return FAILED if job["status"] == "failed" else DONE
+
+
+@verb(app, "job", CORRECT)
+def job_(
+    call: Call,
+    job_id: Annotated[str, typer.Argument(help="As promote gave it.")],
+    *,
+    wait: Annotated[float, typer.Option(min=0, max=25, help="Seconds to wait for its end.")] = 0.0,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Stop it, unless it takes effect already.")] = False,
+) -> int:
+    """See how a job stands, or stop it."""
+    with _local(call) as local:
+        found = local.job_cancel(job_id) if cancel else local.job(job_id, wait_seconds=wait)
+    return _show_job(call, found)
 
 
 # Ask and check --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@
     ├── Refused                                    right arguments that the present state forbids (exit code 3)
     │   ├── Conflict            E_CONFLICT         another belief is live than the caller thinks
     │   ├── WrongState          E_STATE            e.g. rolling back what is rolled back
+    │   ├── ConfirmRequired     E_CONFIRM_REQUIRED the caller must ask its user first, and then say so
+    │   ├── Declined            E_DECLINED         the user was asked, and said no
     │   ├── ReadOnly            E_READ_ONLY        the server, the home folder or the file system takes no writes
     │   └── Forbidden           E_FORBIDDEN        the token lacks the scope
     ├── Unavailable                                may work later
@@ -88,6 +90,18 @@ class WrongState(Refused):
     """The edit's state does not allow the step."""
 
     code = "E_STATE"
+
+
+class ConfirmRequired(Refused):
+    """The caller cannot ask its user through the protocol, and has not said that it did."""
+
+    code = "E_CONFIRM_REQUIRED"
+
+
+class Declined(Refused):
+    """The user said no."""
+
+    code = "E_DECLINED"
 
 
 class ReadOnly(Refused):

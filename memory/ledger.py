@@ -50,7 +50,15 @@ from ke_tools.memory.log import (
     standings,
     standings_at,
 )
-from ke_tools.memory.promotions import changes_of_demotion, flip_of_promotion, flip_to_revision, flip_without, is_release, lawful
+from ke_tools.memory.promotions import (
+    changes_of_demotion,
+    flip_of_promotion,
+    flip_to_revision,
+    flip_without,
+    is_release,
+    largest_without,
+    lawful,
+)
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
 from ke_tools.memory.slots import SlotRule
@@ -442,6 +450,15 @@ class Ledger:
         check(tenant=tenant)
         with self._storage.reading() as db:
             return (carried_by(db, tenant, release) if is_release(release) else None) or ()
+
+    def release_without(self, tenant: str, edit_ids: Sequence[str]) -> str:
+        """Return what to make live when the live release shall lose some edits.
+
+        Of the releases that were live it is the one that carries most of what is left, and nothing else; "" where there is none.
+        """
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return largest_without(db, tenant, edit_ids)
 
     def outdated(self, tenant: str) -> list[Edit]:
         """Return the edits that the live release carries though newer ones superseded them, oldest first."""

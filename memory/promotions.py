@@ -35,6 +35,17 @@ def is_release(name: str) -> bool:
     return bool(_RELEASE.fullmatch(name))
 
 
+def largest_without(db: apsw.Connection, tenant: str, edit_ids: Sequence[str]) -> str:
+    """Of the releases that were live, the one that carries most of the live one's edits but these, and no others; "" for none."""
+    left = set(flip_at(db, tenant).edit_ids) - set(edit_ids)
+    found: tuple[int, str] = (0, "")
+    for release, text in db.execute("SELECT release, edit_ids FROM flips WHERE tenant = ? ORDER BY seq", (tenant,)):
+        carried = set(json.loads(text))
+        if carried <= left and len(carried) > found[0]:
+            found = len(carried), release
+    return found[1]
+
+
 def flip_of_promotion(db: apsw.Connection, tenant: str, edit_ids: Sequence[str], release: str, old_release: str | None) -> Flip | None:
     """Plan to make a release live that carries these edits and no others; ``None`` where that is so already.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineFacts", "Grey", "Routed", "Router", "Via", "reading_of"]
 
 Via = Literal["auto", "ike", "reader", "weights"]
-Route = Literal["base", "memory", "conditional"]
+Route = Literal["base", "memory", "conditional", "weights"]
 Grey = Literal["conditional", "judge", "base"]
 
 READER: Final = "reader"
@@ -79,7 +79,10 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A request as it goes to the engine, and why. On the route ``base`` it is the object that came."""
+    """A request as it goes to the engine, and why. On the route ``base`` it is the object that came.
+
+    ``weights`` is the base's with the tenant's live release; in scope, that comes on top of what the route says.
+    """
 
     request: Request
     route: Route
@@ -276,8 +279,6 @@ def _fill(wording: str, subject: str) -> str:
 
 
 def _has_reader(request: Request, engine: EngineFacts, via: Via) -> bool:
-    if via == "weights":
-        raise Unsupported("no edit is written into the weights yet.", "Use via auto.")
     if via == "reader" and READER not in engine.adapters:
         raise Unsupported("this model has no reader.", "Train one with `ke-tools reader train`, or use via ike.")
     return via != "ike" and READER in engine.adapters and request.adapter in {"", READER}  # one adapter a request

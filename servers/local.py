@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -42,9 +42,16 @@ class Local:
         """See :meth:`Service.edit`."""
         return self.service.edit(self._who, facts, mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
 
-    def rollback(self, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = "") -> dict[str, Any]:
+    def rollback(
+        self,
+        *,
+        edit_ids: Sequence[str] = (),
+        to_revision: int | None = None,
+        to: Literal["base", "memory"] = "base",
+        reason: str = "",
+    ) -> dict[str, Any]:
         """See :meth:`Service.rollback`."""
-        return self.service.rollback(self._who, edit_ids=edit_ids, to_revision=to_revision, reason=reason)
+        return self.service.rollback(self._who, edit_ids=edit_ids, to_revision=to_revision, to=to, reason=reason)
 
     def list_edits(self, *, state: str = "any", contains: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """See :meth:`Service.list_edits`."""
@@ -73,6 +80,33 @@ class Local:
     ) -> dict[str, Any]:
         """See :meth:`Service.verify`."""
         return asyncio.run(self.service.verify(self._who, edit_ids, suite=suite, probes=probes, wait_seconds=_PATIENCE))
+
+    def promote(
+        self,
+        edit_ids: Sequence[str],
+        *,
+        method: str = "auto",
+        policy: Mapping[str, Any] | None = None,
+        reason: str = "",
+        idempotency_key: str = "",
+        heard: Callable[[Mapping[str, Any]], None] = lambda _job: None,
+    ) -> dict[str, Any]:
+        """See :meth:`Service.promote`; waits for the end, however long that takes."""
+        job = asyncio.run(
+            self.service.promote(self._who, edit_ids, method=method, policy=policy, reason=reason, idempotency_key=idempotency_key)
+        )
+        while job["poll_after_ms"]:
+            heard(job)
+            job = self.job(job["job_id"], wait_seconds=1.0)
+        return job
+
+    def job(self, job_id: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
+        """See :meth:`Service.job_status`."""
+        return asyncio.run(self.service.job_status(self._who, job_id, wait_seconds=wait_seconds))
+
+    def job_cancel(self, job_id: str) -> dict[str, Any]:
+        """See :meth:`Service.job_cancel`."""
+        return self.service.job_cancel(self._who, job_id)
 
     def route_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Explain the route of each line; one result for each, errors too."""

@@ -1,4 +1,4 @@
-"""The MCP server: six tools, two resources and a prompt over a :class:`~ke_tools.servers.service.Service`.
+"""The MCP server: nine tools, three resources and two prompts over a :class:`~ke_tools.servers.service.Service`.
 
 One object serves both protocol eras (the handshake up to 2025-11-25, stateless since 2026-07-28) over stdio, the home's
 socket and HTTP. Who asks is taken from the authentication alone, never from an argument. A failure is a result with
@@ -20,14 +20,14 @@ import anyio
 import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.auth.middleware.auth_context import get_access_token
-from mcp.server.mcpserver import Context
+from mcp.server.mcpserver import AcceptedElicitation, Context, Elicit, ElicitationResult, Resolve
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ke_tools import __version__, prompts
-from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, NotFound, ReadOnly
+from ke_tools.errors import ConfirmRequired, Declined, Forbidden, InvalidInput, KeToolsError, NotFound, ReadOnly
 from ke_tools.servers import mcp_shapes as shapes
 from ke_tools.servers.principal import Principal
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 ERROR_KEY: Final = "ke-tools/error"
 HEARTBEAT_SECONDS: Final = 5.0  # hosts give up on a silent call after 30 s or more
-WRITERS: Final = frozenset({"edit", "rollback"})
+WRITERS: Final = frozenset({"edit", "promote", "rollback", "job_cancel"})
 _MOST_PROBLEMS: Final = 5
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_-]{0,32}")
 
@@ -58,6 +58,9 @@ _ANNOTATIONS: Final = {
     "list_edits": _hints("List corrections", reads=True),
     "history": _hints("Show the history", reads=True),
     "rollback": _hints("Take corrections back", reads=False, destroys=True),
+    "promote": _hints("Write corrections into the weights", reads=False, destroys=True),
+    "job_status": _hints("See how a job stands", reads=True),
+    "job_cancel": _hints("Stop a job", reads=False),
 }
 
 _DESCRIPTIONS: Final = {
@@ -92,9 +95,49 @@ _DESCRIPTIONS: Final = {
     "rollback": (
         "Take corrections back: give edit_ids, or to_revision to bring back exactly what was live then (0: nothing). Not both. "
         "An edit that the one taken back had superseded is live again; the result names it. Acts on the next answer. Ask the "
-        "user before taking back what others recorded. Nothing is erased: {p}history keeps it."
+        "user before taking back what others recorded. Nothing is erased: {p}history keeps it. A promoted edit leaves the weights "
+        "at once; with to='memory' it only leaves the weights."
+    ),
+    "promote": (
+        "Write corrections that should last into the model's weights (MEMIT), or into a codebook (GRACE) where a gate refuses that; "
+        "what it refuses there too stays in memory, as it is. Use it for corrections that have held for a while, several at once. "
+        "Each candidate is asked through the serving path, and accepted only if lower confidence bounds say that it is reliable and "
+        "moves nothing else. Takes minutes and returns a job: call {p}job_status until it has ended. Asks the user first, or needs "
+        "confirm=true after you did. {p}rollback undoes it."
+    ),
+    "job_status": (
+        "Say how a job of {p}promote stands, and when it has ended where each edit ended and why. Waits up to wait_seconds for the "
+        "end, with progress. Leaving never stops the job; only {p}job_cancel does. Changes nothing."
+    ),
+    "job_cancel": (
+        "Stop a job before it takes effect; nothing is changed then. One that has ended or is publishing goes its way: {p}rollback "
+        "undoes what it did."
     ),
 }
+
+
+class Confirmation(BaseModel):
+    """What the user is asked before weights change."""
+
+    ok: bool = Field(description="write them into the weights")
+
+
+async def confirmed(edit_ids: list[str], ctx: Ctx, *, confirm: bool = False) -> Confirmation | Elicit[Confirmation]:
+    """Have the user asked, unless the caller says that it did.
+
+    Raises:
+        ConfirmRequired: the client cannot ask.
+    """
+    if confirm:
+        return Confirmation(ok=True)
+    capabilities = ctx.client_capabilities
+    if capabilities is None or capabilities.elicitation is None:
+        raise ConfirmRequired(
+            "promote changes what the model's weights do, and this client cannot ask its user.",
+            "Show the user the edits, and call again with confirm=true if they agree.",
+        )
+    count = f"{len(edit_ids)} correction{'' if len(edit_ids) == 1 else 's'}"
+    return Elicit(f"Write {count} into the model's weights, if the checks allow it? It can be taken back.", Confirmation)
 
 
 def build_server(
@@ -133,7 +176,7 @@ def build_server(
 
 
 class Tools:
-    """The six tools; each method is one."""
+    """The nine tools; each method is one."""
 
     def __init__(self, service: Service, anonymous: Principal | None) -> None:
         self._service = service
@@ -214,13 +257,56 @@ class Tools:
         *,
         edit_ids: shapes.SomeEditIds = [],  # noqa: B006  read only
         to_revision: shapes.Revision = -1,
+        to: shapes.To = "base",
         reason: shapes.Reason = "",
     ) -> Annotated[CallToolResult, shapes.RollbackOut]:
         """Take corrections back."""
         revision = None if to_revision < 0 else to_revision
-        return _done(
-            await _unstoppable(partial(self._service.rollback, self.who(), edit_ids=edit_ids, to_revision=revision, reason=reason))
+        write = partial(self._service.rollback, self.who(), edit_ids=edit_ids, to_revision=revision, to=to, reason=reason)
+        return _done(await _unstoppable(write))
+
+    async def promote(
+        self,
+        ctx: Ctx,
+        edit_ids: shapes.PromotedIds,
+        answer: Annotated[ElicitationResult[Confirmation], Resolve(confirmed)],
+        *,
+        method: shapes.Method = "auto",
+        policy: shapes.PolicyIn = shapes.PolicyIn(),  # noqa: B008  read only
+        confirm: shapes.Confirmed = False,  # noqa: ARG002  read by ``confirmed``
+        reason: shapes.Reason = "",
+        idempotency_key: shapes.Key = "",
+        wait_seconds: shapes.WaitForEnd = 20.0,
+    ) -> Annotated[CallToolResult, shapes.JobOut]:
+        """Write corrections into the weights."""
+        if not (isinstance(answer, AcceptedElicitation) and answer.data.ok):
+            raise Declined("the user did not agree; nothing was begun.", "Leave the corrections in memory; they act there.")
+        begun = self._service.promote(
+            self.who(),
+            edit_ids,
+            method=method,
+            policy=policy.given(),
+            reason=reason,
+            idempotency_key=idempotency_key,
+            wait_seconds=wait_seconds,
+            heard=_progress(ctx),
         )
+        return _done(await _with_heartbeat(ctx, begun, "the job goes on"))
+
+    async def job_status(
+        self, ctx: Ctx, job_id: shapes.JobId, *, wait_seconds: shapes.WaitForEnd = 20.0
+    ) -> Annotated[CallToolResult, shapes.JobOut]:
+        """See how a job stands."""
+        asked = self._service.job_status(self.who(), job_id, wait_seconds=wait_seconds, heard=_progress(ctx))
+        return _done(await _with_heartbeat(ctx, asked, "the job goes on"))
+
+    async def job_cancel(self, job_id: shapes.JobId) -> Annotated[CallToolResult, shapes.JobOut]:
+        """Stop a job."""
+        return _done(await _unstoppable(partial(self._service.job_cancel, self.who(), job_id)))
+
+    async def one_job(self, job_id: str) -> dict[str, Any]:
+        """Give one job."""
+        return await self._service.job_status(self.who(), job_id)
 
     async def state(self) -> dict[str, Any]:
         """Say how the server stands."""
@@ -328,6 +414,11 @@ def _add_resources(server: MCPServer[Any], tools: Tools) -> None:
         """A correction as it stands now."""
         return await _as_resource(tools.one_edit(edit_id))
 
+    @server.resource("ke://jobs/{job_id}", name="job", title="One job", mime_type="application/json")
+    async def one_job(job_id: str) -> dict[str, Any]:
+        """A job as it stands now."""
+        return await _as_resource(tools.one_job(job_id))
+
 
 async def _as_resource(reading: Awaitable[dict[str, Any]]) -> dict[str, Any]:
     try:
@@ -343,6 +434,25 @@ def _add_prompts(server: MCPServer[Any], service: Service, prefix: str) -> None:
     def correct_a_fact(correction: Annotated[str, Field(description="what the model must believe from now on, in your words")]) -> str:
         """See what the model says, correct it, verify, report."""
         return prompts.render("correct_a_fact", model=service.model_id, prefix=prefix, correction=correction)
+
+    @server.prompt(title="Review and promote")
+    def review_and_promote() -> str:
+        """Look at what is corrected, verify it, and write what has held into the weights."""
+        return prompts.render("review_and_promote", model=service.model_id, prefix=prefix)
+
+
+def _progress(ctx: Ctx) -> Callable[[Any], Awaitable[None]]:
+    """Passes on what a job tells; the numbers of a progress only grow, so that they count what was told."""
+    told = 0
+
+    async def heard(job: Any) -> None:
+        nonlocal told
+        told += 1
+        where = f" {job.done}/{job.total}" if job.total else ""
+        said = ": ".join(part for part in (f"{job.stage or 'queued'}{where}", job.message) if part)
+        await ctx.report_progress(told * 1e-3, None, said)
+
+    return heard
 
 
 async def _read(call: Callable[[], T]) -> T:

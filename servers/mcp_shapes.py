@@ -26,6 +26,12 @@ Mode = Annotated[
 Reason = Annotated[str, Field(max_length=2000, description="why; kept in the history")]
 Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first result, and nothing is done")]
 EditIds = Annotated[list[str], Field(min_length=1, max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them")]
+PromotedIds = Annotated[list[str], Field(min_length=1, max_length=200, description="edits to write into the weights")]
+Method = Annotated[Literal["auto", "memit", "grace"], Field(description="auto: weights, else a codebook, else the edit stays in memory")]
+Confirmed = Annotated[bool, Field(description="true only after your user said yes to exactly these edits")]
+JobId = Annotated[str, Field(min_length=1, max_length=100, description="as promote gave it")]
+WaitForEnd = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait for the end; then the call answers anyway")]
+To = Annotated[Literal["base", "memory"], Field(description="memory: only out of the weights; the edits go on to act from the memory")]
 SomeEditIds = Annotated[list[str], Field(max_length=100, description="edits to take back")]
 Revision = Annotated[int, Field(ge=-1, description="or: bring back what was live at this revision (see history); 0: nothing. -1: not used")]
 Question = Annotated[str, Field(min_length=1, max_length=8000, description="asked as one chat message")]
@@ -201,6 +207,50 @@ class RollbackOut(_Result):
     restored: list[EditRow]
     revision: int
     model: str
+
+
+class PolicyIn(BaseModel):
+    """What the gate asks; -1: the default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reliability: float = Field(default=-1.0, ge=-1, lt=1, description="least share of the facts' own questions")
+    generalisation: float = Field(default=-1.0, ge=-1, lt=1, description="least share of other wordings")
+    locality_same_subject: float = Field(default=-1.0, ge=-1, lt=1, description="least share of kept answers about the same subjects")
+    locality_other_subject: float = Field(default=-1.0, ge=-1, lt=1, description="least share of kept answers about others")
+    perplexity: float = Field(default=-1.0, ge=-1, description="most that plain text may become less likely, e.g. 1.02")
+
+    def given(self) -> dict[str, float]:
+        """What is not left at its default."""
+        return {name: value for name, value in self.model_dump().items() if value >= 0}
+
+
+class Climbed(BaseModel):
+    """Where an edit of a promotion ended, and why."""
+
+    edit_id: str
+    rung: str = Field(description="memit: in the weights; grace: in a codebook; memory: where it was")
+    reason: str
+
+
+class JobOut(_Result):
+    """A job as it stands."""
+
+    job_id: str
+    kind: str
+    status: Literal["working", "completed", "failed", "cancelled"]
+    stage: str
+    progress: int
+    total: int
+    message: str
+    poll_after_ms: int = Field(description="call job_status again after so long; 0: it has ended")
+    release: str
+    revision: int
+    edits: list[Climbed]
+    decisions: list[str] = Field(description="what the gate said of each candidate")
+    scorecard: str
+    error_code: str
+    error_message: str
 
 
 class ListOut(_Result):

@@ -23,11 +23,12 @@ from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound,
 from ke_tools.facts import Edit, Fact, Probe, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.router import Routed, Router, Via, reading_of
+from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.promotions import Heard, Promotions, shown
 from ke_tools.servers.slot import ModelSlot, Say
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Service:
         self.damage = Damage()
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, alpha=settings.alpha, cache=settings.cache)
+        self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
         self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
@@ -98,7 +100,8 @@ class Service:
     @property
     def trouble(self) -> str:
         """What needs a person although questions are answered from the corrections; empty where nothing does."""
-        return self.damage.told or str(self.unwritable or "")
+        unserved = self._promotions.trouble if self._promotions else ""
+        return self.damage.told or unserved or str(self.unwritable or "")
 
     @property
     def revision(self) -> int:
@@ -153,20 +156,34 @@ class Service:
             "dry_run": dry_run,
         }
 
-    def rollback(self, who: Principal, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = "") -> dict[str, Any]:
+    def rollback(
+        self,
+        who: Principal,
+        *,
+        edit_ids: Sequence[str] = (),
+        to_revision: int | None = None,
+        to: Literal["base", "memory"] = "base",
+        reason: str = "",
+    ) -> dict[str, Any]:
         """Take edits back, or bring back what was live at a revision (0: nothing).
+
+        Where the live release carries one of them, the largest earlier release without them is live at once, or none; what that does
+        not carry is answered from the memory. With ``to="memory"`` the edits are taken out of the weights only.
 
         Raises:
             InvalidInput, NotFound, WrongState, ReadOnly, Forbidden: nothing was changed.
         """
         self.check_writable(who)
+        if to == "memory":
+            return self._to_memory(who, edit_ids, reason)
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
         with self.damage.watching("write", who.tenant):
             if to_revision is not None:
                 done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
             else:
-                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason)
+                release = self.promotions.without(who.tenant, edit_ids)
+                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
         return {
             "summary": self._rollback_summary(done, to_revision),
             "retired": [row(edit) for edit in done.retired],
@@ -174,6 +191,80 @@ class Service:
             "revision": done.revision,
             "model": self.model_id,
         }
+
+    def _to_memory(self, who: Principal, edit_ids: Sequence[str], reason: str) -> dict[str, Any]:
+        release = self.promotions.without(who.tenant, edit_ids) or ""
+        with self.damage.watching("write", who.tenant):
+            done = self.ledger.demote(who.tenant, edit_ids, release=release, actor=who.name, reason=reason)
+        count, live = _count(done.demoted, "edit"), f"{release} is live" if release else "no release is live"
+        return {
+            "summary": f"{count} out of the weights; the memory answers from them, {live}. {self._target_of_change()}",
+            "retired": [],
+            "restored": [row(edit) for edit in done.demoted],
+            "revision": done.revision,
+            "model": self.model_id,
+        }
+
+    # Lasting
+
+    @property
+    def promotions(self) -> Promotions:
+        """The jobs and releases.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        if self._promotions is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return self._promotions
+
+    async def promote(
+        self,
+        who: Principal,
+        edit_ids: Sequence[str],
+        *,
+        method: str = "auto",
+        policy: Mapping[str, Any] | None = None,
+        reason: str = "",
+        idempotency_key: str = "",
+        wait_seconds: float = 0.0,
+        heard: Heard | None = None,
+    ) -> dict[str, Any]:
+        """Begin to write edits into the weights, as far as the gate lets them; wait for the end, but not longer than asked for.
+
+        Raises:
+            InvalidInput, NotFound, WrongState, Conflict, ReadOnly, Forbidden: no job was begun.
+        """
+        self.check_writable(who)
+        with self.damage.watching("write", who.tenant):
+            job = await asyncio.to_thread(
+                self.promotions.begin,
+                who,
+                edit_ids,
+                method=method,
+                policy=policy,
+                reason=reason,
+                idempotency_key=idempotency_key,
+            )
+        return shown(await self.promotions.wait(who, job.id, wait_seconds, heard))
+
+    async def job_status(self, who: Principal, job_id: str, *, wait_seconds: float = 0.0, heard: Heard | None = None) -> dict[str, Any]:
+        """Say how a job stands; wait for its end, but not longer than asked for.
+
+        Raises:
+            NotFound: there is none of that id for this tenant.
+        """
+        who.require("read")
+        return shown(await self.promotions.wait(who, job_id, wait_seconds, heard))
+
+    def job_cancel(self, who: Principal, job_id: str) -> dict[str, Any]:
+        """Stop a job; one that has ended or is publishing goes its way.
+
+        Raises:
+            NotFound: as :meth:`job_status`. ReadOnly, Forbidden: it may not.
+        """
+        self.check_writable(who)
+        return shown(self.promotions.cancel(who, job_id))
 
     # Reading
 
@@ -384,8 +475,13 @@ class Service:
             return Routed.untouched(request, "", self.revision)
         if self._router is None:
             return Routed.untouched(request, "ledger", 0)
+        via = self.settings.via if via == "auto" else via
         try:
-            routed = self._router.route(who.tenant, request, engine=engine, via=self.settings.via if via == "auto" else via)
+            if via == "weights":
+                routed = Routed.untouched(request, "", self.revision)
+            else:
+                routed = self._router.route(who.tenant, request, engine=engine, via=via)
+            routed = self._under_release(who, routed, engine, is_needed=via == "weights")
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
@@ -393,6 +489,17 @@ class Service:
             return Routed.untouched(request, "error", self.revision)
         self._note(who.tenant, routed.decision)
         return routed
+
+    def _under_release(self, who: Principal, routed: Routed, engine: Engine, *, is_needed: bool) -> Routed:
+        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone."""
+        name = self.promotions.adapter(who.tenant, engine) if routed.request.adapter in {"", READER} else ""
+        if not name and is_needed:
+            raise Unsupported("none of your edits is in the weights, or their release cannot be served.", "Use via auto.")
+        if not name:
+            return routed
+        adapter = "+".join(part for part in (routed.request.adapter, name) if part)
+        route = "weights" if routed.route == "base" else routed.route
+        return dataclasses.replace(routed, request=dataclasses.replace(routed.request, adapter=adapter), route=route)
 
     def _note(self, tenant: str, decision: Decision) -> None:
         """Remember whether the edits could be read that a question is answered from."""
@@ -479,7 +586,7 @@ class Service:
         return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
 
     def _rollback_summary(self, done: RolledBack, to_revision: int | None) -> str:
-        if not done.retired and not done.restored:
+        if not done.retired and not done.restored and not done.release:
             return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
         restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
         return f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}"

@@ -21,6 +21,8 @@ LEVELS = (
     {"editors"},
     {"editing", "releases"},
     {"verify"},
+    {"promotion"},
+    {"workshop"},
     {"jobs"},
     {"servers"},
     {"testing"},

@@ -1,0 +1,197 @@
+"""Promotion as the windows see it: jobs are begun and followed here, and the live release is put into the engine that serves.
+
+The work itself is done by the home's worker (:mod:`ke_tools.jobs`). Which release is live the ledger says; this follows it at the next
+request, so that every process of a home serves the same one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools import releases
+from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.jobs import ensure_worker
+from ke_tools.promotion import METHODS
+from ke_tools.servers.promoting import FOLDER, acting
+from ke_tools.verify.policy import Policy
+
+if TYPE_CHECKING:
+    from ke_tools.config import Settings
+    from ke_tools.memory.joblog import Job
+    from ke_tools.memory.ledger import Ledger
+    from ke_tools.models.engine import Engine
+    from ke_tools.servers.principal import Principal
+
+__all__ = ["Promotions", "shown"]
+
+log = logging.getLogger(__name__)
+
+MOST_WAIT_SECONDS: Final = 25.0  # of one call, which must answer within thirty
+_LOOK_SECONDS: Final = 0.2
+_MOST_KEPT: Final = 4  # releases in the engine, so that the one before is there at once when it is flipped back to
+
+Heard = Callable[["Job"], Awaitable[None]]
+
+
+class Promotions:
+    """The jobs and releases of one home. Thread safe."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self._settings, self._ledger = settings, ledger
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
+        self._failed: dict[str, float] = {}  # release → when it is tried again
+        self.trouble = ""
+
+    # -- jobs --------------------------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        who: Principal,
+        edit_ids: Sequence[str],
+        *,
+        method: str = "auto",
+        policy: Mapping[str, Any] | None = None,
+        reason: str = "",
+        idempotency_key: str = "",
+    ) -> Job:
+        """Queue a promotion; what cannot be right whatever the gate says is refused at once.
+
+        Raises:
+            InvalidInput: no edits, no such method, or a policy that nothing can pass.
+            NotFound, WrongState: an edit is unknown, proposed or retired.
+        """
+        ids = list(dict.fromkeys(edit_ids))
+        if not ids:
+            raise InvalidInput("no edit ids were given.", "list_edits shows them.")
+        if method not in METHODS:
+            raise InvalidInput(f"there is no method {method!r} to promote by.", f"Use one of {', '.join(METHODS)}.")
+        Policy.from_mapping(policy or {})
+        for edit_id in ids:
+            acting(self._ledger, who.tenant, edit_id)
+        arguments = {"edit_ids": ids, "method": method, "policy": dict(policy or {}), "reason": reason}
+        job = self._ledger.jobs.submit(who.tenant, "promote", arguments, actor=who.name, idempotency_key=idempotency_key)
+        self._ensure_worker(job)
+        return job
+
+    def job(self, who: Principal, job_id: str) -> Job:
+        """Say how a job stands; one whose worker died has failed by this call.
+
+        Raises:
+            NotFound: there is none of that id for this tenant.
+        """
+        job = self._ledger.jobs.get(who.tenant, job_id)
+        self._ensure_worker(job)
+        return job
+
+    def cancel(self, who: Principal, job_id: str) -> Job:
+        """Stop a job that has not begun to publish.
+
+        Raises:
+            NotFound: as :meth:`job`.
+        """
+        return self._ledger.jobs.cancel(who.tenant, job_id)
+
+    async def wait(self, who: Principal, job_id: str, seconds: float, heard: Heard | None = None) -> Job:
+        """Wait for a job's end, but not longer; whoever waits may leave, the job goes on."""
+        until = time.monotonic() + min(seconds, MOST_WAIT_SECONDS)
+        told = None
+        while True:
+            job = await asyncio.to_thread(self.job, who, job_id)
+            if heard is not None and (job.stage, job.done, job.message) != told:
+                told = (job.stage, job.done, job.message)
+                await heard(job)
+            if job.has_ended or time.monotonic() >= until:
+                return job
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _ensure_worker(self, job: Job) -> None:
+        if not job.has_ended and not self._settings.read_only:
+            ensure_worker(self._settings)
+
+    # -- releases ----------------------------------------------------------------------------------------------------------------
+
+    def adapter(self, tenant: str, engine: Engine) -> str:
+        """The tenant's live release as an adapter of this engine, "" where none is live or it cannot be served.
+
+        A release that is damaged, or of another model, is not served: the memory answers, and ``trouble`` says why.
+        """
+        name = self._ledger.live_release(tenant)
+        if not name:
+            return ""
+        with self._lock:
+            if name in engine.adapters:
+                self._loaded[name] = None
+                self._loaded.move_to_end(name)
+                return name
+            if time.monotonic() < self._failed.get(name, 0.0):
+                return ""
+            return self._load(name, engine)
+
+    def without(self, tenant: str, edit_ids: Sequence[str]) -> str | None:
+        """The release to flip to when edits are taken back; ``None`` where the live one carries none of them."""
+        if not set(self._ledger.carried_by(tenant, self._ledger.live_release(tenant))) & set(edit_ids):
+            return None
+        return self._ledger.release_without(tenant, edit_ids)
+
+    def _load(self, name: str, engine: Any) -> str:
+        try:
+            engine.load_adapter(name, releases.opened(self._settings.home / FOLDER, name).folder)
+        except (KeToolsError, AttributeError) as error:
+            self.trouble = f"the live release is not served, the memory answers: {error}"
+            log.error("%s", self.trouble)  # noqa: TRY400  no defect, so no traceback
+            self._failed[name] = time.monotonic() + 60.0
+            return ""
+        self.trouble = ""
+        self._failed.pop(name, None)
+        self._loaded[name] = None
+        while len(self._loaded) > _MOST_KEPT:
+            oldest, _ = self._loaded.popitem(last=False)
+            threading.Thread(target=_forget, args=(engine, oldest), daemon=True).start()  # waits for requests under way
+        return name
+
+
+def _forget(engine: Any, name: str) -> None:
+    try:
+        engine.unload_adapter(name)
+    except KeToolsError as error:
+        log.warning("a release could not be unloaded: %s", error)
+
+
+def shown(job: Job) -> dict[str, Any]:
+    """A job as the tools show it: flat, without nulls."""
+    result = dict(job.result)
+    told = result.get("summary") or job.error.get("message") or _under_way(job)
+    return {
+        "summary": told,
+        "job_id": job.id,
+        "kind": job.kind,
+        "status": "working" if job.status == "queued" else job.status,
+        "stage": job.stage,
+        "progress": job.done,
+        "total": job.total,
+        "message": job.message or ("waiting for its turn" if job.status == "queued" else ""),
+        "poll_after_ms": 0 if job.has_ended else 1000,
+        "release": result.get("release", ""),
+        "revision": result.get("revision", 0),
+        "edits": result.get("edits", []),
+        "decisions": [trial["in_words"] for trial in result.get("trials", [])],
+        "scorecard": result.get("scorecard", ""),
+        "error_code": job.error.get("code", ""),
+        "error_message": job.error.get("message", ""),
+    }
+
+
+def _under_way(job: Job) -> str:
+    if job.status == "cancelled":
+        return "Cancelled; nothing was changed."
+    if job.status == "queued":
+        return f"{job.id} waits for its turn."
+    where = f" ({job.done} of {job.total})" if job.total else ""
+    return f"{job.id} is at work: {job.message or job.stage or 'it begins'}{where}."
