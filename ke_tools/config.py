@@ -107,7 +107,8 @@ class Settings:
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        return cls(**{name: Path(value) if name in _PATHS and value is not None else value for name, value in written.items()})
+        values: dict[str, Any] = {n: Path(value) if n in _PATHS and value is not None else value for n, value in written.items()}
+        return cls(**values)
 
 
 def user_folder(kind: Kind) -> Path:

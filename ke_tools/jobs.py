@@ -210,15 +210,16 @@ def _work(settings: Settings, ledger: Ledger, handlers: Mapping[str, str], idle_
     tidy = partial(_shorten, _log_file(settings))
     idle_since = time.monotonic()
     while True:
+        taken: Job | None = None
+        pause = _LOOK_SECONDS
         try:
-            job = ledger.jobs.claim() if ledger.jobs.is_waiting() else None
-            pause = _LOOK_SECONDS
+            taken = ledger.jobs.claim() if ledger.jobs.is_waiting() else None
         except Unavailable as error:
             log.warning("no job can be taken: %s", error)
-            job, pause = None, _PAUSE_SECONDS
+            pause = _PAUSE_SECONDS
         tidy()
-        if job is not None:
-            _patiently(_done(settings, ledger, job, handlers, on_beat=tidy))
+        if taken is not None:
+            _patiently(_done(settings, ledger, taken, handlers, on_beat=tidy))
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since >= idle_seconds:
             return

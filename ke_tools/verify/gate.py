@@ -80,6 +80,8 @@ class Finding:
         label = LABELS.get(self.dimension, self.dimension)
         if self.decision == "not measured":
             return f"{label} not measured"
+        if not self.n:
+            return f"{label} not asked about"
         told = f"{label} {_share(self.passed / self.n, 2)} on {self.n} probes"
         if self.decision == "only told":
             return told

@@ -18,7 +18,7 @@ from ke_tools.verify.dimensions import EARLIER
 from ke_tools.verify.fluency import fluency
 from ke_tools.verify.kept import distracting_prefix, every_other_subject, every_same_subject, forgetfulness, neighbours
 from ke_tools.verify.portability import alias, hop, reversed_
-from ke_tools.verify.took import generalisation, reliability
+from ke_tools.verify.took import framed, generalisation, reliability
 from ke_tools.verify.unrelated import behind, other_tasks
 
 __all__ = ["Supply"]
@@ -85,7 +85,7 @@ class Supply:
     def _pool(self, edit: Edit, dimension: str) -> Iterable[Probe]:
         others = [other for other in self._live.values() if other.id != edit.id]
         pools: Mapping[str, Callable[[], Iterable[Probe]]] = {
-            "reliability": lambda: reliability(edit),
+            "reliability": lambda: (*reliability(edit), *framed(edit)),
             "generalisation": lambda: generalisation(edit, generated=_ALL, given=_ALL),
             "locality_same_subject": lambda: every_same_subject(edit, self._known, others),
             "locality_other_subject": lambda: every_other_subject(edit, self._near(edit, others)),

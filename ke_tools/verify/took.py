@@ -11,14 +11,23 @@ from collections.abc import Iterator, Sequence
 from ke_tools.facts import Edit, Probe, squash
 from ke_tools.verify.about import as_written, relation_of
 from ke_tools.verify.asking import Asked, fill, wanted
+from ke_tools.verify.unrelated import frames
 
-__all__ = ["generalisation", "reliability"]
+__all__ = ["framed", "generalisation", "reliability"]
 
 
 def reliability(edit: Edit) -> Iterator[Probe]:
     """The edit's own prompt, completed and as a chat turn."""
     for chat in (False, True):
         yield wanted(edit, "reliability", (edit.fact.prompt, chat), "edit")
+
+
+def framed(edit: Edit) -> Iterator[Probe]:
+    """The same in small frames ("Complete the sentence: …"): so many ways to ask for the fact itself that the gate can decide on one edit."""
+    kind = "question" if edit.fact.prompt.rstrip().endswith("?") else "statement"
+    for frame in frames()[kind]:
+        for chat in (False, True):
+            yield wanted(edit, "reliability", (frame.replace("{}", edit.fact.prompt), chat), "data file")
 
 
 def generalisation(edit: Edit, generated: int, given: int) -> Iterator[Probe]:

@@ -1,4 +1,4 @@
-"""Plain text and small tasks that have nothing to do with any fact: data files beside this one, written by us."""
+"""Plain text, small tasks and frames that have nothing to do with any fact: data files beside this one, written by us."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ke_tools.facts import Edit, Probe
 from ke_tools.verify.about import shuffled
 from ke_tools.verify.asking import unchanged
 
-__all__ = ["behind", "other_tasks", "paragraphs", "sentences", "tasks"]
+__all__ = ["behind", "frames", "other_tasks", "paragraphs", "sentences", "tasks"]
 
 _DATA: Final = resources.files("ke_tools.verify").joinpath("data")
 
@@ -36,6 +36,13 @@ def tasks() -> Mapping[str, tuple[str, ...]]:
     """Small tasks of reasoning, arithmetic, copying, with what is a right answer."""
     groups = tomllib.loads(_DATA.joinpath("tasks.toml").read_text("utf-8"))
     return MappingProxyType({task: tuple(right) for group in groups.values() for task, right in group.items()})
+
+
+@cache
+def frames() -> Mapping[str, tuple[str, ...]]:
+    """What may stand around an edit's own prompt, by what that is: a statement or a question."""
+    found = tomllib.loads(_DATA.joinpath("frames.toml").read_text("utf-8"))
+    return MappingProxyType({kind: tuple(texts) for kind, texts in found.items()})
 
 
 def behind(edit: Edit, purpose: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_a_refusal_is_told_in_words_with_numbers_and_the_worst_case() -> None:
 
 
 @pytest.mark.parametrize(("limits", "named"), [({"perplexity": 1.03}, "perplexity 1.03"), ({"growth": 5.0}, "growth 5")])
-def test_damage_beyond_a_limit_is_refused_before_anything_is_asked(limits: dict[str, float], named: str) -> None:
+def test_damage_beyond_a_limit_is_refused_before_anything_is_asked(limits: dict[str, Any], named: str) -> None:
     """Issue 6 §2: perplexity +2 %, norm growth."""
 
     def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:

@@ -27,7 +27,7 @@ from ke_tools.errors import InvalidInput, ModelUnavailable, Unsupported
 from ke_tools.facts import Fact
 from ke_tools.models import causal, checkpoint
 from ke_tools.models.causal import CausalModel
-from ke_tools.models.engine import Request
+from ke_tools.models.engine import Generation, Request
 from ke_tools.releases import Release
 from ke_tools.servers.engines.hf import HFEngine
 from tests.editors.conftest import FAMILIES, tiny, tokenizer
@@ -337,7 +337,12 @@ def test_a_flip_between_two_releases_changes_new_requests_only(world: World, eng
     gate = Gate(engine)
     thread, out = start(lambda: engine.generate([ask(PROMPTS[0], "old")]))
     assert gate.entered.acquire(timeout=60)
-    flipper, new = start(lambda: engine.load_adapter("new", world.both.folder) or engine.generate([ask(PROMPTS[0], "new")]))
+
+    def flip() -> list[Generation]:
+        engine.load_adapter("new", world.both.folder)
+        return engine.generate([ask(PROMPTS[0], "new")])
+
+    flipper, new = start(flip)
     gate.open()
     thread.join(timeout=60)
     flipper.join(timeout=60)
