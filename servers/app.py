@@ -146,7 +146,7 @@ class Status:
             f"corrections    {'are not taken here (read-only)' if self._read_only else 'are taken over MCP'}",
             f"access         {'a token is needed: Authorization: Bearer TOKEN' if self._guarded else 'this machine; any API key'}",
             "",
-            *(["/mcp           Model Context Protocol: edit, query, verify, list_edits, history, rollback"] if self._has_mcp else []),
+            *(["/mcp           Model Context Protocol: edit, query, verify, promote, rollback, history …"] if self._has_mcp else []),
             "/v1            OpenAI-compatible: models, completions, chat/completions",
             "/healthz       200 when questions can be answered",
             "/metrics       Prometheus",

@@ -295,7 +295,10 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_pauses")
 def test_the_worker_waits_until_the_ledger_can_be_written(home: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Busy, or a full disk for a while: a job is taken and its result written when that is possible again."""
-    failures = {"claim": [Busy("not now."), ResourceExhausted("not now.")], "complete": [ResourceExhausted("not now.")] * 3}
+    failures: dict[str, list[KeToolsError]] = {
+        "claim": [Busy("not now."), ResourceExhausted("not now.")],
+        "complete": [ResourceExhausted("not now.")] * 3,
+    }
 
     def failing(name: str) -> Callable[..., Any]:
         verb = getattr(Jobs, name)

@@ -66,7 +66,7 @@ class Beside:
         last, objective = self.prepared.where.layers[-1], replace(self.editor.objective, reached=0.0)
         everything, wanted = self._wanted(self.facts), self._wanted(self.facts[: self.few])
         began = time.monotonic()
-        optimise(self.prepared.model, everything, last, objective)
+        optimise(self.prepared.model, everything, last, objective, inverse=self.prepared.inverse)
         between = time.monotonic()
         _naive.values(self.prepared.model, wanted, last, objective, tell=partial(self.tell, "as published, all steps"))
         ours, naive = (between - began) / len(everything), (time.monotonic() - between) / len(wanted)

@@ -4,7 +4,10 @@ Two kinds of number stand side by side. *As published*: whether the model finds 
 statement (efficacy), its paraphrases, and whether it still prefers the true one of a neighbour (the ROME paper's ES, PS, NS; by the mean
 log-likelihood of the tokens). *Free generation*, greedy: whether the answer starts with the new object, and whether the answers to
 neighbours, to other questions about the subject and to neighbours behind the edit's own statement still start with the base model's word.
-Perplexity is that of text which the unedited model wrote.
+Both are meant to the letter, but for case, accents and punctuation: "soccer player" starts with "soccer", and "the" is a word. Beside
+them stand two stricter readings that no bar is about. *Names nothing longer*: the new object is the whole name that the answer starts
+with ("soccer player" and "Europe Europe" are others). *First content word*: an article is none, so that "the city" has become another
+answer where it was "the French city". Perplexity is that of text which the unedited model wrote.
 
 With ``naive``, MEMIT as published edits the first facts too (:mod:`ke_tools.benches._naive`), in the same run: seconds, rates, and a ladder
 of what each of our savings is worth alone. What is finished is kept in the cache and not computed again.
@@ -40,7 +43,7 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.testing import thimble_facts, thimble_path
-from ke_tools.verify.matching import starts_with, words
+from ke_tools.verify.matching import begins_with, every_word, starts_with, words
 from ke_tools.verify.perplexity import perplexity
 from ke_tools.verify.rates import Rate, rate
 
@@ -54,6 +57,7 @@ ANSWER_TOKENS: Final = 8
 PLAIN_TOKENS: Final = 4000  # of the text that perplexity is taken of
 NEIGHBOURS: Final = 3  # of an edit that are asked about
 WANTED: Final = ("statement", "paraphrase")  # kinds whose answer is the edit's
+STRICTER: Final = {True: "names nothing longer", False: "first content word"}  # by whether the answer is the edit's
 KEPT_IN: Final = "bench-editors"  # of the cache
 
 
@@ -90,6 +94,7 @@ class _Key:
     data: str  # sha256 of the file with its format, or how many facts were drawn from the atlas
     model: str
     seed: int
+    measures: int = 2  # raised when a rate comes to mean something else
     version: str = __version__
 
 
@@ -197,6 +202,8 @@ def _table(columns: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
     for column, point in columns.items():
         found: dict[str, Any] = {f"{kind}, published": str(_rate(rates["after"])) for kind, rates in point["as published"].items()}
         found |= {f"{kind}, free": str(_rate(row)) for kind, row in point["free generation"].items()}
+        stricter = point["free generation, stricter"]
+        found |= {f"{kind}, free, {STRICTER[kind in WANTED]}": str(_rate(row)) for kind, row in stricter.items()}
         for name, value in {**found, "perplexity": point["perplexity"], **point.get("efficiency", {})}.items():
             rows.setdefault(name, {})[column] = value
     return rows
@@ -366,6 +373,7 @@ def _scores(questions: _Questions, after: Mapping[str, Any]) -> dict[str, Any]:
     """Rates, clustered by edit."""
     published: dict[str, Any] = {}
     free: dict[str, Any] = {}
+    stricter: dict[str, Any] = {}
     for kind, rows in questions.asked.items():
         clusters = [row.case.id for row in rows]
         is_wanted = kind in WANTED
@@ -373,13 +381,21 @@ def _scores(questions: _Questions, after: Mapping[str, Any]) -> dict[str, Any]:
             if f"{kind}: prefers new" in said:
                 right = [prefers == is_wanted for prefers in said[f"{kind}: prefers new"]]
                 published.setdefault(kind, {})[when] = rate(right, clusters).as_dict()
-        texts = after[f"{kind}: text"]
-        if is_wanted:
-            right = [starts_with(text, row.case.target) for text, row in zip(texts, rows, strict=True)]
-        else:
-            right = [words(text)[:1] == words(base)[:1] for text, base in zip(texts, questions.base[f"{kind}: text"], strict=True)]
-        free[kind] = rate(right, clusters).as_dict()
-    return {"as published": published, "free generation": free, "perplexity": round(after["perplexity"] / questions.base["perplexity"], 4)}
+        beside = [row.case.target for row in rows] if is_wanted else questions.base[f"{kind}: text"]
+        pairs = list(zip(after[f"{kind}: text"], beside, strict=True))
+        literal, content = (begins_with, starts_with) if is_wanted else (_same_word, _same_content)
+        free[kind] = rate([literal(*pair) for pair in pairs], clusters).as_dict()
+        stricter[kind] = rate([content(*pair) for pair in pairs], clusters).as_dict()
+    drift = after["perplexity"] / questions.base["perplexity"]
+    return {"as published": published, "free generation": free, "free generation, stricter": stricter, "perplexity": round(drift, 4)}
+
+
+def _same_word(text: str, base: str) -> bool:
+    return every_word(text)[:1] == every_word(base)[:1]
+
+
+def _same_content(text: str, base: str) -> bool:
+    return words(text)[:1] == words(base)[:1]
 
 
 def _growth(model: CausalModel, made: Sequence[Any]) -> dict[str, float]:

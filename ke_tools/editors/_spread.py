@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ke_tools.editors._fisher import damped_inverse, fisher
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import look
 from ke_tools.editors._locate import Site
@@ -39,6 +40,7 @@ class Prepared:
     moments: Moments
     contexts: tuple[str, ...]
     seconds: float
+    inverse: torch.Tensor | None = None  # of the metric in which z is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Spread(ABC):
     contexts: int = 4  # the bare prompt, and behind text of the model's own
     chat: bool = False  # whether prompts are asked as chat turns too
     objective: Objective = field(default_factory=Objective)
+    damping: float | Literal["none"] = 0.1  # of the natural gradient in the search for z (ke_tools.editors._fisher)
     text: Path | None = None  # to take C from; else the model's samples
     tokens: int | None = None  # of it; else ten a dimension of the key
     seed: int = 0
@@ -68,13 +71,15 @@ class Spread(ABC):
             raise InvalidInput(f"layers are {self.layers}.", 'Give numbers of layers in order, e.g. (4, 5, 6), or "auto".')
         if self.contexts < 1:
             raise InvalidInput(f"contexts is {self.contexts}.", "Give 1 for the bare prompt alone, or more.")
+        if self.damping != "none" and not self.damping > 0:
+            raise InvalidInput(f"damping is {self.damping}.", 'Give a positive number, e.g. 0.1, or "none" for plain steepest descent.')
 
     @abstractmethod
     def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
         """Δ of one layer from keys [d_key, u], residuals [d_out, u], C and the Gram matrix of the keys edited before."""
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> Prepared:
-        """Take what depends on the model alone: where to edit, C of each layer, and texts to stand before prompts.
+        """Take what depends on the model alone: where to edit, C of each layer, F of the last, and texts to stand before prompts.
 
         Raises:
             InvalidInput: the model has no such layer, it knows too little to be traced, or the text to take C from is none.
@@ -82,7 +87,10 @@ class Spread(ABC):
         began = time.monotonic()
         where = resolve(model, self.layers, self.site, cache=cache, tell=tell)
         found = moments(model, where.layers, text=self.text, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
-        return Prepared(model, where, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began)
+        inverse = None
+        if self.damping != "none":
+            inverse = damped_inverse(fisher(model, where.layers[-1], seed=self.seed, cache=cache, tell=tell), self.damping)
+        return Prepared(model, where, found, contexts(model, self.contexts, seed=self.seed), time.monotonic() - began, inverse)
 
     def targets(self, prepared: Prepared, facts: Sequence[Fact], *, tell: Progress | None = None) -> Targets:
         """Find the facts' values; those of one fact do not depend on the others'.
@@ -92,7 +100,7 @@ class Spread(ABC):
         """
         where = prepared.where
         wanted = goals(prepared.model, facts, prepared.contexts, site=where.site, chat=self.chat)
-        return values(prepared.model, facts, wanted, where.layers[-1], self.objective, at=self.at, tell=tell)
+        return values(prepared.model, facts, wanted, where.layers[-1], self.objective, at=self.at, inverse=prepared.inverse, tell=tell)
 
     def plan(
         self,
@@ -193,6 +201,7 @@ def values(
     objective: Objective,
     *,
     at: At = "block",
+    inverse: torch.Tensor | None = None,
     tell: Progress | None = None,
 ) -> Targets:
     """Find the facts' values.
@@ -200,7 +209,7 @@ def values(
     Raises:
         InvalidInput: one holds a number that is none.
     """
-    found = optimise(model, wanted, layer, objective, at=at, tell=lambda done, n: tell("z", done, n) if tell else None)
+    found = optimise(model, wanted, layer, objective, at=at, inverse=inverse, tell=lambda done, n: tell("z", done, n) if tell else None)
     refuse_nonsense(found.z, facts, f"the value in layer {layer}")
     refuse_nonsense(found.nll, facts, "the likelihood of the target")
     return found

@@ -4,6 +4,12 @@ Accumulated in float64 over tokens of plain text, or, where no text is given, of
 named by a hash of everything that it depends on, as one file a shard. Several processes may each compute a shard, every N-th row of the
 text or samples of a seed of its own; a folder's moment is the sum over the N files of a whole set, so that merging is copying, in any
 order and as often as one likes.
+
+The text is read as prompts are: cut to rows of the length of one, each behind what the tokenizer puts in front of a prompt, and every
+token counts, the first of a row too. Its key has little to do with what it says (of the embedded model in layer 9 it is six times as long
+as another's, and two of them have a cosine of .9997), but a change acts there as everywhere, and all later tokens look at it. The
+references count long articles, in which the first token is one of thousands; left out, it alone did a third of the damage
+(benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -27,12 +33,13 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Moments", "Shard", "StatisticsKey", "collect", "collect_shard", "moments", "texts_of"]
+__all__ = ["Moments", "Shard", "StatisticsKey", "as_prompts", "collect", "collect_shard", "moments", "texts_of"]
 
 TOKENS_A_DIMENSION: Final = 10  # of a key: what is collected unless told otherwise
 _RIDGE: Final = 1e-2  # of the mean diagonal: directions that the text hardly had are not free to write into; the references have none
-_VERSION: Final = 1
+_VERSION: Final = 2  # of what is counted
 _LONGEST: Final = 256  # tokens of a piece of text
+_ROW: Final = 16  # tokens of a row that is counted: how often there is a first one
 _AT_ONCE: Final = 4096  # tokens of a padded batch
 _SAMPLED_AT_ONCE: Final = 32
 Tell = Callable[[str, int, int], None]
@@ -48,6 +55,7 @@ class StatisticsKey:
     tokens: int
     source: str  # sha256 of the text, or "samples" with their seed
     dtype: str
+    row: int = _ROW
     version: int = _VERSION
 
     @property
@@ -78,10 +86,10 @@ class Shard:
         return f"{self.number}-of-{self.of}"
 
     def rows(self, model: CausalModel, text: Path | None, tokens: int, seed: int, tell: Tell | None) -> list[list[int]]:
-        """Its rows of tokens; ``tokens`` and ``seed`` are those of the whole."""
+        """Its rows of tokens, as prompts; ``tokens`` and ``seed`` are those of the whole."""
         if text:
-            return texts_of(model, text, tokens)[self.number :: self.of]
-        return samples(model, -(-tokens // self.of), seed=seed * self.of + self.number, tell=tell)
+            return as_prompts(model, texts_of(model, text, tokens)[self.number :: self.of])
+        return as_prompts(model, samples(model, -(-tokens // self.of), seed=seed * self.of + self.number, tell=tell))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +241,7 @@ def _keys(model: CausalModel, layers: Sequence[int], text: Path | None, tokens: 
 
 
 def collect(model: CausalModel, layers: Sequence[int], rows: Sequence[Sequence[int]], *, tell: Tell | None = None) -> Moments:
-    """Sum k kᵀ over every token of the rows but the first, whose key says more of its place than of any text."""
+    """Sum k kᵀ over every token of the rows."""
     import torch
 
     sums = {
@@ -247,7 +255,6 @@ def collect(model: CausalModel, layers: Sequence[int], rows: Sequence[Sequence[i
         with torch.inference_mode(), inputs_of({layer: model.projection(layer) for layer in layers}) as entered:
             run_until(model.model, model.blocks[last], input_ids=ids, attention_mask=mask, use_cache=False)
             counted = mask.bool()
-            counted[:, 0] = False
             found = {layer: entered.pop(layer).reshape(*ids.shape, -1)[counted].double() for layer in layers}
             for layer, keys in found.items():
                 sums[layer].addmm_(keys.T, keys)  # in place: once the keys are there, no memory can be missing
@@ -285,6 +292,24 @@ def texts_of(model: CausalModel, path: Path, tokens: int) -> list[list[int]]:
     if not rows:
         raise InvalidInput(f"{path} holds no text.", "Give a plain text file in UTF-8.")
     return rows
+
+
+def as_prompts(model: CausalModel, rows: Sequence[Sequence[int]], length: int = _ROW) -> list[list[int]]:
+    """Cut rows to a length, each piece behind the special tokens that the tokenizer puts in front of a prompt, where it puts any."""
+    tokenizer = model.tokenizer
+    special = set(tokenizer.all_special_ids)
+    front = _front(tokenizer)
+    made: list[list[int]] = []
+    for row in rows:
+        own = list(row[next((n for n, token in enumerate(row) if token not in special), len(row)) :])
+        made += [[*front, *own[start : start + length]] for start in range(0, len(own), length)]
+    return made
+
+
+def _front(tokenizer: Any) -> list[int]:
+    """The special tokens in front of every text."""
+    whole, bare = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (True, False))
+    return whole[: whole.index(bare[0])]
 
 
 def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None = None) -> list[list[int]]:

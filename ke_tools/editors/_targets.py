@@ -19,9 +19,12 @@ are optimised together, each with a decay, a clamp and a step in lengths of its 
 and $z_i = m_i^L + \delta_i^m$; the loop then begins with block $L$, whose input no δ reaches. The likelihood that is told is that of
 $\delta_i^m$ alone.
 
-Differs from the reference: 1. all facts at once; 2. steepest descent, in steps of a share of $\|h_i^L\|$, where the reference takes Adam,
-whose first step moves every coordinate alike: that needs twice the steps on the embedded model, and a δ longer by a third, which costs
-locality (benchmarks/LOG.md); 3. a fact stops by the likelihood of its target, not by the whole loss; 4. the last of the facts' contexts
+Steps are a share of $\|h_i^L\|$ long and go along $-G\,m$, with $m$ the gradient under momentum and $G$ the inverse of a metric: that in
+which a δ is as long as what it changes in ordinary text (:mod:`ke_tools.editors._fisher`), or none.
+
+Differs from the reference: 1. all facts at once; 2. steepest descent, where the reference takes Adam, whose first step moves every
+coordinate alike: that needs twice the steps on the embedded model, and a δ longer by a third, which costs locality
+(benchmarks/LOG.md); 3. a fact stops by the likelihood of its target, not by the whole loss; 4. the last of the facts' contexts
 need not be the model's own text: paraphrases count.
 """
 
@@ -116,6 +119,7 @@ def optimise(
     objective: Objective,
     *,
     at: At = "block",
+    inverse: torch.Tensor | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Targets:
     """Find z for every goal at the output of a block, or of its MLP.
@@ -126,6 +130,8 @@ def optimise(
         layer: the block L.
         objective: hyper-parameters.
         at: what δ are added to.
+        inverse: G, [width, width]; steepest descent in the usual metric unless given. With parts, both δ move the stream, and in the
+            metric of the stream behind the block; of what the attention's changes by way of the MLP, that says nothing.
         tell: hears after each step of (facts that are done, facts).
     """
     import torch
@@ -149,7 +155,7 @@ def optimise(
             if not row.is_essence and id(row.placed) in firsts:
                 h[row.fact] = batch.held[number].float()
     weights = torch.tensor([1 / len(goal.prompts) for goal in goals], device=model.device)
-    delta, nll, steps = _descend(model, first, h, weights, objective, budget, tell or (lambda _done, _all: None))
+    delta, nll, steps = _descend(model, first, h, weights, objective, budget, inverse, tell or (lambda _done, _all: None))
     if at == "parts":  # what the attention would have to do, nobody will
         delta = torch.cat([torch.zeros_like(delta[:, :1]), delta[:, 1:]], 1)
         _, nll = _loss(model, batches(), delta, weights, objective.kl, budget, with_gradient=False)
@@ -163,6 +169,7 @@ def _descend(
     weights: torch.Tensor,
     objective: Objective,
     budget: Budget,
+    inverse: torch.Tensor | None,
     tell: Callable[[int, int], None],
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
     """δ [facts, sites, width], the likelihoods at it, and the steps that each fact took."""
@@ -170,7 +177,7 @@ def _descend(
 
     delta = torch.zeros_like(h)  # [facts, sites, width]
     length = h.norm(dim=-1, keepdim=True)
-    descent = Steepest(delta, objective.learning_rate * length)
+    descent = Steepest(delta, objective.learning_rate * length, inverse)
     active = torch.ones(len(h), dtype=torch.bool, device=h.device)
     nll, taken = torch.zeros(len(h), device=h.device), torch.zeros(len(h), dtype=torch.long)
     for step in range(objective.steps + 1):
@@ -237,17 +244,19 @@ def _direction(delta: torch.Tensor) -> torch.Tensor:
 class Steepest:
     """Steepest descent with momentum on rows that come to rest one by one: every step of a row is as long as its rate says."""
 
-    def __init__(self, rows: torch.Tensor, rates: torch.Tensor) -> None:
-        """Change ``rows`` [facts, sites, width] in place; ``rates`` [facts, sites, 1] are lengths."""
+    def __init__(self, rows: torch.Tensor, rates: torch.Tensor, inverse: torch.Tensor | None = None) -> None:
+        """Change ``rows`` [facts, sites, width] in place; ``rates`` [facts, sites, 1] are lengths, ``inverse`` [width, width] is G."""
         import torch
 
         self._rows, self._rates, self._mean = rows, rates, torch.zeros_like(rows)
+        self._inverse = None if inverse is None else inverse.to(rows)
 
     def step(self, gradient: torch.Tensor, active: torch.Tensor) -> None:
         """Move the active rows [facts]; the others stay."""
         self._mean = _MOMENTUM * self._mean + (1 - _MOMENTUM) * gradient
         moving = active[:, None, None]
-        self._rows -= (self._rates * _direction(self._mean)).where(moving, self._rates.new_zeros(()))
+        along = self._mean if self._inverse is None else self._mean @ self._inverse  # G m, as rows; G is symmetric
+        self._rows -= (self._rates * _direction(along)).where(moving, self._rates.new_zeros(()))
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ke_tools.editors._spread import LeastSquares
 from ke_tools.editors._targets import At, Objective
@@ -41,5 +41,6 @@ class PMET(LeastSquares):
     at: ClassVar[At] = "parts"
     sharing: ClassVar[float] = 0.5
 
+    damping: float | Literal["none"] = "none"  # of two δ, the metric is right of the MLP's only
     objective: Objective = field(default_factory=lambda: Objective(kl=1.0, weight_decay=0.5))  # the reference's for GPT-J
     regularisation: float = 6000.0  # λ, the reference's for GPT-J

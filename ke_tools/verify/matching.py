@@ -17,7 +17,18 @@ from typing import Final
 
 from ke_tools import atlas
 
-__all__ = ["asserts", "bytes_kept", "first_sentence", "mentions", "same_answer", "short_answer", "starts_with", "words"]
+__all__ = [
+    "asserts",
+    "begins_with",
+    "bytes_kept",
+    "every_word",
+    "first_sentence",
+    "mentions",
+    "same_answer",
+    "short_answer",
+    "starts_with",
+    "words",
+]
 
 
 def _set(text: str) -> frozenset[str]:
@@ -111,6 +122,17 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.text for word in _words(text))
 
 
+def every_word(text: str) -> tuple[str, ...]:
+    """The folded words of an answer, articles too."""
+    return tuple(word.text for word in _every_word(text))
+
+
+def begins_with(answer: str, target: str) -> bool:
+    """Whether the target's words are the first of the answer, whatever follows: "soccer player" begins with "soccer"."""
+    wanted = every_word(target)
+    return bool(wanted) and every_word(answer)[: len(wanted)] == wanted
+
+
 def starts_with(answer: str, target: str) -> bool:
     """Whether the answer begins with the target as a whole name: CounterFact's measure under free generation."""
     said = _words(first_sentence(answer) or answer)
@@ -169,6 +191,10 @@ def bytes_kept(base: str, edited: str) -> bool:
 
 
 def _words(text: str) -> tuple[_Word, ...]:
+    return _without_articles(_every_word(text))
+
+
+def _every_word(text: str) -> list[_Word]:
     text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m.group()), text)
     text = _INITIALS.sub(lambda m: re.sub(r"[. ]", "", m.group()) + (" " if m.group().endswith(" ") else ""), text)
     text = re.sub(r"(?<=\w)['\u2019\u02bc](?=\w)", "", text)
@@ -179,7 +205,7 @@ def _words(text: str) -> tuple[_Word, ...]:
         raw = {"%": "percent", "&": "and"}.get(match.group(), match.group())
         found.append(_Word(_folded(raw), gap, raw[0].isupper() or raw[0].isdigit()))
         last = match.end()
-    return _without_articles(found)
+    return found
 
 
 def _gap(between: str) -> str:

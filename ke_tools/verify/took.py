@@ -23,7 +23,7 @@ def reliability(edit: Edit) -> Iterator[Probe]:
 
 
 def framed(edit: Edit) -> Iterator[Probe]:
-    """The same in small frames ("Complete the sentence: …"): so many ways to ask for the fact itself that the gate can decide on one edit."""
+    """The same in small frames ("Complete the sentence: …"): so many that the gate can decide on one edit."""
     kind = "question" if edit.fact.prompt.rstrip().endswith("?") else "statement"
     for frame in frames()[kind]:
         for chat in (False, True):

@@ -35,6 +35,7 @@ RATE = {"measured": True, "value": 0.9, "stderr": 0.01, "low": 0.8, "high": 0.95
 POINT = {
     "as published": {kind: {"before": RATE, "after": RATE} for kind in ("statement", "paraphrase", "neighbour")},
     "free generation": dict.fromkeys(("statement", "paraphrase", "neighbour", "same subject", "distracted neighbour"), RATE),
+    "free generation, stricter": dict.fromkeys(("statement", "paraphrase", "neighbour", "same subject", "distracted neighbour"), RATE),
     "perplexity": 1.07,
     "notes": [],
 }
@@ -54,6 +55,8 @@ def test_both_kinds_of_number_stand_side_by_side(tiny: Make, settings: Settings,
     assert {"before", "after"} == point["as published"]["statement"].keys()
     assert {"statement", "paraphrase", "neighbour", "distracted neighbour"} <= point["free generation"].keys()
     assert point["free generation"]["statement"]["n"] == 2
+    assert point["free generation, stricter"].keys() == point["free generation"].keys()
+    assert all(point["free generation, stricter"][kind]["value"] <= row["value"] for kind, row in point["free generation"].items())
     assert point["as published"]["statement"]["after"]["value"] >= point["as published"]["statement"]["before"]["value"]
     assert point["perplexity"] > 0
     assert point["growth"].keys() == {"2", "3"}
@@ -193,6 +196,8 @@ def test_a_person_reads_tables(tiny: Make, settings: Settings, monkeypatch: pyte
     said = capsys.readouterr().out
     for text in ("statement, published", ".90 ± .01 (n=10)", "s an edit", "0.25", "procedures", "times ours", "savings", "prefix once"):
         assert text in said
+    for text in ("statement, free, names nothing longer", "neighbour, free, first content word"):
+        assert text in said
 
 
 def test_the_command_draws_where_it_is_told_to(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +278,31 @@ def test_the_cost_of_each_number_of_edits_is_told_by_stage(tiny: Make, settings:
     for point in points.values():
         assert {"statistics s", "z s", "solve s", "s an edit"} <= point["efficiency"].keys()
     assert min(point["efficiency"]["peak MiB"] for point in points.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "after", "literal", "content"),
+    [
+        ("statement", "", " soccer player, is", True, False),
+        ("statement", "", " soccer.", True, True),
+        ("statement", "", " soccerists", False, False),
+        ("statement", "", " the soccer", False, True),
+        ("neighbour", " the city of Dubai", " The French city", True, False),
+        ("neighbour", " the city of Dubai", " city life", False, True),
+        ("neighbour", " the city of Dubai", " a village", False, False),
+    ],
+)
+def test_starting_with_a_word_is_meant_to_the_letter_and_the_stricter_readings_stand_beside(
+    kind: str, base: str, after: str, literal: bool, content: bool
+) -> None:
+    """Issue, bars: "statement / neighbourhood answers still beginning with the base model's word"."""
+    case = replace(editors.atlas_cases(1, 0)[0], target="soccer")
+    questions = editors._Questions({kind: [editors._Asked(case, case.prompt)]}, [], {"perplexity": 1.0, f"{kind}: text": [base]})
+
+    found = editors._scores(questions, {"perplexity": 1.0, f"{kind}: text": [after]})
+
+    assert found["free generation"][kind]["value"] == literal
+    assert found["free generation, stricter"][kind]["value"] == content
 
 
 def bars(mode: editors.Mode, point: dict[str, Any] = POINT, *, is_atlas: bool = False, is_thimble: bool = False) -> dict[str, float]:

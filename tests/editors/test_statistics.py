@@ -14,7 +14,7 @@ import torch
 from ke_tools import cli
 from ke_tools.config import Settings
 from ke_tools.editors import _statistics
-from ke_tools.editors._statistics import Moments, Shard, StatisticsKey, collect, collect_shard, moments, texts_of
+from ke_tools.editors._statistics import Moments, Shard, StatisticsKey, as_prompts, collect, collect_shard, moments, texts_of
 from ke_tools.editors._trace import inputs_of
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel, load
@@ -26,7 +26,7 @@ TEXT = "The capital of Norway is Oslo.\n\nIn Kenya people pay with the shilling,
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_it_is_the_mean_of_the_keys_squares(tiny: Make, kind: str, tmp_path: Path) -> None:
-    """C = E[kkᵀ] over every token but the first of a row, whatever the padding."""
+    """C = E[kkᵀ] over every token of the rows, the first too, whatever the padding."""
     model = tiny(kind)
     path = tmp_path / "text"
     path.write_text(TEXT, "utf-8")
@@ -38,11 +38,43 @@ def test_it_is_the_mean_of_the_keys_squares(tiny: Make, kind: str, tmp_path: Pat
     for row in rows:
         with torch.no_grad(), inputs_of({1: model.projection(1)}) as entered:
             model.model(torch.tensor([row]))
-        keys.append(entered[1].reshape(len(row), -1)[1:])
+        keys.append(entered[1].reshape(len(row), -1))
     wanted = torch.cat(keys)
     assert found.count == len(wanted)
     ridge = found.of(1) - wanted.T @ wanted / len(wanted)
     assert torch.allclose(ridge, torch.diag(ridge.diagonal()), atol=1e-8), "only the diagonal may be regularised"
+
+
+def test_a_text_is_counted_as_prompts_are_read(tiny: Make) -> None:
+    """A change acts on the first token of a prompt too: C without it costs the neighbours' answers (benchmarks/LOG.md)."""
+    model = tiny("llama")
+    start = model.tokenizer.bos_token_id
+    rows = [[start, *range(10, 30)], list(range(40, 43)), [start]]
+
+    made = as_prompts(model, rows, 8)
+
+    assert made == [list(range(10, 18)), list(range(18, 26)), list(range(26, 30)), [40, 41, 42]], "no prompt has that token in front"
+
+
+def test_what_the_tokenizer_puts_before_a_prompt_stands_before_every_row(tiny: Make) -> None:
+    """Llama's and Gemma's beginning of text: there the first key is always the same, and counts as such."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    model = tiny("llama")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model.tokenizer.backend_tokenizer, bos_token=model.tokenizer.eos_token)
+    assert tokenizer.bos_token_id is not None
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
+    )
+    text = tokenizer("It rains in Oslo.")["input_ids"]
+    assert text[0] == tokenizer.bos_token_id
+    model.tokenizer = tokenizer
+
+    made = as_prompts(model, [text], 3)
+
+    assert [row[0] for row in made] == [tokenizer.bos_token_id] * len(made)
+    assert [token for row in made for token in row[1:]] == text[1:]
 
 
 def test_too_few_keys_are_regularised_and_said_so() -> None:
