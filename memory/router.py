@@ -279,6 +279,8 @@ def _fill(wording: str, subject: str) -> str:
 
 
 def _has_reader(request: Request, engine: EngineFacts, via: Via) -> bool:
+    if via == "weights":
+        raise Unsupported("with via weights no fact goes in.", "Leave the routing out.")
     if via == "reader" and READER not in engine.adapters:
         raise Unsupported("this model has no reader.", "Train one with `ke-tools reader train`, or use via ike.")
     return via != "ike" and READER in engine.adapters and request.adapter in {"", READER}  # one adapter a request

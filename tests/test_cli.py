@@ -22,7 +22,7 @@ from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, NotFound
 
 VERBS = [
-    "serve", "demo", "chat", "edit", "rollback", "query", "route", "verify", "list", "history", "doctor", "export", "import",
+    "serve", "demo", "chat", "edit", "rollback", "promote", "job", "query", "route", "verify", "list", "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
     "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare",
 ]  # fmt: skip
@@ -189,8 +189,11 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
-        (["rollback", "e1", "e2", "--reason", "r"], ("rollback", {"edit_ids": ["e1", "e2"], "to_revision": None, "reason": "r"})),
-        (["rollback", "--to-revision", "0"], ("rollback", {"edit_ids": [], "to_revision": 0, "reason": ""})),
+        (
+            ["rollback", "e1", "e2", "--reason", "r"],
+            ("rollback", {"edit_ids": ["e1", "e2"], "to_revision": None, "to": "base", "reason": "r"}),
+        ),
+        (["rollback", "--to-revision", "0"], ("rollback", {"edit_ids": [], "to_revision": 0, "to": "base", "reason": ""})),
         (
             ["query", "What?", "--view", "both", "--explain"],
             ("query", {"question": "What?", "view": "both", "max_tokens": 24, "explain": True, "via": "auto"}),

@@ -19,12 +19,23 @@ from ke_tools.verify.scorecard import Outcome
 def edit(number: int) -> Edit:
     """An edit that acts."""
     fact = Fact(subject=f"Subject {number}", prompt=f"Subject {number} lies in", target=f"Place {number}")
-    return Edit(id=f"ed_{number:016x}", tenant="acme", fact=fact, state=State.ACTIVE, slot=f"s{number}", revision=number)
+    return Edit(
+        id=f"ed_{number:016x}",
+        tenant="acme",
+        fact=fact,
+        state=State.ACTIVE,
+        slot=f"s{number}",
+        relation="",
+        functional=True,
+        revision=number,
+        created_at="2026-01-01T00:00:00Z",
+        actor="test",
+    )
 
 
 def outcomes(of: Edit, dimension: str, passed: int, asked: int) -> list[Outcome]:
     """Answers to probes of an edit."""
-    probe = Probe(edit_id=of.id, dimension=dimension, prompt="p", expect="target", accept=(of.fact.target,))
+    probe = Probe(edit_id=of.id, dimension=dimension, prompt="p", expect="target", origin="edit", accept=(of.fact.target,))
     return [Outcome(probe, "", "", n < passed, False) for n in range(asked)]
 
 

@@ -150,7 +150,8 @@ def damped_inverse(F: torch.Tensor, rho: float) -> torch.Tensor:
     import torch
 
     scale = F.diagonal().mean().clamp_min(torch.finfo(F.dtype).tiny)
-    return torch.linalg.inv(F / scale + rho * torch.eye(len(F), dtype=F.dtype, device=F.device))
+    inverse: torch.Tensor = torch.linalg.inv(F / scale + rho * torch.eye(len(F), dtype=F.dtype, device=F.device))
+    return inverse
 
 
 # Files

@@ -25,7 +25,9 @@ def reliability(edit: Edit) -> Iterator[Probe]:
 def framed(edit: Edit) -> Iterator[Probe]:
     """The same in small frames ("Complete the sentence: …"): so many that the gate can decide on one edit."""
     kind = "question" if edit.fact.prompt.rstrip().endswith("?") else "statement"
-    for frame in frames()[kind]:
+    single = frames()[kind]
+    double = [outer.replace("{}", inner) for outer in single for inner in single if outer != inner]
+    for frame in (*single, *double):
         for chat in (False, True):
             yield wanted(edit, "reliability", (frame.replace("{}", edit.fact.prompt), chat), "data file")
 

@@ -104,8 +104,11 @@ class FakeService:
             "warnings": [],
         }
 
-    def rollback(self, who: Principal, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, reason: str = "") -> dict[str, Any]:
+    def rollback(
+        self, who: Principal, *, edit_ids: Sequence[str] = (), to_revision: int | None = None, to: str = "base", reason: str = ""
+    ) -> dict[str, Any]:
         """Forget edits."""
+        assert to == "base"
         self._called("rollback", who, "write")
         assert reason == reason.strip()
         gone = [row for row in self.rows if row["edit_id"] in edit_ids or (to_revision is not None and row["revision"] >= to_revision)]

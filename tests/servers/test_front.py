@@ -315,7 +315,7 @@ def test_a_window_that_wants_another_model_is_refused(shared: Home) -> None:
 def test_a_read_only_window_has_no_writers_and_others_do(shared: Home) -> None:
     """Issue 3 §4: --read-only refuses writes, on the window that was started with it."""
     reader = shared.window("--read-only").greet()
-    assert [tool["name"] for tool in reader.ask("tools/list", {})["tools"]] == ["query", "verify", "list_edits", "history"]
+    assert [tool["name"] for tool in reader.ask("tools/list", {})["tools"]] == ["query", "verify", "list_edits", "history", "job_status"]
     assert reader.call("edit", edits=[SYDNEY])["isError"]
     assert not shared.window().greet().call("edit", edits=[SYDNEY]).get("isError")
 
@@ -393,7 +393,7 @@ async def test_the_python_client_speaks_both_eras_through_the_front(home: Home, 
             assert listed.structured_content["edits"][0]["target"] == "Sydney"
             assert (await far.call_tool("rollback", {"edit_ids": ["none"]})).is_error
         async with Client(url + "/mcp", mode=mode) as direct:
-            assert len((await direct.list_tools()).tools) == 6
+            assert len((await direct.list_tools()).tools) == 9
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_a_refusal_is_told_in_words_with_numbers_and_the_worst_case() -> None:
     assert "where .85 is asked; worst: asked " in verdict.in_words
 
 
-@pytest.mark.parametrize(("limits", "named"), [({"perplexity": 1.03}, "perplexity 1.03"), ({"growth": 5.0}, "growth 5")])
+@pytest.mark.parametrize(("limits", "named"), [({"perplexity": 1.03}, "perplexity 1.03"), ({"growth": 13.0}, "growth 13")])
 def test_damage_beyond_a_limit_is_refused_before_anything_is_asked(limits: dict[str, Any], named: str) -> None:
     """Issue 6 §2: perplexity +2 %, norm growth."""
 
