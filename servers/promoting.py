@@ -14,6 +14,7 @@ from ke_tools import releases
 from ke_tools.errors import KeToolsError, WrongState
 from ke_tools.facts import Edit, State
 from ke_tools.promotion import Climb, Rung, climb
+from ke_tools.servers.working import engine_of
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.run import summarise
 
@@ -87,9 +88,8 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
 def _loaded(settings: Settings) -> tuple[CausalModel, Serving]:
     """The editing copy and an engine; the worker keeps them from job to job."""
     from ke_tools.models.causal import load
-    from ke_tools.servers.engines.loading import load_engine
 
-    engine: Any = load_engine(settings, lambda _message: None)
+    engine: Any = engine_of(settings)
     return load(settings), engine
 
 

@@ -10,17 +10,19 @@ from ke_tools.verify.asking import fill
 from ke_tools.verify.callers import given
 from ke_tools.verify.card import drawn
 from ke_tools.verify.dimensions import DIMENSIONS, EARLIER, FURTHER, LABELS
+from ke_tools.verify.efficiency import Efficiency
 from ke_tools.verify.fluency import FLUENCY_TOKENS, entropy
 from ke_tools.verify.gate import Finding, Limit, Verdict, decide, look_until_clear
 from ke_tools.verify.kept import neighbour_candidates
 from ke_tools.verify.known import atlas_hash, knows, remembered
+from ke_tools.verify.likelihood import with_likelihoods
 from ke_tools.verify.matching import asserts, bytes_kept, first_sentence, mentions, same_answer, short_answer, starts_with
 from ke_tools.verify.perplexity import plain_perplexity
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.probes import Suite, candidates, probes_for
 from ke_tools.verify.rates import NOT_MEASURED, Rate, clopper_pearson, cluster_of, rate, wilson
 from ke_tools.verify.run import Ask, answer, judge, summarise, verify
-from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard, content_hash
+from ke_tools.verify.scorecard import Check, Likelihood, Outcome, Rates, Scorecard, content_hash
 from ke_tools.verify.supply import Supply
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
     "NOT_MEASURED",
     "Ask",
     "Check",
+    "Efficiency",
     "Finding",
+    "Likelihood",
     "Limit",
     "Outcome",
     "Policy",
@@ -72,4 +76,5 @@ __all__ = [
     "summarise",
     "verify",
     "wilson",
+    "with_likelihoods",
 ]

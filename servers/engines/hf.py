@@ -91,8 +91,8 @@ class HFEngine:
             threads=_threads(),
         )
         self._finalizer = weakref.finalize(self, self._worker.close)  # also when the interpreter ends
-        for name, place in (adapters or {}).items():
-            self.load_adapter(name, place)
+        for name, folder in (adapters or {}).items():
+            self.load_adapter(name, folder)
 
     @cached_property
     def fingerprint(self) -> str:
