@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unavailable, Unsupported
@@ -32,9 +32,6 @@ from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
 from ke_tools.servers.slot import ModelSlot, Say
-
-if TYPE_CHECKING:
-    from ke_tools.memory.joblog import Job
 
 log = logging.getLogger(__name__)
 
@@ -434,6 +431,7 @@ class Service:
         probes: Sequence[Mapping[str, Any]] = (),
         wait_seconds: float = 1.5,
         heard: Heard | None = None,
+        is_patient: bool = False,
     ) -> dict[str, Any]:
         """Measure through the serving path whether edits hold and what else they moved.
 
@@ -449,6 +447,7 @@ class Service:
             probes: the caller's own.
             wait_seconds: for a model that is still loading, and for the end of a job.
             heard: hears how far a job is.
+            is_patient: the call may take longer than others may, so that what was begun here is not handed to the worker.
 
         Raises:
             InvalidInput: no edits, or a probe that cannot be read. NotFound: an unknown edit or release.
@@ -459,18 +458,18 @@ class Service:
         what = await asyncio.to_thread(find, edit_ids=edit_ids, revision=revision, release=release, suite=suite, probes=probes)
         can_queue = not self.settings.read_only and self.unwritable is None
         if what.is_small or not can_queue:
-            found = await self._measured_here(who, what, wait_seconds, is_patient=not can_queue)
+            found = await self._measured_here(who, what, wait_seconds, is_patient=is_patient or not can_queue)
             if found is not None:
                 return found
         job = await asyncio.to_thread(self.promotions.queue, who, "verify", what.arguments())
         job = await self.promotions.wait(who, job.id, wait_seconds, heard)
-        return await asyncio.to_thread(self._told_of, who, job)
+        return await asyncio.to_thread(self.verified, who, job.id)
 
     async def _measured_here(
         self, who: Principal, what: verifying.Wanted, wait_seconds: float, *, is_patient: bool
     ) -> dict[str, Any] | None:
         """Measure in this process; ``None`` where it takes longer than a call may."""
-        if len(what.edit_ids) > verifying.MOST_DIRECTLY:
+        if not what.is_few:
             raise ReadOnly(
                 f"{len(what.edit_ids)} edits are measured by a job, and this server writes none.",
                 f"Verify up to {verifying.MOST_DIRECTLY} at a time.",
@@ -494,7 +493,14 @@ class Service:
             measured.add_done_callback(_heard_of)
             measured.cancel()
 
-    def _told_of(self, who: Principal, job: Job) -> dict[str, Any]:
+    def verified(self, who: Principal, job_id: str) -> dict[str, Any]:
+        """Say what a job of :meth:`verify` found; of one that has not ended, that it has not.
+
+        Raises:
+            NotFound: there is no such job, or its scorecard was purged with an edit.
+        """
+        who.require("read")
+        job = self.promotions.job(who, job_id)
         name = str(job.result.get("scorecard", ""))
         if not name:
             return verifying.not_yet(job, self.model_id)

@@ -55,9 +55,14 @@ class Wanted:
     probes: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def is_few(self) -> bool:
+        """Whether a server that writes no jobs measures it."""
+        return len(self.edit_ids) <= MOST_DIRECTLY
+
+    @property
     def is_small(self) -> bool:
         """Whether it takes seconds, as a rule."""
-        return len(self.edit_ids) <= MOST_DIRECTLY and self.suite == "quick" and self.revision == _NOW and not self.release
+        return self.is_few and self.suite == "quick" and self.revision == _NOW and not self.release
 
     def arguments(self) -> dict[str, Any]:
         """As a job keeps it."""
@@ -238,13 +243,14 @@ def _kept(service: Service, ledger: Ledger, tenant: str, document: Mapping[str, 
 
 def shown_document(document: Mapping[str, Any], scorecard: str, job: Job | None = None) -> dict[str, Any]:
     """A scorecard as the tool shows it: of many edits first those that did not pass."""
-    checks = sorted(document["checks"], key=lambda check: bool(check["passed"]))[:_MOST_CHECKS] if document["checks"] else []
-    told = document["checks"] if len(document["checks"]) <= _MOST_CHECKS else checks
-    names = ("suite", "passed", "overall", "worst_case", "further", "forced", "forced_over_old", "efficiency", "scorecard_text")
+    checks = document["checks"]
+    if len(checks) > _MOST_CHECKS:
+        checks = sorted(checks, key=lambda check: bool(check["passed"]))[:_MOST_CHECKS]
+    names = ("suite", "passed", "overall", "worst_case", "further", "efficiency", "scorecard_text")
     return {
         "summary": f"{'Passed' if document['passed'] else 'Not passed'}: {document['sentence']}",
         **{name: document[name] for name in names},
-        "checks": told,
+        "checks": checks,
         "scorecard": scorecard,
         "revision": document["revision"],
         "release": document["release"],
@@ -266,8 +272,6 @@ def not_yet(job: Job, model_id: str) -> dict[str, Any]:
         "overall": {name: dict(_UNMEASURED) for name in _RATES},
         "worst_case": "",
         "further": [],
-        "forced": [],
-        "forced_over_old": [],
         "efficiency": "not measured",
         "scorecard_text": "",
         "scorecard": "",
