@@ -6,6 +6,7 @@ target's probability is told beside.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +14,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools.errors import InvalidInput
 from ke_tools.models.engine import Engine, Request, Scores
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit, Probe
     from ke_tools.memory.router import Routed
+    from ke_tools.verify.beside import Answered
     from ke_tools.verify.probes import Suite
     from ke_tools.verify.scorecard import Scorecard
 
-__all__ = ["BaseAnswers", "Measuring", "Tell"]
+__all__ = ["BaseAnswers", "Measuring", "Tell", "answered_by"]
+
+log = logging.getLogger(__name__)
 
 Tell = Callable[[str, int, int, str], None]
 
@@ -49,6 +54,27 @@ class BaseAnswers:
         return answers
 
 
+def answered_by(engine: Engine, ways: Mapping[str, Callable[[Request], Routed]], tell: Tell) -> Callable[[str, list[Probe]], Answered]:
+    """Give what answers probes by one of these ways, and says what each took."""
+    from ke_tools.verify.asking import request_of
+    from ke_tools.verify.beside import Answered
+
+    def by(way: str, probes: list[Probe]) -> Answered:
+        texts: list[str] = []
+        seconds, tokens = 0.0, 0
+        for start in range(0, len(probes), AT_ONCE):
+            tell("beside the memory", start, len(probes), f"the same probes by {way}")
+            began = time.monotonic()
+            routed = [ways[way](request_of(probe, engine)).request for probe in probes[start : start + AT_ONCE]]
+            texts += [one.text for one in engine.generate(routed)]
+            seconds += time.monotonic() - began
+            tokens += sum(engine.count_tokens(request) for request in routed)
+        count = max(1, len(probes))
+        return Answered(texts, tokens / count, 1000 * seconds / count)
+
+    return by
+
+
 @dataclass(slots=True)
 class _Costs:
     """Of the memory's way to an answer, summed up."""
@@ -70,6 +96,7 @@ class Measuring:
     cache: Path | None = None
     tell: Tell = lambda *_: None
     _costs: _Costs = field(default_factory=_Costs)
+    _ways: dict[Probe, Routed] = field(default_factory=dict)  # of what was asked, for its scores
 
     def scorecard(self, edits: Sequence[Edit], suite: Suite, given: Sequence[Mapping[str, Any]] = ()) -> Scorecard:
         """Measure.
@@ -90,7 +117,10 @@ class Measuring:
         probes += [making.given(probe, edits) for probe in given]
         outcomes = answer(probes, self._in_batches(self._edited, "as edited"), self._in_batches(self._unedited, "as the base model"))
         if isinstance(self.engine, Scores):
-            outcomes = with_likelihoods(outcomes, self._scored)
+            try:
+                outcomes = with_likelihoods(outcomes, self._scored)
+            except InvalidInput as error:  # a prompt that leaves no room for a target, or a release that has gone since
+                log.warning("the targets' probabilities were not measured: %s", error)
         costs = self._costs
         efficiency = Efficiency(
             seconds=time.monotonic() - began,
@@ -107,15 +137,17 @@ class Measuring:
     def _routed(self, probe: Probe) -> Routed:
         from ke_tools.verify.asking import request_of
 
-        return self.route(request_of(probe, self.engine))
+        if probe not in self._ways:
+            began = time.monotonic()
+            self._ways[probe] = self.route(request_of(probe, self.engine))
+            self._costs.seconds += time.monotonic() - began
+            self._costs.probes += 1
+        return self._ways[probe]
 
     def _edited(self, probes: Sequence[Probe]) -> list[str]:
         from ke_tools.verify.asking import request_of
 
-        costs, began = self._costs, time.monotonic()
-        routed = [self._routed(probe) for probe in probes]
-        costs.seconds += time.monotonic() - began
-        costs.probes += len(probes)
+        costs, routed = self._costs, [self._routed(probe) for probe in probes]
         for probe, one in zip(probes, routed, strict=True):
             if one.hits:
                 costs.routed += 1

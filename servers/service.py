@@ -510,6 +510,15 @@ class Service:
         """How this service routes what ``who`` asks, as every client's requests are."""
         return lambda request: self._route(who, request, engine, "edited", "auto")
 
+    def memory_path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
+        """The same by the memory alone, whatever is in the weights.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        router, via = Router(self.scope, demonstrations=self.settings.demonstrations, grey=self.settings.grey), self.settings.via
+        return lambda request: router.route(who.tenant, request, engine=engine, via="auto" if via == "weights" else via)
+
     # State
 
     def state(self) -> dict[str, Any]:

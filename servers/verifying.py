@@ -17,7 +17,7 @@ from ke_tools.errors import InvalidInput, KeToolsError, NotFound, Unavailable, U
 from ke_tools.memory.events import now
 from ke_tools.memory.router import Routed
 from ke_tools.models.engine import Request
-from ke_tools.servers.measuring import BaseAnswers, Measuring, Tell
+from ke_tools.servers.measuring import BaseAnswers, Measuring, Tell, answered_by
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promoting import FOLDER
 from ke_tools.servers.slot import ModelSlot
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from ke_tools.models.engine import Engine
     from ke_tools.servers.service import Service
     from ke_tools.verify.probes import Suite
+    from ke_tools.verify.scorecard import Outcome
 
-__all__ = ["MOST_DIRECTLY", "Wanted", "measure", "not_yet", "run_job", "shown_document", "wanted"]
+__all__ = ["MOST_DIRECTLY", "Wanted", "beside_memory", "measure", "not_yet", "run_job", "served", "shown_document", "wanted"]
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ def measure(
     with _way(service, who, engine, what) as way:
         edits = way.edits(what.edit_ids)
         card = Measuring(engine, way.route, base, way.live, service.settings.cache, tell).scorecard(edits, what.suite, what.probes)
+        compared = beside_memory(service, who, engine, edits, card.outcomes, what.release, tell) if what.release else {}
         document = card.document(
             made_at=now(),
             model=service.model_id,
@@ -157,6 +159,7 @@ def measure(
             states={edit.id: edit.state.value for edit in edits},
             job=job,
             sentence=card.sentence(),
+            beside_memory=compared,
         )
     return shown_document(document, _kept(service, ledger, who.tenant, document))
 
@@ -188,13 +191,10 @@ class _Way:
 def _way(service: Service, who: Principal, engine: Engine, what: Wanted) -> Iterator[_Way]:
     ledger, tenant = service.ledger, who.tenant
     if what.release:
-        with _served(service.settings, engine, what.release):
+        with served(service.settings, engine, what.release):
             revision = service.revision
 
-            def by_weights(request: Request) -> Routed:
-                return replace(Routed.untouched(replace(request, adapter=what.release), "", revision), route="weights")
-
-            yield _Way(route=by_weights, ledger=ledger, tenant=tenant, revision=revision, release=what.release)
+            yield _Way(route=_by_weights(what.release, revision), ledger=ledger, tenant=tenant, revision=revision, release=what.release)
         return
     if what.revision != _NOW:
         past = _past(service, engine, what.revision)
@@ -205,6 +205,24 @@ def _way(service: Service, who: Principal, engine: Engine, what: Wanted) -> Iter
     yield _Way(route=service.path(who, engine), ledger=ledger, tenant=tenant, revision=service.revision, release=name)
 
 
+def _by_weights(release: str, revision: int) -> Callable[[Request], Routed]:
+    return lambda request: replace(Routed.untouched(replace(request, adapter=release), "", revision), route="weights")
+
+
+def beside_memory(
+    service: Service, who: Principal, engine: Engine, edits: Sequence[Edit], outcomes: Sequence[Outcome], release: str, tell: Tell
+) -> dict[str, Any]:
+    """What a release that this engine serves adds to the memory; where that cannot be asked, that it was not."""
+    from ke_tools.verify.beside import beside_memory
+
+    ways = {"weights": _by_weights(release, service.revision), "memory": service.memory_path(who, engine)}
+    try:
+        return beside_memory(edits, outcomes, answered_by(engine, ways, tell))
+    except KeToolsError as error:
+        log.warning("the weights were not compared with the memory: %s", error)
+        return {"measured": False, "rows": [], "in_words": f"not compared with the memory: {error.message}"}
+
+
 def _past(service: Service, engine: Engine, revision: int) -> Service:
     """The same service as of a revision; it is never closed, as all that it holds is another's."""
     from ke_tools.memory.past import Past
@@ -213,7 +231,7 @@ def _past(service: Service, engine: Engine, revision: int) -> Service:
 
 
 @contextmanager
-def _served(settings: Settings, engine: Any, name: str) -> Iterator[None]:
+def served(settings: Settings, engine: Any, name: str) -> Iterator[None]:
     """A release in an engine, taken out again if it was not there before."""
     if name in engine.adapters:
         yield
@@ -247,8 +265,9 @@ def shown_document(document: Mapping[str, Any], scorecard: str, job: Job | None 
     if len(checks) > _MOST_CHECKS:
         checks = sorted(checks, key=lambda check: bool(check["passed"]))[:_MOST_CHECKS]
     names = ("suite", "passed", "overall", "worst_case", "further", "efficiency", "scorecard_text")
+    beside = document.get("beside_memory", {}).get("in_words", "")
     return {
-        "summary": f"{'Passed' if document['passed'] else 'Not passed'}: {document['sentence']}",
+        "summary": f"{'Passed' if document['passed'] else 'Not passed'}: {document['sentence']}" + (f" {beside}." if beside else ""),
         **{name: document[name] for name in names},
         "checks": checks,
         "scorecard": scorecard,

@@ -33,7 +33,6 @@ from ke_tools.errors import (
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.engine import Engine, Generation, Piece, Request
 from ke_tools.servers.app import build_app
-from ke_tools.servers.mcp_shapes import VerifyOut
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.servers.slot import ModelSlot, Say

@@ -24,6 +24,7 @@ from ke_tools.servers.mcp_shapes import JobOut, VerifyOut
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service
 from ke_tools.servers.slot import ModelSlot
+from ke_tools.testing import thimble_path
 from ke_tools.verify.card import drawn
 
 LOCAL = Principal()
@@ -296,6 +297,26 @@ def test_a_server_that_writes_nothing_measures_a_few_and_says_so_of_many(setting
         reading.close()
 
 
+@pytest.mark.slow
+def test_a_promotions_scorecard_says_what_the_weights_add(tmp_path: Path) -> None:
+    """Issue 6 §4: a candidate is scored beside the memory on the same probes; and a release is verified by its weights alone."""
+    policy = {"reliability": 0.5, "generalisation": 0.0, "locality_same_subject": 0.0, "locality_other_subject": 0.0, "perplexity": 2.0}
+    settings = Settings(home=tmp_path / "home", cache=tmp_path / "cache", model=str(thimble_path()))
+    with Local(settings) as local:
+        [row] = local.edit([{"subject": "France", "prompt": "The capital of France is", "target": "Oslo"}])["edits"]
+        job = local.promote([row["edit_id"]], policy=policy)
+        card = local.scorecard(job["scorecard"])
+        assert job["release"], job
+        assert card["release"] == job["release"]
+        assert card["beside_memory"]["measured"]
+        assert {one["kind"] for one in card["beside_memory"]["rows"]} >= {"subject named"}
+        assert card["beside_memory"]["tokens_saved"] > 0
+        found = local.verify(release=job["release"])
+        assert found["release"] == job["release"]
+        assert found["overall"]["reliability"]["value"] == 1.0
+        assert local.service.get_edit(LOCAL, row["edit_id"])["scorecards"][0]["scorecard"] == found["scorecard"]
+
+
 # Which edits ----------------------------------------------------------------------------------------------------------
 
 
@@ -344,8 +365,14 @@ def test_a_release_is_asked_by_its_weights_alone(service: Service, engine: Scrip
     found = verified_by_job(service, release=name)
 
     assert (found["release"], found["overall"]["reliability"]["value"]) == (name, 1.0)
-    assert not any("New fact" in str(request) for request in engine.asked)
-    assert service.get_scorecard(LOCAL, found["scorecard"])["weights_alone"]
+    by_weights = [request for request in engine.asked if request.adapter == name]
+    assert by_weights
+    assert not any("New fact" in str(request) for request in by_weights)
+    card = service.get_scorecard(LOCAL, found["scorecard"])
+    assert card["weights_alone"]
+    assert [row["kind"] for row in card["beside_memory"]["rows"]] == ["subject named"]
+    assert card["beside_memory"]["tokens_saved"] > 0
+    assert card["beside_memory"]["in_words"] in found["summary"]
     assert engine.adapters == {"reader"}, "a promotion puts in its own"
     with pytest.raises(NotFound, match="of yours"):
         verify(service, release=name, who=OTHER)
