@@ -58,6 +58,7 @@ from ke_tools.memory.promotions import (
     is_release,
     largest_without,
     lawful,
+    scorecard_of,
 )
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
@@ -474,8 +475,17 @@ class Ledger:
         with self._storage.reading() as db:
             return largest_without(db, tenant, edit_ids)
 
+    def scorecard_of(self, tenant: str, release: str) -> str:
+        """Return the sha256 of the scorecard by which a release was promoted; "" where it never was, or that was purged."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return scorecard_of(db, tenant, release) if is_release(release) else ""
+
     def outdated(self, tenant: str) -> list[Edit]:
-        """Return the edits that the live release carries though newer ones superseded them, oldest first."""
+        """Return the edits that the live release carries though newer ones superseded them, oldest first.
+
+        A new edit leaves none; a flip to a release that was named by the caller, or back to an old revision, may.
+        """
         check(tenant=tenant)
         with self._storage.reading() as db:
             return [edit for edit in edits_by_id(db, tenant, flip_at(db, tenant).edit_ids) if not edit.is_live]
