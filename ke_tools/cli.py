@@ -310,12 +310,12 @@ def promote(
     edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to write into the weights.")],
     *,
     method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="auto: weights, else a codebook, else memory.")] = "auto",
-    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=NUMBER", help="What the gate asks (repeatable).")] = None,
+    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=VALUE", help="What the gate asks (repeatable).")] = None,
     reason: Reason = "",
     idempotency_key: Key = "",
 ) -> int:
     """Write edits into the weights as far as the gate lets them; Ctrl-C leaves the job at work (see: job)."""
-    wanted = dict(_number(text) for text in policy or [])
+    wanted = dict(_asked(text) for text in policy or [])
     with _local(call) as local, printing.progress() as progress:
         ended = local.promote(
             edit_ids,
@@ -328,12 +328,12 @@ def promote(
     return _show_job(call, ended)
 
 
-def _number(text: str) -> tuple[str, float]:
+def _asked(text: str) -> tuple[str, float | str]:
     name, _, value = text.partition("=")
     try:
         return name, int(value) if value.isdecimal() else float(value)
-    except ValueError as error:
-        raise InvalidInput(f"--policy {text!r} gives no number.", "Write NAME=NUMBER, e.g. --policy reliability=0.8.") from error
+    except ValueError:
+        return name, value  # the policy says what it takes
 
 
 def _show_job(call: Call, job: Mapping[str, Any]) -> int:

@@ -24,13 +24,13 @@ from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
-from ke_tools.memory.scope import Decision, Scope
+from ke_tools.memory.scope import Decision, Hit, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
 from ke_tools.servers import verifying
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
+from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, Rest, shown
 from ke_tools.servers.slot import ModelSlot, Say
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ class Service:
             made.append(_fact(given, number))
             refs.append(str(given.get("ref", "")))
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
             edits = self.ledger.edit(
                 who.tenant,
                 made,
@@ -143,8 +144,9 @@ class Service:
         if not dry_run:
             self.scope.calibrate(edits)
         revision = self.revision
+        flip = "" if dry_run else self._flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
         return {
-            "summary": self._edit_summary(edits, dry_run=dry_run),
+            "summary": self._edit_summary(edits, flip, dry_run=dry_run),
             "edits": [row(edit) for edit in edits],
             "revision": revision,
             "model": self.model_id,
@@ -175,31 +177,52 @@ class Service:
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
             if to_revision is not None:
                 done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
             else:
                 release = self.promotions.without(who.tenant, edit_ids)
                 done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
+        flip, job_id = self._flip_told(who, old, None if to_revision is not None else edit_ids)
         return {
-            "summary": self._rollback_summary(done, to_revision),
+            "summary": self._rollback_summary(done, flip),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,
             "model": self.model_id,
+            "release": done.release,
+            "job_id": job_id,
         }
 
     def _to_memory(self, who: Principal, edit_ids: Sequence[str], reason: str) -> dict[str, Any]:
-        release = self.promotions.without(who.tenant, edit_ids) or ""
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
+            release = self.promotions.without(who.tenant, edit_ids) or ""
             done = self.ledger.demote(who.tenant, edit_ids, release=release, actor=who.name, reason=reason)
-        count, live = _count(done.demoted, "edit"), f"{release} is live" if release else "no release is live"
+        flip, job_id = self._flip_told(who, old, edit_ids)
+        count = _count(len(set(edit_ids)), "edit")
         return {
-            "summary": f"{count} out of the weights; the memory answers from them, {live}. {self._target_of_change()}",
+            "summary": f"{count} out of the weights and answered from the memory.{flip} {self._target_of_change()}",
             "retired": [],
             "restored": [row(edit) for edit in done.demoted],
             "revision": done.revision,
             "model": self.model_id,
+            "release": done.release,
+            "job_id": job_id,
         }
+
+    def _flip_told(self, who: Principal, old: str, leaving: Collection[str] | None) -> tuple[str, str]:
+        """Say which release is live now, if not ``old``; what of it fell out beside ``leaving`` is promoted anew, by the job named.
+
+        ``None``: all of it left as it was asked for.
+        """
+        new = self.ledger.live_release(who.tenant)
+        if new == old:
+            return "", ""
+        count = _count(self.ledger.carried_by(who.tenant, new), "edit")
+        told = f" {new} is live, with {count} in the weights." if new else " No release is live any more."
+        rest = self.promotions.rebuild(who, old, leaving) if leaving is not None else Rest()
+        return told + rest.in_words, rest.job_id
 
     # Lasting
 
@@ -566,7 +589,7 @@ class Service:
                 routed = Routed.untouched(request, "", self.revision)
             else:
                 routed = self._router.route(who.tenant, request, engine=engine, via=via)
-            routed = self._under_release(who, routed, engine, is_needed=via == "weights")
+            routed = self._under_release(who, request, routed, engine, via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
@@ -575,16 +598,24 @@ class Service:
         self._note(who.tenant, routed.decision)
         return routed
 
-    def _under_release(self, who: Principal, routed: Routed, engine: Engine, *, is_needed: bool) -> Routed:
-        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone."""
+    def _under_release(self, who: Principal, request: Request, routed: Routed, engine: Engine, via: Via) -> Routed:
+        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone.
+
+        Where that release by itself answers such a question of every edit it is about, the memory is left out.
+        """
         name = self.promotions.adapter(who.tenant, engine) if routed.request.adapter in {"", READER} else ""
-        if not name and is_needed:
+        if not name and via == "weights":
             raise Unsupported("none of your edits is in the weights, or their release cannot be served.", "Use via auto.")
         if not name:
             return routed
+        if via == "auto" and routed.route == "memory" and self._answers(who.tenant, name, routed.hits, request):
+            return dataclasses.replace(routed, request=dataclasses.replace(request, adapter=name), route="weights")
         adapter = "+".join(part for part in (routed.request.adapter, name) if part)
         route = "weights" if routed.route == "base" else routed.route
         return dataclasses.replace(routed, request=dataclasses.replace(routed.request, adapter=adapter), route=route)
+
+    def _answers(self, tenant: str, release: str, hits: Sequence[Hit], request: Request) -> bool:
+        return bool(hits) and all(self.promotions.answers(tenant, release, hit.edit, request) for hit in hits)
 
     def _note(self, tenant: str, decision: Decision) -> None:
         """Remember whether the edits could be read that a question is answered from."""
@@ -612,19 +643,19 @@ class Service:
         where = f" at {self.url}" if self.url else ""
         return f"Changed: model {self.model_id}{where}; your own model is not changed."
 
-    def _edit_summary(self, edits: Sequence[Edit], *, dry_run: bool) -> str:
+    def _edit_summary(self, edits: Sequence[Edit], flip: str, *, dry_run: bool) -> str:
         superseded = [earlier for edit in edits for earlier in edit.supersedes]
         told = f", superseding {', '.join(superseded)}" if superseded else ""
         if dry_run:
             return f"Dry run: {_count(edits, 'edit')} would be active{told}. Nothing was changed."
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
-        return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
+        return f"{active}{flip} Check with verify, undo with rollback. {self._target_of_change()}"
 
-    def _rollback_summary(self, done: RolledBack, to_revision: int | None) -> str:
-        if not done.retired and not done.restored and not done.release:
-            return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
-        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
-        return f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}"
+    def _rollback_summary(self, done: RolledBack, flip: str) -> str:
+        retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
+        restored = f"{_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        told = " ".join(part for part in (retired, restored, flip.strip()) if part)
+        return f"{told} {self._target_of_change()}" if told else "Nothing was changed: what was live then is what is live now."
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
