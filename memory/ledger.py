@@ -15,7 +15,7 @@ import apsw
 
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
-from ke_tools.memory import audit, idempotency, scorecards
+from ke_tools.memory import audit, firings, idempotency, scorecards
 from ke_tools.memory.checks import check, noted
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
 from ke_tools.memory.events import (
@@ -346,6 +346,11 @@ class Ledger:
         with self._storage.writing() as db:
             return scorecards.keep(db, tenant, text)
 
+    def count_fired(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add to how often edits were asked for, by (tenant, edit); beside the log, and no event."""
+        with self._storage.writing() as db:
+            firings.add(db, counts)
+
     # -- reading -----------------------------------------------------------------------------------------------------------------
 
     def get(self, tenant: str, edit_id: str) -> Edit:
@@ -505,6 +510,12 @@ class Ledger:
         check(tenant=tenant)
         with self._storage.reading() as db:
             return scorecards.about(db, tenant, edit_id, limit)
+
+    def fired(self, tenant: str) -> dict[str, int]:
+        """Return how often each edit was asked for; one that never was is not in it."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return firings.of(db, tenant)
 
     def chain(self, seq: int) -> str:
         """Return the hash of the event ``seq``, which stands for the whole history up to it; "" where there is none."""

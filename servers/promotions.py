@@ -19,6 +19,7 @@ from ke_tools import releases
 from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
+from ke_tools.servers.candidates import Wanted
 from ke_tools.servers.promoting import FOLDER, acting
 from ke_tools.verify.answered import kind_of
 from ke_tools.verify.policy import Policy
@@ -74,6 +75,7 @@ class Promotions:
         self.trouble = ""
         for tenant in ("", *settings.promote.get("tenants", {})):
             self.asked_of(tenant)  # a mistake in the settings is told at the start
+        Wanted.from_mapping(settings.promote.get("auto", {}))
 
     # -- jobs --------------------------------------------------------------------------------------------------------------------
 

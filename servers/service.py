@@ -27,7 +27,9 @@ from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Hit, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
 from ke_tools.servers import verifying
+from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
+from ke_tools.servers.fired import Fired
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, Rest, shown
@@ -68,6 +70,7 @@ class Service:
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, alpha=settings.alpha, cache=settings.cache)
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
+        self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 
@@ -267,6 +270,24 @@ class Service:
             )
         return shown(await self.promotions.wait(who, job.id, wait_seconds, heard))
 
+    def candidates(self, who: Principal, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Name edits that are worth a promotion by the settings, what is ``given`` and not ``None`` before these; promote nothing.
+
+        Raises:
+            InvalidInput: as :meth:`~ke_tools.servers.candidates.Wanted.from_mapping`.
+        """
+        who.require("read")
+        said = {name: value for name, value in given.items() if value is not None}
+        wanted = Wanted.from_mapping({**self.settings.promote.get("auto", {}), **said})
+        self._fired.flush()
+        found = candidates(self.ledger, who.tenant, wanted)
+        asked = f"at least {wanted.older_than_days:g} days old and asked for {wanted.fired} times"
+        asked += f", by {' or '.join(wanted.actors)}" if wanted.actors else ""
+        return {
+            "summary": f"{_count(found, 'edit')} in memory {'is' if len(found) == 1 else 'are'} worth a promotion ({asked}).",
+            "candidates": [row(one.edit) | {"reason": one.reason} for one in found],
+        }
+
     async def job_status(self, who: Principal, job_id: str, *, wait_seconds: float = 0.0, heard: Heard | None = None) -> dict[str, Any]:
         """Say how a job stands; wait for its end, but not longer than asked for.
 
@@ -362,7 +383,7 @@ class Service:
         """
         who.require("chat")
         engine = await self.models.engine_async(wait_seconds)
-        routed = await asyncio.to_thread(self._route, who, request, engine, view, via)
+        routed = await asyncio.to_thread(self._asked, who, request, engine, view, via)
         return routed, engine.stream(routed.request)
 
     async def complete(
@@ -400,7 +421,7 @@ class Service:
         answers, decision, truncated = [], None, False
         base: Generation | None = None
         for one in views:
-            routed = await asyncio.to_thread(self._route, who, request, engine, one, via)
+            routed = await asyncio.to_thread(self._asked, who, request, engine, one, via)
             if routed.request is not request or base is None:  # greedy: the same request has the same answer
                 made = await _finish(engine.stream(routed.request))
             else:
@@ -440,7 +461,7 @@ class Service:
         """Answer many at once; blocks, and waits for the model."""
         who.require("read")
         engine = self.models.engine(wait_seconds=3600)
-        routed = [self._route(who, request, engine, view, via) for request in requests]
+        routed = [self._asked(who, request, engine, view, via) for request in requests]
         return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
 
     async def verify(
@@ -574,9 +595,16 @@ class Service:
         self._verifying.shutdown(wait=False, cancel_futures=True)
         self.models.close()
         if not isinstance(self._ledger, KeToolsError):
+            self._fired.flush()
             self._ledger.close()
 
     # Inside
+
+    def _asked(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
+        """Route what somebody asks, which counts; probes do not."""
+        routed = self._route(who, request, engine, view, via)
+        self._fired.note(who.tenant, routed.hits)
+        return routed
 
     def _route(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
         if view == "base":

@@ -299,8 +299,9 @@ async def called(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
     """Call a tool that succeeds."""
     result = await client.call_tool(tool, arguments)
     assert not result.is_error, result
-    assert result.structured_content is not None
-    return result.structured_content
+    content: dict[str, Any] | None = result.structured_content
+    assert content is not None
+    return content
 
 
 async def ended(client: Client, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -620,7 +621,7 @@ def test_off_leaves_the_memory_out_of_every_kind_of_question(home: Home) -> None
     assert routed.route == "memory"
     home.service.rollback(LOCAL, edit_ids=[edit], to="memory")
     home.promote([edit], policy={"memory_after_promotion": "off"})
-    home.service._promotions._answered.clear()  # type: ignore[union-attr]  # noqa: SLF001
+    home.service._promotions._answered.clear()  # type: ignore[union-attr]
     [(routed, _)] = home.service.answer_batch(LOCAL, [follow_up])
     assert routed.route == "weights"
 
