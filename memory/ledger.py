@@ -52,13 +52,13 @@ from ke_tools.memory.log import (
 )
 from ke_tools.memory.promotions import (
     changes_of_demotion,
+    evidence_of,
     flip_of_promotion,
     flip_to_revision,
     flip_without,
     is_release,
     largest_without,
     lawful,
-    scorecard_of,
 )
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
@@ -480,11 +480,11 @@ class Ledger:
         with self._storage.reading() as db:
             return largest_without(db, tenant, edit_ids)
 
-    def scorecard_of(self, tenant: str, release: str) -> str:
-        """Return the sha256 of the scorecard by which a release was promoted; "" where it never was, or that was purged."""
+    def evidence_of(self, tenant: str, release: str) -> dict[str, Any]:
+        """Return what was given as evidence when a release was last promoted; empty where it never was, or that was purged."""
         check(tenant=tenant)
         with self._storage.reading() as db:
-            return scorecard_of(db, tenant, release) if is_release(release) else ""
+            return evidence_of(db, tenant, release) if is_release(release) else {}
 
     def outdated(self, tenant: str) -> list[Edit]:
         """Return the edits that the live release carries though newer ones superseded them, oldest first.

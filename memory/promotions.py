@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import Conflict, InvalidInput, NotFound, WrongState
 from ke_tools.memory.events import LIVE, Change, Flip, Standing
-from ke_tools.memory.log import carried_by, flip_at, standings
+from ke_tools.memory.log import carried_by, flip_at, has_flips, standings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -150,14 +150,17 @@ def flip_of_succession(db: apsw.Connection, tenant: str, superseded: Collection[
     return Flip(release, carried_by(db, tenant, release) or ()) if release else Flip()
 
 
-def scorecard_of(db: apsw.Connection, tenant: str, release: str) -> str:
-    """The hash of the scorecard by which a release was last promoted; "" where it never was, or what was said then was purged."""
+def evidence_of(db: apsw.Connection, tenant: str, release: str) -> dict[str, Any]:
+    """What spoke for a release when it was last promoted; empty where it never was, or what was said then was purged."""
+    if not has_flips(db):
+        return {}
     found = db.execute(
-        "SELECT p.payload ->> '$.evidence.scorecard' FROM flips AS f JOIN events AS v USING (seq) JOIN payloads AS p USING (seq)"
+        "SELECT p.payload ->> '$.evidence' FROM flips AS f JOIN events AS v USING (seq) JOIN payloads AS p USING (seq)"
         " WHERE f.tenant = ? AND f.release = ? AND v.kind = 'promote' ORDER BY f.seq DESC LIMIT 1",
         (tenant, release),
     ).fetchone()
-    return str(found[0]) if found and found[0] else ""
+    evidence: dict[str, Any] = json.loads(found[0]) if found and found[0] else {}
+    return evidence
 
 
 def lawful(db: apsw.Connection, tenant: str, changes: Sequence[Change], flip: Flip | None) -> list[Change]:

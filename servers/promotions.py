@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.errors import InvalidInput, KeToolsError, NotFound
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
 from ke_tools.servers.candidates import Wanted
@@ -127,9 +127,8 @@ class Promotions:
         rest = [edit_id for edit_id in rest if self._ledger.get(tenant, edit_id).is_live]
         if not rest:
             return Rest()
-        made_by = next((job for job in self._ledger.jobs.list(tenant, 1000).items if job.result.get("release") == old), None)
-        how = made_by.arguments if made_by else {}
         try:
+            how = self._asked_for(tenant, old)
             job = self.begin(
                 who, rest, method=how.get("method", "auto"), policy=how.get("policy"), reason=f"{old} without {', '.join(sorted(leaving))}"
             )
@@ -137,6 +136,13 @@ class Promotions:
             log.warning("what is left of %s is not promoted anew: %s", old, error)
             return Rest(tuple(rest))
         return Rest(tuple(rest), job.id)
+
+    def _asked_for(self, tenant: str, release: str) -> Mapping[str, Any]:
+        """What the job was asked that promoted a release; nothing where that is not known."""
+        try:
+            return self._ledger.jobs.get(tenant, str(self._ledger.evidence_of(tenant, release).get("job", ""))).arguments
+        except NotFound:
+            return {}
 
     def asked_of(self, tenant: str, policy: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What the gate is asked: the settings for all tenants, for this one, and a call's own, the later before the earlier.
@@ -229,7 +235,7 @@ class Promotions:
 
     def _shown_by(self, tenant: str, release: str) -> Mapping[str, Sequence[str]]:
         try:
-            card = self._ledger.scorecard(tenant, self._ledger.scorecard_of(tenant, release))
+            card = self._ledger.scorecard(tenant, str(self._ledger.evidence_of(tenant, release).get("scorecard", "")))
         except KeToolsError as error:
             log.info("of %s no scorecard shows what the weights answer: %s", release, error)
             return {}

@@ -244,14 +244,14 @@ def test_a_proposal_or_a_dry_run_takes_nothing_out_of_the_weights(ledger: Ledger
     assert promoted(ledger) == [a.id]
 
 
-def test_a_release_knows_the_scorecard_by_which_it_was_promoted(ledger: Ledger) -> None:
+def test_a_release_knows_the_evidence_by_which_it_was_promoted(ledger: Ledger) -> None:
     """Issue 6 §4: scorecards lie in the ledger and refer to the release."""
     a, b = write(ledger, "A", "B")
     promote(ledger, a, evidence={"scorecard": "5" * 64})
     promote(ledger, a, b)
-    assert ledger.scorecard_of("acme", named([a])) == "5" * 64
-    assert [ledger.scorecard_of("acme", name) for name in (named([a, b]), named([b]), "none")] == ["", "", ""]
-    assert ledger.scorecard_of("other", named([a])) == ""
+    assert ledger.evidence_of("acme", named([a])) == {"scorecard": "5" * 64}
+    assert [ledger.evidence_of("acme", name) for name in (named([a, b]), named([b]), "none")] == [{}, {}, {}]
+    assert ledger.evidence_of("other", named([a])) == {}
 
 
 def test_a_rollback_to_a_revision_restores_the_release(ledger: Ledger) -> None:
