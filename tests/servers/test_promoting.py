@@ -32,6 +32,7 @@ from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.facts import Edit, Probe, State
 from ke_tools.jobs import run_worker
 from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.scope.calibration import Calibrator
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.models.engine import Request
 from ke_tools.promotion import Candidate
@@ -167,6 +168,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, editing_copy: CausalModel) -> Iterator
         threads[-1].start()
         return True
 
+    monkeypatch.setattr(Calibrator, "ask", lambda *_: None)  # seconds an edit, and still at work when the tests end
     monkeypatch.setattr("ke_tools.workshop.Workshop", made)
     monkeypatch.setattr(promoting, "_loaded", lambda _settings: (editing_copy, None))
     monkeypatch.setattr(promotions, "ensure_worker", ensure_worker)
