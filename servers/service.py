@@ -188,7 +188,7 @@ class Service:
                 done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
         flip, job_id = self._flip_told(who, old, None if to_revision is not None else edit_ids)
         return {
-            "summary": self._rollback_summary(done, flip),
+            "summary": self._rollback_summary(done, flip, to_revision),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,
@@ -679,11 +679,13 @@ class Service:
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
         return f"{active}{flip} Check with verify, undo with rollback. {self._target_of_change()}"
 
-    def _rollback_summary(self, done: RolledBack, flip: str) -> str:
+    def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None) -> str:
         retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
         restored = f"{_count(done.restored, 'earlier edit')} came back." if done.restored else ""
         told = " ".join(part for part in (retired, restored, flip.strip()) if part)
-        return f"{told} {self._target_of_change()}" if told else "Nothing was changed: what was live then is what is live now."
+        if not told:
+            return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
+        return f"{told} {self._target_of_change()}"
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
