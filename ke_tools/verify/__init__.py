@@ -9,8 +9,9 @@ from ke_tools.verify.about import accepted
 from ke_tools.verify.asking import fill
 from ke_tools.verify.callers import given
 from ke_tools.verify.card import drawn
-from ke_tools.verify.dimensions import DIMENSIONS, EARLIER, FURTHER, LABELS
+from ke_tools.verify.dimensions import DIMENSIONS, EARLIER, FURTHER, LABELS, WITHHELD
 from ke_tools.verify.fluency import FLUENCY_TOKENS, entropy
+from ke_tools.verify.forgotten import ASKINGS, Keeper, askings
 from ke_tools.verify.gate import Finding, Limit, Verdict, decide, look_until_clear
 from ke_tools.verify.kept import neighbour_candidates
 from ke_tools.verify.known import atlas_hash, knows, remembered
@@ -19,20 +20,23 @@ from ke_tools.verify.perplexity import plain_perplexity
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.probes import Suite, candidates, probes_for
 from ke_tools.verify.rates import NOT_MEASURED, Rate, clopper_pearson, cluster_of, rate, wilson
-from ke_tools.verify.run import Ask, answer, judge, summarise, verify
+from ke_tools.verify.run import Ask, answer, judge, summarise, verify, withheld
 from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard, content_hash
 from ke_tools.verify.supply import Supply
 
 __all__ = [
+    "ASKINGS",
     "DIMENSIONS",
     "EARLIER",
     "FLUENCY_TOKENS",
     "FURTHER",
     "LABELS",
     "NOT_MEASURED",
+    "WITHHELD",
     "Ask",
     "Check",
     "Finding",
+    "Keeper",
     "Limit",
     "Outcome",
     "Policy",
@@ -44,6 +48,7 @@ __all__ = [
     "Verdict",
     "accepted",
     "answer",
+    "askings",
     "asserts",
     "atlas_hash",
     "bytes_kept",
@@ -72,4 +77,5 @@ __all__ = [
     "summarise",
     "verify",
     "wilson",
+    "withheld",
 ]
