@@ -288,10 +288,9 @@ def edit(
         "aliases": alias or [],
         "source": source,
     }
+    if forget == bool(target):
+        raise InvalidInput("--forget takes no target." if forget else "there is no target.", "Give a target or --forget, and not both.")
     if forget:
-        del fact["target"]
-        if target:
-            raise InvalidInput("--forget takes no target.", "Leave one of them out.")
         fact["forget"] = True
     with _local(call, asks_model=forget) as local:
         result = local.edit([fact], mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
@@ -914,6 +913,20 @@ def bench_forms(
     settings = call.settings()
     with printing.progress() as progress:
         return _bars(call, forms.run(settings, facts=facts, seed=seed, via=via or settings.via, progress=progress))
+
+
+@verb(bench_app, "forget")
+def bench_forget(
+    call: Call,
+    *,
+    facts: Annotated[int, typer.Option(min=1, help="How many facts that the model says to forget.")] = 50,
+    seed: Seed = 0,
+) -> int:
+    """Forget facts that the model says, ask for each in thirty ways, and look what else moved."""
+    from ke_tools.benches import forget
+
+    with printing.progress() as progress:
+        return _bars(call, forget.run(call.settings(), facts=facts, seed=seed, progress=progress))
 
 
 def _bars(call: Call, report: Mapping[str, Any]) -> int:

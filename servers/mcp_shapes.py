@@ -6,9 +6,9 @@ session), and nothing is ever null: an empty text, 0, false or an empty list sta
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ke_tools.facts import LONGEST, MOST_WORDINGS
 
@@ -74,6 +74,12 @@ class FactIn(BaseModel):
     aliases: list[_Alias] = Field(default=[], max_length=MOST_WORDINGS, description="other names of the subject")
     source: str = Field(default="", max_length=LONGEST["source"], description="where the fact comes from; kept, never opened")
     ref: str = Field(default="", max_length=200, description="your own name for this edit; given back")
+
+    @model_validator(mode="after")
+    def _has_target_or_forgets(self) -> Self:
+        if self.forget == bool(self.target):
+            raise ValueError("give a target, or forget=true and no target")
+        return self
 
 
 class ProbeIn(BaseModel):
