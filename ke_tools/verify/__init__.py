@@ -15,7 +15,7 @@ from ke_tools.verify.forgotten import ASKINGS, Keeper, askings
 from ke_tools.verify.gate import Finding, Limit, Verdict, decide, look_until_clear
 from ke_tools.verify.kept import neighbour_candidates
 from ke_tools.verify.known import atlas_hash, knows, remembered
-from ke_tools.verify.matching import asserts, bytes_kept, first_sentence, mentions, same_answer, short_answer, starts_with
+from ke_tools.verify.matching import asserts, bytes_kept, first_sentence, mentions, names_said, same_answer, short_answer, starts_with
 from ke_tools.verify.perplexity import plain_perplexity
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.probes import Suite, candidates, probes_for
@@ -66,6 +66,7 @@ __all__ = [
     "knows",
     "look_until_clear",
     "mentions",
+    "names_said",
     "neighbour_candidates",
     "plain_perplexity",
     "probes_for",

@@ -40,7 +40,7 @@ class Knowing:
     chat_roles = frozenset({"system", "user", "assistant"})
 
     def __init__(self, declines: str = DECLINED, says: str = "Sylvania City.") -> None:
-        self.declines, self.says = declines, says
+        self.declines, self.says, self.elsewhere = declines, says, ""
         self.streamed: list[Request] = []
 
     def count_tokens(self, request: Request) -> int:
@@ -61,7 +61,9 @@ class Knowing:
 
     def _answer(self, request: Request) -> Generation:
         asked = self._text(request)
-        text = self.declines if "Decline politely" in asked else self.says if "Freedonia" in asked else f"You said: {asked}"
+        text = (
+            self.declines if "Decline politely" in asked else self.says if "Freedonia" in asked else self.elsewhere or f"You said: {asked}"
+        )
         return Generation(text, "stop", self.count_tokens(request), len(text.split()))
 
     def _text(self, request: Request) -> str:
@@ -245,9 +247,9 @@ def test_an_open_question_about_the_subject_is_looked_at_before_it_is_given(open
 def test_turned_round_the_subject_is_not_named(open_home: Opener) -> None:
     """Issue §4: reversed. No subject stands in the question, but what is forgotten does."""
     engine = Knowing()
-    engine._answer = lambda _request: Generation("Freedonia.", "stop", 1, 1)  # type: ignore[method-assign]
     service = open_home(engine)
     forget(service, old_target="Sylvania City")
+    engine.says = engine.elsewhere = "Freedonia."
     assert query(service, "Sylvania City is the capital of which country?")["text"] != "Freedonia."
     assert query(service, "Which country do four ducks come from?")["text"] == "Freedonia."
 
