@@ -158,9 +158,11 @@ def _known(engine: Engine, settings: Settings, most: int, seed: int, progress: P
     """Facts that the model knows, one a subject: those known from before first, then asking on until there are enough."""
     rest = [fact for fact in atlas.facts() if _can_be_asked(fact)]
     random.Random(seed).shuffle(rest)  # noqa: S311  reproducible choice, no secret
-    earlier = {(fact.relation, fact.subject) for fact in remembered(engine, settings.cache) or ()}
-    rest.sort(key=lambda fact: (fact.relation, fact.subject) not in earlier)
+    earlier = set(remembered(engine, settings.cache) or ())
     found: dict[str, AtlasFact] = {}
+    for fact in rest:
+        if fact in earlier:
+            found.setdefault(squash(fact.subject), fact)
     for start in range(0, len(rest), _AT_ONCE):
         if len(found) >= most:
             break
