@@ -363,7 +363,7 @@ def _show_job(call: Call, job: Mapping[str, Any]) -> int:
 @verb(app, "job", CORRECT)
 def job_(
     call: Call,
-    job_id: Annotated[str, typer.Argument(help="As promote gave it.")],
+    job_id: Annotated[str, typer.Argument(help="As promote or verify gave it.")],
     *,
     wait: Annotated[float, typer.Option(min=0, max=25, help="Seconds to wait for its end.")] = 0.0,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop it, unless it takes effect already.")] = False,
@@ -411,19 +411,72 @@ def route(call: Call, file: Lines = None) -> int:
 @verb(app, "verify", ASK)
 def verify(
     call: Call,
-    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to verify.")],
+    edit_ids: Annotated[list[str] | None, typer.Argument(metavar="EDIT_ID...", help="The edits to verify.")] = None,
     *,
+    all_live: Annotated[bool, typer.Option("--all", help="Instead: all live edits.")] = False,
+    revision: Annotated[int | None, typer.Option(min=0, help="Instead: what was live at this revision, as answered then.")] = None,
+    release: Annotated[str, typer.Option(metavar="rel_…", help="Instead: what a release carries, by its weights alone.")] = "",
     suite: Annotated[Suite, typer.Option(help="How much to ask.")] = "quick",
     probes: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own: JSON lines of {prompt, expect}.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", dir_okay=False, help="Draw the scorecard into this file too.")
+    ] = None,
 ) -> int:
-    """Prove that edits took and that nothing else moved."""
+    """Prove that edits took and that nothing else moved; what takes long is a job (see: job), which Ctrl-C leaves at work."""
+    if not (edit_ids or all_live or revision is not None or release):
+        raise InvalidInput("it is not said which edits.", "Give edit ids, --all, --revision or --release.")
+    if all_live and (edit_ids or revision is not None or release):
+        raise InvalidInput("--all stands alone.", "Leave it out, or the others.")
     own: list[dict[str, Any]] = []
     if probes is not None:
         with _lines(probes) as lines:
             own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    with _local(call, asks_model=True) as local:
-        result = local.verify(edit_ids, suite=suite, probes=own)
-    return _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text")})
+    with _local(call, asks_model=True) as local, printing.progress() as progress:
+        progress("the model answers the probes", 0, 0)
+        result = local.verify(
+            edit_ids or [],
+            revision=revision,
+            release=release,
+            suite=suite,
+            probes=own,
+            heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
+        )
+        if svg is not None:
+            _draw(local, result["scorecard"], svg)
+    return _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
+
+
+@verb(app, "scorecard", ASK)
+def scorecard(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="HASH|EDIT_ID", help="A scorecard, or the newest one about an edit.")],
+    *,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", dir_okay=False, help="Draw it into this file.")] = None,
+) -> int:
+    """Show what a verification or a promotion found; --json has all questions and answers."""
+    with _local(call) as local:
+        found = local.scorecard(name)
+        if svg is not None:
+            _draw(local, found["scorecard"], svg)
+    told = {name: found[name] for name in ("scorecard", "made_at", "model", "revision", "release", "suite") if found.get(name)}
+    return _show(call, found if call.as_json else {"summary": _named(told), "scorecard_text": found["scorecard_text"]})
+
+
+def _named(told: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+
+
+def _draw(local: Local, name: str, file: Path) -> None:
+    from ke_tools.verify.card import drawn
+
+    document = local.scorecard(name)
+    count = len(document["checks"])
+    title = f"{count} edit{'' if count == 1 else 's'}, {document.get('suite') or 'promotion'}"
+    notes = [f"Model {document.get('model', '')}, revision {document.get('revision', '')}, scorecard {name}."]
+    try:
+        file.write_text(drawn(document, title, notes=notes), "utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be written: {error.strerror}.", "Give a file in a folder that takes files.") from error
 
 
 def _object(text: str, place: str) -> dict[str, Any]:

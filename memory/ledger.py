@@ -389,6 +389,20 @@ class Ledger:
             found = [edit for standing in wanted for edit in edits_where(db, tenant, "AND e.standing = ? ORDER BY e.seq", (standing,))]
         return sorted(found, key=lambda edit: edit.revision)
 
+    def at(self, tenant: str, revision: int) -> list[Edit]:
+        """Return every edit that there was after the event ``revision``, as it stood then, oldest first; without what was purged.
+
+        Raises:
+            InvalidInput: the ledger has no such revision.
+        """
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            _refuse_unless_past(db, revision)
+            then = standings_at(db, tenant, revision)
+            found = edits_by_id(db, tenant, list(then))
+        states = {edit_id: (change.standing.state, change.superseded_by) for edit_id, change in then.items()}
+        return [replace(edit, state=states[edit.id][0], superseded_by=states[edit.id][1]) for edit in found]
+
     def since(self, tenant: str, seq: int) -> list[Edit]:
         """Return the edits that an event after ``seq`` made or changed, as they stand now, oldest first."""
         check(tenant=tenant)
@@ -475,6 +489,12 @@ class Ledger:
         check(tenant=tenant)
         with self._storage.reading() as db:
             return scorecards.read(db, tenant, sha256)
+
+    def scorecards_of(self, tenant: str, edit_id: str, limit: int = 5) -> list[dict[str, Any]]:
+        """Name the newest scorecards about an edit, newest first: hash, time, suite, revision, release, and whether the edit passed."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return scorecards.about(db, tenant, edit_id, limit)
 
     def chain(self, seq: int) -> str:
         """Return the hash of the event ``seq``, which stands for the whole history up to it; "" where there is none."""

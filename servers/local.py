@@ -12,12 +12,14 @@ from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
 from ke_tools.models.engine import Request
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.promotions import shown
 from ke_tools.servers.service import Mode, Service, View, frozen_messages, open_service
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ke_tools.config import Settings
+    from ke_tools.memory.joblog import Job
 
 _PATIENCE: Final = 3600.0  # seconds for a first download; a person at a terminal sees its progress and can stop it
 _BATCH: Final = 256  # lines answered together
@@ -82,10 +84,46 @@ class Local:
         )
 
     def verify(
-        self, edit_ids: Sequence[str], *, suite: Literal["quick", "full"] = "quick", probes: Sequence[Mapping[str, Any]] = ()
+        self,
+        edit_ids: Sequence[str] = (),
+        *,
+        revision: int | None = None,
+        release: str = "",
+        suite: Literal["quick", "full"] = "quick",
+        probes: Sequence[Mapping[str, Any]] = (),
+        heard: Callable[[Mapping[str, Any]], None] = lambda _job: None,
     ) -> dict[str, Any]:
-        """See :meth:`Service.verify`."""
-        return asyncio.run(self.service.verify(self._who, edit_ids, suite=suite, probes=probes, wait_seconds=_PATIENCE))
+        """See :meth:`Service.verify`; waits for the end, however long that takes.
+
+        Raises:
+            KeToolsError: the job failed or was cancelled; the message says why.
+        """
+
+        async def tell(job: Job) -> None:
+            heard(shown(job))
+
+        asked = self.service.verify(
+            self._who,
+            edit_ids,
+            revision=revision,
+            release=release,
+            suite=suite,
+            probes=probes,
+            wait_seconds=_PATIENCE,
+            heard=tell,
+            is_patient=True,
+        )
+        found = asyncio.run(asked)
+        if not found["job_id"]:
+            return found
+        job = self._ended(self.job(found["job_id"]), heard)
+        if job["status"] != "completed":
+            raise KeToolsError(job["error_message"] or job["summary"], f"See `ke-tools job {job['job_id']}`.")
+        return self.service.verified(self._who, job["job_id"])
+
+    def scorecard(self, name: str) -> dict[str, Any]:
+        """See :meth:`Service.get_scorecard`."""
+        return self.service.get_scorecard(self._who, name)
 
     def promote(
         self,
@@ -101,6 +139,9 @@ class Local:
         job = asyncio.run(
             self.service.promote(self._who, edit_ids, method=method, policy=policy, reason=reason, idempotency_key=idempotency_key)
         )
+        return self._ended(job, heard)
+
+    def _ended(self, job: dict[str, Any], heard: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         while job["poll_after_ms"]:
             heard(job)
             job = self.job(job["job_id"], wait_seconds=1.0)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ke_tools.facts import LONGEST, MOST_WORDINGS
 
 MOST_EDITS: Final = 50
-MOST_VERIFIED: Final = 10
+MOST_VERIFIED: Final = 1000
 MOST_PROBES: Final = 100
 LONGEST_WAIT_SECONDS: Final = 25.0
 
@@ -25,11 +25,15 @@ Mode = Annotated[
 ]
 Reason = Annotated[str, Field(max_length=2000, description="why; kept in the history")]
 Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first result, and nothing is done")]
-EditIds = Annotated[list[str], Field(min_length=1, max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them")]
+VerifiedIds = Annotated[
+    list[str], Field(max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them; none: all live")
+]
+AsOf = Annotated[int, Field(ge=-1, description="instead: what was live at this revision, as it was answered then. -1: not used")]
+Release = Annotated[str, Field(max_length=100, description="instead: what this release carries, by its weights alone (rel_…)")]
 PromotedIds = Annotated[list[str], Field(min_length=1, max_length=200, description="edits to write into the weights")]
 Method = Annotated[Literal["auto", "memit", "grace"], Field(description="auto: weights, else a codebook, else the edit stays in memory")]
 Confirmed = Annotated[bool, Field(description="true only after your user said yes to exactly these edits")]
-JobId = Annotated[str, Field(min_length=1, max_length=100, description="as promote gave it")]
+JobId = Annotated[str, Field(min_length=1, max_length=100, description="as promote or verify gave it")]
 WaitForEnd = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait for the end; then the call answers anyway")]
 To = Annotated[Literal["base", "memory"], Field(description="memory: only out of the weights; the edits go on to act from the memory")]
 SomeEditIds = Annotated[list[str], Field(max_length=100, description="edits to take back")]
@@ -40,6 +44,9 @@ MaxTokens = Annotated[int, Field(ge=1, le=1024, description="longest answer")]
 Explain = Annotated[bool, Field(description="also say why edits were used or not")]
 Via = Annotated[Literal["auto", "ike", "reader", "weights"], Field(description="how an edit reaches the model; leave at auto")]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait while the model is still loading")]
+WaitForBoth = Annotated[
+    float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait for a model that is loading, and for the end of a job")
+]
 Suite = Annotated[Literal["quick", "full"], Field(description="quick: seconds; full: more probes and dimensions")]
 ListedState = Annotated[Literal["any", "live", "proposed", "active", "promoted", "retired"], Field(description="live: active or promoted")]
 Contains = Annotated[str, Field(max_length=400, description="text in subject, prompt or target; case does not matter")]
@@ -205,9 +212,16 @@ class VerifyOut(_Result):
     overall: _Rates
     worst_case: str
     further: list[Further] = Field(default=[], description="more dimensions, of the full suite")
+    efficiency: str = ""
     scorecard_text: str
+    scorecard: str = Field(default="", description="its hash: ke://scorecards/HASH has all questions and answers")
     revision: int
+    release: str = ""
     model: str
+    job_id: str = Field(default="", description="of a job; else all is measured")
+    status: Literal["working", "completed", "failed", "cancelled"] = "completed"
+    poll_after_ms: int = 0
+    error_code: str = ""
 
 
 class RollbackOut(_Result):
@@ -236,10 +250,10 @@ class PolicyIn(BaseModel):
 
 
 class Climbed(BaseModel):
-    """Where an edit of a promotion ended, and why."""
+    """Where an edit of a promotion ended, and why; of a verification, an edit that did not pass."""
 
     edit_id: str
-    rung: str = Field(description="memit: in the weights; grace: in a codebook; memory: where it was")
+    rung: str = Field(description="memit: in the weights; grace: in a codebook; memory: where it was; empty: verified")
     reason: str
 
 
@@ -258,7 +272,8 @@ class JobOut(_Result):
     revision: int
     edits: list[Climbed]
     decisions: list[str] = Field(description="what the gate said of each candidate")
-    scorecard: str
+    scorecard: str = Field(description="a hash: see ke://scorecards/HASH")
+    scorecard_text: str = ""
     error_code: str
     error_message: str
 

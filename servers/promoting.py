@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools import releases
 from ke_tools.errors import KeToolsError, WrongState
 from ke_tools.facts import Edit, State
+from ke_tools.memory.events import now
 from ke_tools.promotion import Climb, Rung, climb
+from ke_tools.servers.engines.loading import model_id
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.slot import ModelSlot
+from ke_tools.servers.working import engine_of
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.run import summarise
 
@@ -66,7 +71,17 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
         tell=reporter.tell,
     )
     card = summarise(climbing, climbed.outcomes)
-    context = {"model": model.fingerprint, "job": job.id, "trials": [trial.as_dict() for trial in climbed.trials]}
+    context = {
+        "made_at": now(),
+        "model": model_id(settings),
+        "fingerprint": model.fingerprint,
+        "revision": ledger.head(),
+        "release": climbed.candidate.release.name if climbed.candidate else old,
+        "seeds": {"probes": "by edit id", "draw": len(climbed.trials), "decoding": "greedy"},
+        "job": job.id,
+        "trials": [trial.as_dict() for trial in climbed.trials],
+        "beside_memory": _beside(settings, ledger, job, engine, climbed, reporter),
+    }
     scorecard = ledger.keep_scorecard(tenant, card.document(**context))
     if climbed.candidate is None:
         return _told(climbing, climbed.rungs, release=old, revision=ledger.head(), climbed=climbed, scorecard=scorecard)
@@ -83,13 +98,25 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
     return _told(climbing, climbed.rungs, release=published.release, revision=published.revision, climbed=climbed, scorecard=scorecard)
 
 
+def _beside(settings: Settings, ledger: Ledger, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
+    """What the accepted candidate adds to the memory, on probes that the gate asked it."""
+    from ke_tools.servers.service import Service
+    from ke_tools.servers.verifying import beside_memory, served
+
+    if climbed.candidate is None:
+        return {}
+    service = Service(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
+    release, who = climbed.candidate.release.name, Principal(name=job.actor, tenant=job.tenant)
+    with served(settings, engine, release):
+        return beside_memory(service, who, engine, climbed.candidate.edits, climbed.outcomes, release, reporter.tell)
+
+
 @lru_cache(maxsize=1)
 def _loaded(settings: Settings) -> tuple[CausalModel, Serving]:
     """The editing copy and an engine; the worker keeps them from job to job."""
     from ke_tools.models.causal import load
-    from ke_tools.servers.engines.loading import load_engine
 
-    engine: Any = load_engine(settings, lambda _message: None)
+    engine: Any = engine_of(settings)
     return load(settings), engine
 
 

@@ -76,7 +76,15 @@ class Promotions:
         for edit_id in ids:
             acting(self._ledger, who.tenant, edit_id)
         arguments = {"edit_ids": ids, "method": method, "policy": dict(policy or {}), "reason": reason}
-        job = self._ledger.jobs.submit(who.tenant, "promote", arguments, actor=who.name, idempotency_key=idempotency_key)
+        return self.queue(who, "promote", arguments, idempotency_key=idempotency_key)
+
+    def queue(self, who: Principal, kind: str, arguments: Mapping[str, Any], *, idempotency_key: str = "") -> Job:
+        """Have the worker do a job of this kind.
+
+        Raises:
+            InvalidInput, Conflict: as :meth:`~ke_tools.memory.joblog.Jobs.submit`.
+        """
+        job = self._ledger.jobs.submit(who.tenant, kind, arguments, actor=who.name, idempotency_key=idempotency_key)
         self._ensure_worker(job)
         return job
 
@@ -183,6 +191,7 @@ def shown(job: Job) -> dict[str, Any]:
         "edits": result.get("edits", []),
         "decisions": [trial["in_words"] for trial in result.get("trials", [])],
         "scorecard": result.get("scorecard", ""),
+        "scorecard_text": result.get("scorecard_text", ""),
         "error_code": job.error.get("code", ""),
         "error_message": job.error.get("message", ""),
     }

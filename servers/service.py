@@ -11,12 +11,12 @@ import asyncio
 import dataclasses
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
 from ke_tools.errors import (
@@ -30,30 +30,26 @@ from ke_tools.errors import (
     Unavailable,
     Unsupported,
 )
-from ke_tools.facts import Edit, Fact, Probe, State
+from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
+from ke_tools.servers import verifying
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.erasing import erase
 from ke_tools.servers.forgetting import FALLBACK, Forgetting
+from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promotions import Heard, Promotions, shown
+from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
 from ke_tools.servers.slot import ModelSlot, Say
-
-if TYPE_CHECKING:
-    from ke_tools.verify.run import Ask
 
 log = logging.getLogger(__name__)
 
 View = Literal["edited", "base", "both"]
 Mode = Literal["auto", "replace", "add"]
-MOST_VERIFIED: Final = 10
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
-_BASE_ANSWERS_KEPT: Final = 4096
-_AT_ONCE: Final = 32  # probes a batch, as many as the in-process engine answers together; between batches a caller may leave
 
 
 class Service:
@@ -85,7 +81,7 @@ class Service:
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
         self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
-        self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
+        self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 
     @property
@@ -218,7 +214,7 @@ class Service:
         with self.damage.watching("write", who.tenant):
             release = self.promotions.without(who.tenant, [edit_id])
             erased = erase(self.settings, self.ledger, self.scope, who, edit_id, reason=reason, release=release)
-        self._base_answers.clear()
+        self._base_answers = BaseAnswers()
         return {**erased, "model": self.model_id}
 
     def rollback(
@@ -328,7 +324,10 @@ class Service:
         Raises:
             NotFound: as :meth:`job_status`. ReadOnly, Forbidden: it may not.
         """
-        self.check_writable(who)
+        if self.promotions.job(who, job_id).kind == "verify":  # changes nothing, so who may ask for it may stop it
+            who.require("read")
+        else:
+            self.check_writable(who)
         return shown(self.promotions.cancel(who, job_id))
 
     # Reading
@@ -353,14 +352,32 @@ class Service:
         }
 
     def get_edit(self, who: Principal, edit_id: str) -> dict[str, Any]:
-        """Show one edit.
+        """Show one edit, with the newest events and scorecards about it.
 
         Raises:
             NotFound: there is none of that id for this tenant.
         """
         who.require("read")
         with self.damage.watching("get", who.tenant, edit_id):
-            return row(self.ledger.get(who.tenant, edit_id))
+            found = row(self.ledger.get(who.tenant, edit_id))
+            events = self.ledger.history(who.tenant, edit_id=edit_id).items
+            return {**found, "history": [_event(event) for event in events], "scorecards": self.ledger.scorecards_of(who.tenant, edit_id)}
+
+    def get_scorecard(self, who: Principal, name: str) -> dict[str, Any]:
+        """Show a scorecard by its hash, or the newest one about an edit; ``scorecard`` is the hash.
+
+        Raises:
+            NotFound: there is none for this tenant, or it was purged with an edit.
+        """
+        who.require("read")
+        with self.damage.watching("scorecard", who.tenant, name):
+            if name.startswith("ed_"):
+                self.ledger.get(who.tenant, name)
+                newest = self.ledger.scorecards_of(who.tenant, name, 1)
+                if not newest:
+                    raise NotFound(f"{name} has no scorecard.", "Call verify.")
+                name = newest[0]["scorecard"]
+            return {"scorecard": name, **self.ledger.scorecard(who.tenant, name)}
 
     def history(self, who: Principal, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """Say what changed when and by whom, newest first."""
@@ -466,38 +483,106 @@ class Service:
         """Answer many at once; blocks, and waits for the model."""
         who.require("read")
         engine = self.models.engine(wait_seconds=3600)
-        return self._generated(who, [self._route(who, request, engine, view, via) for request in requests], engine)
+        return self.generated(who, [self._route(who, request, engine, view, via) for request in requests], engine)
 
     async def verify(
         self,
         who: Principal,
-        edit_ids: Sequence[str],
+        edit_ids: Sequence[str] = (),
         *,
+        revision: int | None = None,
+        release: str = "",
         suite: Literal["quick", "full"] = "quick",
         probes: Sequence[Mapping[str, Any]] = (),
         wait_seconds: float = 1.5,
+        heard: Heard | None = None,
+        is_patient: bool = False,
     ) -> dict[str, Any]:
-        """Measure through the serving path whether edits hold and what else they moved; one call at a time, others wait their turn.
+        """Measure through the serving path whether edits hold and what else they moved.
 
-        Cancelled, it stops after the batch of probes that is under way.
+        The quick suite of a few edits is measured here, one call at a time; whatever takes longer is a job of the worker, which goes on
+        when the call has answered. Cancelled, the first stops after the batch of probes that is under way.
+
+        Args:
+            who: asks.
+            edit_ids: which; without these all that are live.
+            revision: instead: what was live then, as it was answered then.
+            release: instead: what this release carries, by its weights alone.
+            suite: how much is asked.
+            probes: the caller's own.
+            wait_seconds: for a model that is still loading, and for the end of a job.
+            heard: hears how far a job is.
+            is_patient: the call may take longer than others may, so that what was begun here is not handed to the worker.
 
         Raises:
-            InvalidInput: none or more than ten edits, or a probe that cannot be read.
-            NotFound: an unknown edit. ModelLoading: as in :meth:`query`.
+            InvalidInput: no edits, or a probe that cannot be read. NotFound: an unknown edit or release.
+            ModelLoading: as in :meth:`query`. ReadOnly: it would take a job, and this server writes nothing.
         """
         who.require("read")
-        if not 0 < len(edit_ids) <= MOST_VERIFIED:
-            raise InvalidInput(
-                f"verify answers directly for 1 to {MOST_VERIFIED} edits; {len(edit_ids)} were given.", "Verify them in parts."
+        find = partial(verifying.wanted, self.settings, self.ledger, who.tenant)
+        what = await asyncio.to_thread(find, edit_ids=edit_ids, revision=revision, release=release, suite=suite, probes=probes)
+        can_queue = not self.settings.read_only and self.unwritable is None
+        if what.is_small or not can_queue:
+            found = await self._measured_here(who, what, wait_seconds, is_patient=is_patient or not can_queue)
+            if found is not None:
+                return found
+        job = await asyncio.to_thread(self.promotions.queue, who, "verify", what.arguments())
+        job = await self.promotions.wait(who, job.id, wait_seconds, heard)
+        return await asyncio.to_thread(self.verified, who, job.id)
+
+    async def _measured_here(
+        self, who: Principal, what: verifying.Wanted, wait_seconds: float, *, is_patient: bool
+    ) -> dict[str, Any] | None:
+        """Measure in this process; ``None`` where it takes longer than a call may."""
+        if not what.is_few:
+            raise ReadOnly(
+                f"{len(what.edit_ids)} edits are measured by a job, and this server writes none.",
+                f"Verify up to {verifying.MOST_DIRECTLY} at a time.",
             )
-        edits = [self.ledger.get(who.tenant, edit_id) for edit_id in edit_ids]
+        began = time.monotonic()
         engine = await self.models.engine_async(wait_seconds)
         has_left = threading.Event()
-        work = partial(self._verify, who, engine, edits, suite, probes, has_left)
+
+        def stop_if_left(*_: object) -> None:
+            if has_left.is_set():
+                raise KeToolsError("whoever asked for this has left; nobody hears of it.")
+
+        work = partial(verifying.measure, self, who, engine, what, base=self._base_answers, tell=stop_if_left)
+        measured = asyncio.get_running_loop().run_in_executor(self._verifying, work)
+        left = None if is_patient else max(1.0, MOST_WAIT_SECONDS - (time.monotonic() - began))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._verifying, work)
+            done, _ = await asyncio.wait({measured}, timeout=left)
+            return measured.result() if done else None
         finally:
             has_left.set()
+            measured.add_done_callback(_heard_of)
+            measured.cancel()
+
+    def verified(self, who: Principal, job_id: str) -> dict[str, Any]:
+        """Say what a job of :meth:`verify` found; of one that has not ended, that it has not.
+
+        Raises:
+            NotFound: there is no such job, or its scorecard was purged with an edit.
+        """
+        who.require("read")
+        job = self.promotions.job(who, job_id)
+        name = str(job.result.get("scorecard", ""))
+        if not name:
+            return verifying.not_yet(job, self.model_id)
+        return verifying.shown_document(self.ledger.scorecard(who.tenant, name), name, job)
+
+    def path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
+        """How this service routes what ``who`` asks, as every client's requests are."""
+        return lambda request: self._route(who, request, engine, "edited", "auto")
+
+    def memory_path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
+        """The same by the memory alone, whatever is in the weights.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        router, via = Router(self.scope, demonstrations=self.settings.demonstrations, grey=self.settings.grey), self.settings.via
+        return lambda request: router.route(who.tenant, request, engine=engine, via="auto" if via == "weights" else via)
 
     # State
 
@@ -561,7 +646,8 @@ class Service:
             return routed, engine.stream(routed.request)
         return await self._forgetting.opened(who.tenant, routed, engine)
 
-    def _generated(self, who: Principal, routed: Sequence[Routed], engine: Engine) -> list[tuple[Routed, Generation]]:
+    def generated(self, who: Principal, routed: Sequence[Routed], engine: Engine) -> list[tuple[Routed, Generation]]:
+        """Answer routed requests; what is forgotten is in none of the answers."""
         if self._forgetting is None:
             return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
         return self._forgetting.generated(who.tenant, routed, engine)
@@ -586,57 +672,6 @@ class Service:
             self.damage.note(("scope", tenant), f"the edits of a tenant do not act: {error}")
         elif not error:
             self.damage.forget(("scope", tenant))
-
-    def _verify(
-        self,
-        who: Principal,
-        engine: Engine,
-        edits: Sequence[Edit],
-        suite: Literal["quick", "full"],
-        given: Sequence[Mapping[str, Any]],
-        has_left: threading.Event,
-    ) -> dict[str, Any]:
-        from ke_tools.verify import known
-        from ke_tools.verify import probes as making
-        from ke_tools.verify.asking import request_of
-        from ke_tools.verify.run import verify
-
-        live = self.ledger.live(who.tenant)
-        near = [fact for edit in edits for fact in making.candidates(edit, live=live, suite=suite)]
-        facts = known.knows(engine, near, cache=self.settings.cache, progress=lambda *_: _stop_if(has_left))
-        made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, live=live, suite=suite)]
-        made += [making.given(probe, edits) for probe in given]
-
-        def ask_edited(asked: Sequence[Probe]) -> list[str]:
-            routed = [self._route(who, request_of(p, engine), engine, "edited", "auto") for p in asked]
-            return [made.text for _, made in self._generated(who, routed, engine)]
-
-        def ask_base(asked: Sequence[Probe]) -> list[str]:
-            return self._base(engine, asked)
-
-        asks = (_in_batches(ask_edited, has_left), _in_batches(ask_base, has_left))
-        card = verify(edits, made, *asks, keeper=self.forgetting)
-        found = card.as_dict()
-        return {
-            "summary": f"{'Passed' if found['passed'] else 'Not passed'}: {card.sentence()}",
-            "suite": suite,
-            **found,
-            "revision": self.revision,
-            "model": self.model_id,
-        }
-
-    def _base(self, engine: Engine, probes: Sequence[Probe]) -> list[str]:
-        """The base model's greedy answers; they never change, so they are kept."""
-        from ke_tools.verify.asking import request_of
-
-        keys = [(engine.fingerprint, probe.prompt, probe.chat) for probe in probes]
-        missing = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in self._base_answers}
-        made = engine.generate([request_of(probe, engine) for probe in missing.values()])
-        self._base_answers.update({key: one.text for key, one in zip(missing, made, strict=True)})
-        answers = [self._base_answers[key] for key in keys]
-        while len(self._base_answers) > _BASE_ANSWERS_KEPT:
-            self._base_answers.popitem(last=False)
-        return answers
 
     def check_writable(self, who: Principal) -> None:
         """Do nothing where ``who`` may write.
@@ -806,20 +841,10 @@ def _event(event: Event) -> dict[str, Any]:
     }
 
 
-def _in_batches(ask: Ask, has_left: threading.Event) -> Ask:
-    def ask_all(probes: Sequence[Probe]) -> list[str]:
-        answers: list[str] = []
-        for start in range(0, len(probes), _AT_ONCE):
-            _stop_if(has_left)
-            answers += ask(list(probes[start : start + _AT_ONCE]))
-        return answers
-
-    return ask_all
-
-
-def _stop_if(has_left: threading.Event) -> None:
-    if has_left.is_set():
-        raise KeToolsError("whoever asked for this has left; nobody hears of it.")
+def _heard_of(measured: asyncio.Future[Any]) -> None:
+    """Take note of how a measurement ended that nobody waited for."""
+    if not measured.cancelled():
+        measured.exception()
 
 
 async def _finish(pieces: AsyncIterator[Piece]) -> Generation:

@@ -15,7 +15,7 @@ from ke_tools.verify.matching import asserts, bytes_kept, mentions, same_answer
 from ke_tools.verify.rates import Rate, cluster_of, rate
 from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard
 
-__all__ = ["Ask", "answer", "judge", "summarise", "verify", "withheld"]
+__all__ = ["Ask", "answer", "judge", "outcomes_of", "summarise", "verify"]
 
 Ask = Callable[[list[Probe]], list[str]]
 
@@ -41,17 +41,28 @@ def verify(edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_
     for probe in probes:
         if probe.edit_id not in known:
             raise InvalidInput(f"the probe {probe.prompt!r} belongs to {probe.edit_id!r}.", "Give probes of the edits that are verified.")
+    return summarise(edits, outcomes_of(edits, probes, ask_edited, ask_base, keeper=keeper))
+
+
+def outcomes_of(
+    edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask, *, keeper: Keeper | None = None
+) -> tuple[Outcome, ...]:
+    """Ask and judge; what edits forget is in none of the outcomes.
+
+    Raises:
+        InvalidInput: there is an edit that forgets and no ``keeper``.
+    """
     forgetting = {edit.id: edit for edit in edits if edit.fact.forget}
     outcomes = answer([probe for probe in probes if probe.expect != "refusal"], ask_edited, ask_base)
     if not forgetting:
-        return summarise(edits, outcomes)
+        return outcomes
     if keeper is None:
         raise InvalidInput("nobody can tell what these edits forget.", "Give a keeper.")
     hidden = (_hidden(keeper, forgetting[o.probe.edit_id], o) if o.probe.edit_id in forgetting else o for o in outcomes)
-    return summarise(edits, (*withheld(forgetting, probes, ask_edited, keeper), *hidden))
+    return (*_withheld(forgetting, probes, ask_edited, keeper), *hidden)
 
 
-def withheld(edits: Mapping[str, Edit], probes: Sequence[Probe], ask_edited: Ask, keeper: Keeper) -> tuple[Outcome, ...]:
+def _withheld(edits: Mapping[str, Edit], probes: Sequence[Probe], ask_edited: Ask, keeper: Keeper) -> tuple[Outcome, ...]:
     """Ask what must not be given away. An outcome keeps of an answer that gives it away nothing, and of its question not the value."""
     asked = [probe for probe in probes if probe.expect == "refusal"]
     outcomes = []
