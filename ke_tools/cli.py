@@ -326,33 +326,53 @@ def purge(
 @verb(app, "promote", CORRECT)
 def promote(
     call: Call,
-    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to write into the weights.")],
+    edit_ids: Annotated[list[str] | None, typer.Argument(metavar="EDIT_ID...", help="The edits to write into the weights.")] = None,
     *,
+    auto: Annotated[bool, typer.Option("--auto", help="Name edits that are worth it, and why; without --yes, ask.")] = False,
+    older_than: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="With --auto: at least so old.")] = None,
+    fired: Annotated[int | None, typer.Option(min=0, metavar="N", help="With --auto: asked for at least so often.")] = None,
+    actor: Annotated[list[str] | None, typer.Option(help="With --auto: made by one of these (repeatable).")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --auto: promote what it names.")] = False,
     method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="auto: weights, else a codebook, else memory.")] = "auto",
-    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=NUMBER", help="What the gate asks (repeatable).")] = None,
+    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=VALUE", help="What the gate asks (repeatable).")] = None,
     reason: Reason = "",
     idempotency_key: Key = "",
 ) -> int:
     """Write edits into the weights as far as the gate lets them; Ctrl-C leaves the job at work (see: job)."""
-    wanted = dict(_number(text) for text in policy or [])
-    with _local(call) as local, printing.progress() as progress:
-        ended = local.promote(
-            edit_ids,
-            method=method,
-            policy=wanted,
-            reason=reason,
-            idempotency_key=idempotency_key,
-            heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
-        )
+    if auto is bool(edit_ids):
+        raise InvalidInput("promote takes edit ids or --auto, and exactly one of them.", "list shows the ids.")
+    wanted = dict(_asked(text) for text in policy or [])
+    with _local(call) as local:
+        if auto:
+            named = local.candidates({"older_than_days": older_than, "fired": fired, "actors": actor or None})
+            edit_ids = [one["edit_id"] for one in named["candidates"]]
+            if not (yes and edit_ids and call.as_json):  # where one object alone is printed, the job's
+                _show(call, named)
+            if not edit_ids or not (yes or _agrees(f"Write {len(edit_ids)} of them into the weights, as far as the gate lets them?")):
+                return DONE
+        with printing.progress() as progress:
+            ended = local.promote(
+                edit_ids or [],
+                method=method,
+                policy=wanted,
+                reason=reason,
+                idempotency_key=idempotency_key,
+                heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
+            )
     return _show_job(call, ended)
 
 
-def _number(text: str) -> tuple[str, float]:
+def _agrees(question: str) -> bool:
+    """Ask the person at the terminal; where there is none, nobody agreed."""
+    return sys.stdin.isatty() and typer.confirm(question, err=True)
+
+
+def _asked(text: str) -> tuple[str, float | str]:
     name, _, value = text.partition("=")
     try:
         return name, int(value) if value.isdecimal() else float(value)
-    except ValueError as error:
-        raise InvalidInput(f"--policy {text!r} gives no number.", "Write NAME=NUMBER, e.g. --policy reliability=0.8.") from error
+    except ValueError:
+        return name, value  # the policy says what it takes
 
 
 def _show_job(call: Call, job: Mapping[str, Any]) -> int:

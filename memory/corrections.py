@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Final, Literal
 from ke_tools.errors import Conflict, InvalidInput
 from ke_tools.facts import MOST_WORDINGS, Edit, Fact, State
 from ke_tools.memory.checks import check
-from ke_tools.memory.events import LIVE, Change, Standing, record_of
+from ke_tools.memory.events import LIVE, Change, Flip, Standing, record_of
 from ke_tools.memory.log import Author, append, edits_where
 from ke_tools.memory.names import name_key, names_of, subject_key, subject_keys
+from ke_tools.memory.promotions import flip_of_succession, lawful
 from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, relation_key
 from ke_tools.memory.subjects import keys_of
 
@@ -122,6 +123,8 @@ def record(db: apsw.Connection, author: Author, correction: Correction, *, sibli
     if is_risky:
         warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
     warnings += [f"{name!r} is found only where it is written so" for name in (fact.subject, *fact.aliases) if _is_common(name)]
+    flip = None if is_proposed else flip_of_succession(db, author.tenant, [other.id for other in yielding])
+    warnings += _flipping(flip)
     payload = {
         "id": edit_id,
         "fact": record_of(fact),
@@ -137,7 +140,7 @@ def record(db: apsw.Connection, author: Author, correction: Correction, *, sibli
     changes = [Change(edit_id, Standing(correction.state.value))]
     if not is_proposed:
         changes += [Change(other.id, Standing.SUPERSEDED, edit_id) for other in yielding]
-    return append(db, author, "propose" if is_proposed else "edit", payload, changes)
+    return append(db, author, "propose" if is_proposed else "edit", payload, lawful(db, author.tenant, changes, flip), flip)
 
 
 def _is_common(name: str) -> bool:
@@ -188,6 +191,12 @@ def _superseding(correction: Correction, yielding: Sequence[Edit]) -> list[str]:
         else f"{verb} {_quoted(correction, other)}"
         for other in yielding
     ]
+
+
+def _flipping(flip: Flip | None) -> list[str]:
+    if flip is None:
+        return []
+    return [f"the superseded edit leaves the weights; {f'{flip.release} is live' if flip.release else 'no release is live'}"]
 
 
 def _staying(correction: Correction, live: Sequence[Edit], yielding: Sequence[Edit]) -> list[str]:

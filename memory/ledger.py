@@ -15,7 +15,7 @@ import apsw
 
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
-from ke_tools.memory import audit, idempotency, scorecards
+from ke_tools.memory import audit, firings, idempotency, scorecards
 from ke_tools.memory.checks import check, noted
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
 from ke_tools.memory.events import (
@@ -52,6 +52,7 @@ from ke_tools.memory.log import (
 )
 from ke_tools.memory.promotions import (
     changes_of_demotion,
+    evidence_of,
     flip_of_promotion,
     flip_to_revision,
     flip_without,
@@ -345,6 +346,11 @@ class Ledger:
         with self._storage.writing() as db:
             return scorecards.keep(db, tenant, text)
 
+    def count_fired(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add to how often edits were asked for, by (tenant, edit); beside the log, and no event."""
+        with self._storage.writing() as db:
+            firings.add(db, counts)
+
     # -- reading -----------------------------------------------------------------------------------------------------------------
 
     def get(self, tenant: str, edit_id: str) -> Edit:
@@ -474,8 +480,17 @@ class Ledger:
         with self._storage.reading() as db:
             return largest_without(db, tenant, edit_ids)
 
+    def evidence_of(self, tenant: str, release: str) -> dict[str, Any]:
+        """Return what was given as evidence when a release was last promoted; empty where it never was, or that was purged."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return evidence_of(db, tenant, release) if is_release(release) else {}
+
     def outdated(self, tenant: str) -> list[Edit]:
-        """Return the edits that the live release carries though newer ones superseded them, oldest first."""
+        """Return the edits that the live release carries though newer ones superseded them, oldest first.
+
+        A new edit leaves none; a flip to a release that was named by the caller, or back to an old revision, may.
+        """
         check(tenant=tenant)
         with self._storage.reading() as db:
             return [edit for edit in edits_by_id(db, tenant, flip_at(db, tenant).edit_ids) if not edit.is_live]
@@ -495,6 +510,12 @@ class Ledger:
         check(tenant=tenant)
         with self._storage.reading() as db:
             return scorecards.about(db, tenant, edit_id, limit)
+
+    def fired(self, tenant: str) -> dict[str, int]:
+        """Return how often each edit was asked for; one that never was is not in it."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return firings.of(db, tenant)
 
     def chain(self, seq: int) -> str:
         """Return the hash of the event ``seq``, which stands for the whole history up to it; "" where there is none."""

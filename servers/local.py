@@ -147,6 +147,10 @@ class Local:
             job = self.job(job["job_id"], wait_seconds=1.0)
         return job
 
+    def candidates(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`Service.candidates`."""
+        return self.service.candidates(self._who, given)
+
     def job(self, job_id: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
         """See :meth:`Service.job_status`."""
         return asyncio.run(self.service.job_status(self._who, job_id, wait_seconds=wait_seconds))

@@ -98,7 +98,8 @@ _DESCRIPTIONS: Final = {
         "Take corrections back: give edit_ids, or to_revision to bring back exactly what was live then (0: nothing). Not both. "
         "An edit that the one taken back had superseded is live again; the result names it. Acts on the next answer. Ask the "
         "user before taking back what others recorded. Nothing is erased: {p}history keeps it. A promoted edit leaves the weights "
-        "at once; with to='memory' it only leaves the weights."
+        "at once; with to='memory' it only leaves the weights. What else was written with it acts from the memory until "
+        "the job in job_id has promoted it anew."
     ),
     "promote": (
         "Write corrections that should last into the model's weights (MEMIT), or into a codebook (GRACE) where a gate refuses that; "

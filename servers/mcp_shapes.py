@@ -231,6 +231,8 @@ class RollbackOut(_Result):
     restored: list[EditRow]
     revision: int
     model: str
+    release: str = Field(default="", description="what is live now; empty: nothing is in the weights")
+    job_id: str = Field(default="", description="a job that promotes anew what else the old release carried")
 
 
 class PolicyIn(BaseModel):
@@ -244,9 +246,13 @@ class PolicyIn(BaseModel):
     locality_other_subject: float = Field(default=-1.0, ge=-1, lt=1, description="least share of kept answers about others")
     perplexity: float = Field(default=-1.0, ge=-1, description="most that plain text may become less likely, e.g. 1.02")
 
-    def given(self) -> dict[str, float]:
+    memory_after_promotion: Literal["", "fallback", "off"] = Field(
+        default="", description="off: leave the memory out where it is not needed"
+    )
+
+    def given(self) -> dict[str, Any]:
         """What is not left at its default."""
-        return {name: value for name, value in self.model_dump().items() if value >= 0}
+        return {name: value for name, value in self.model_dump().items() if value not in {-1.0, ""}}
 
 
 class Climbed(BaseModel):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from ke_tools.servers.engines.loading import model_id
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import ModelSlot
 from ke_tools.servers.working import engine_of
+from ke_tools.verify.answered import answered
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.run import summarise
 
@@ -71,6 +73,7 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
         tell=reporter.tell,
     )
     card = summarise(climbing, climbed.outcomes)
+    promoted = climbed.candidate.edits if climbed.candidate else ()
     context = {
         "made_at": now(),
         "model": model_id(settings),
@@ -81,6 +84,8 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
         "job": job.id,
         "trials": [trial.as_dict() for trial in climbed.trials],
         "beside_memory": _beside(settings, ledger, job, engine, climbed, reporter),
+        "policy": asdict(policy),
+        "answered": answered(promoted, climbed.outcomes, policy),
     }
     scorecard = ledger.keep_scorecard(tenant, card.document(**context))
     if climbed.candidate is None:

@@ -34,15 +34,17 @@ from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
-from ke_tools.memory.scope import Decision, Scope
+from ke_tools.memory.scope import Decision, Hit, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
 from ke_tools.servers import verifying
+from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.erasing import erase
+from ke_tools.servers.fired import Fired
 from ke_tools.servers.forgetting import FALLBACK, Forgetting
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
+from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, Rest, shown
 from ke_tools.servers.slot import ModelSlot, Say
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ class Service:
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
         self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
+        self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 
@@ -159,6 +162,7 @@ class Service:
             made.append(self._fact(who, given, number, reason, wait_seconds))
             refs.append(str(given.get("ref", "")))
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
             edits = self.ledger.edit(
                 who.tenant,
                 made,
@@ -172,8 +176,9 @@ class Service:
         if not dry_run:
             self.scope.calibrate(edits)
         revision = self.revision
+        flip = "" if dry_run else self._flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
         return {
-            "summary": self._edit_summary(edits, dry_run=dry_run),
+            "summary": self._edit_summary(edits, flip, dry_run=dry_run),
             "edits": [row(edit) for edit in edits],
             "revision": revision,
             "model": self.model_id,
@@ -240,31 +245,52 @@ class Service:
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
             if to_revision is not None:
                 done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
             else:
                 release = self.promotions.without(who.tenant, edit_ids)
                 done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
+        flip, job_id = self._flip_told(who, old, None if to_revision is not None else edit_ids)
         return {
-            "summary": self._rollback_summary(done, to_revision),
+            "summary": self._rollback_summary(done, flip, to_revision),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,
             "model": self.model_id,
+            "release": done.release,
+            "job_id": job_id,
         }
 
     def _to_memory(self, who: Principal, edit_ids: Sequence[str], reason: str) -> dict[str, Any]:
-        release = self.promotions.without(who.tenant, edit_ids) or ""
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
+            release = self.promotions.without(who.tenant, edit_ids) or ""
             done = self.ledger.demote(who.tenant, edit_ids, release=release, actor=who.name, reason=reason)
-        count, live = _count(done.demoted, "edit"), f"{release} is live" if release else "no release is live"
+        flip, job_id = self._flip_told(who, old, edit_ids)
+        count = _count(len(set(edit_ids)), "edit")
         return {
-            "summary": f"{count} out of the weights; the memory answers from them, {live}. {self._target_of_change()}",
+            "summary": f"{count} out of the weights and answered from the memory.{flip} {self._target_of_change()}",
             "retired": [],
             "restored": [row(edit) for edit in done.demoted],
             "revision": done.revision,
             "model": self.model_id,
+            "release": done.release,
+            "job_id": job_id,
         }
+
+    def _flip_told(self, who: Principal, old: str, leaving: Collection[str] | None) -> tuple[str, str]:
+        """Say which release is live now, if not ``old``; what of it fell out beside ``leaving`` is promoted anew, by the job named.
+
+        ``None``: all of it left as it was asked for.
+        """
+        new = self.ledger.live_release(who.tenant)
+        if new == old:
+            return "", ""
+        count = _count(self.ledger.carried_by(who.tenant, new), "edit")
+        told = f" {new} is live, with {count} in the weights." if new else " No release is live any more."
+        rest = self.promotions.rebuild(who, old, leaving) if leaving is not None else Rest()
+        return told + rest.in_words, rest.job_id
 
     # Lasting
 
@@ -308,6 +334,24 @@ class Service:
                 idempotency_key=idempotency_key,
             )
         return shown(await self.promotions.wait(who, job.id, wait_seconds, heard))
+
+    def candidates(self, who: Principal, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Name edits that are worth a promotion by the settings, what is ``given`` and not ``None`` before these; promote nothing.
+
+        Raises:
+            InvalidInput: as :meth:`~ke_tools.servers.candidates.Wanted.from_mapping`.
+        """
+        who.require("read")
+        said = {name: value for name, value in given.items() if value is not None}
+        wanted = Wanted.from_mapping({**self.settings.promote.get("auto", {}), **said})
+        self._fired.flush()
+        found = candidates(self.ledger, who.tenant, wanted)
+        asked = f"at least {wanted.older_than_days:g} days old and asked for {wanted.fired} times"
+        asked += f", by {' or '.join(wanted.actors)}" if wanted.actors else ""
+        return {
+            "summary": f"{_count(found, 'edit')} in memory {'is' if len(found) == 1 else 'are'} worth a promotion ({asked}).",
+            "candidates": [row(one.edit) | {"reason": one.reason} for one in found],
+        }
 
     async def job_status(self, who: Principal, job_id: str, *, wait_seconds: float = 0.0, heard: Heard | None = None) -> dict[str, Any]:
         """Say how a job stands; wait for its end, but not longer than asked for.
@@ -404,7 +448,7 @@ class Service:
         """
         who.require("chat")
         engine = await self.models.engine_async(wait_seconds)
-        routed = await asyncio.to_thread(self._route, who, request, engine, view, via)
+        routed = await asyncio.to_thread(self._asked, who, request, engine, view, via)
         return await self._opened(who, routed, engine)
 
     async def complete(
@@ -442,7 +486,7 @@ class Service:
         answers, decision, truncated = [], None, False
         base: Generation | None = None
         for one in views:
-            routed = await asyncio.to_thread(self._route, who, request, engine, one, via)
+            routed = await asyncio.to_thread(self._asked, who, request, engine, one, via)
             if routed.route == "forget" or routed.watched or routed.request is not request or base is None:
                 routed, pieces = await self._opened(who, routed, engine)
                 made = await _finish(pieces)
@@ -483,7 +527,7 @@ class Service:
         """Answer many at once; blocks, and waits for the model."""
         who.require("read")
         engine = self.models.engine(wait_seconds=3600)
-        return self.generated(who, [self._route(who, request, engine, view, via) for request in requests], engine)
+        return self.generated(who, [self._asked(who, request, engine, view, via) for request in requests], engine)
 
     async def verify(
         self,
@@ -616,9 +660,16 @@ class Service:
         self._verifying.shutdown(wait=False, cancel_futures=True)
         self.models.close()
         if not isinstance(self._ledger, KeToolsError):
+            self._fired.flush()
             self._ledger.close()
 
     # Inside
+
+    def _asked(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
+        """Route what somebody asks, which counts; probes do not."""
+        routed = self._route(who, request, engine, view, via)
+        self._fired.note(who.tenant, routed.hits)
+        return routed
 
     def _route(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
         if view == "base":
@@ -632,7 +683,7 @@ class Service:
             else:
                 routed = self._router.route(who.tenant, request, engine=engine, via=via)
                 routed = self.forgetting.watched(who.tenant, routed, request)
-            routed = self._under_release(who, routed, engine, is_needed=via == "weights")
+            routed = self._under_release(who, request, routed, engine, via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
@@ -652,16 +703,24 @@ class Service:
             return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
         return self._forgetting.generated(who.tenant, routed, engine)
 
-    def _under_release(self, who: Principal, routed: Routed, engine: Engine, *, is_needed: bool) -> Routed:
-        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone."""
+    def _under_release(self, who: Principal, request: Request, routed: Routed, engine: Engine, via: Via) -> Routed:
+        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone.
+
+        Where that release by itself answers such a question of every edit it is about, the memory is left out.
+        """
         name = self.promotions.adapter(who.tenant, engine) if routed.request.adapter in {"", READER} else ""
-        if not name and is_needed:
+        if not name and via == "weights":
             raise Unsupported("none of your edits is in the weights, or their release cannot be served.", "Use via auto.")
         if not name:
             return routed
+        if via == "auto" and routed.route == "memory" and self._answers(who.tenant, name, routed.hits, request):
+            return dataclasses.replace(routed, request=dataclasses.replace(request, adapter=name), route="weights")
         adapter = "+".join(part for part in (routed.request.adapter, name) if part)
         route = "weights" if routed.route == "base" else routed.route
         return dataclasses.replace(routed, request=dataclasses.replace(routed.request, adapter=adapter), route=route)
+
+    def _answers(self, tenant: str, release: str, hits: Sequence[Hit], request: Request) -> bool:
+        return bool(hits) and all(self.promotions.answers(tenant, release, hit.edit, request) for hit in hits)
 
     def _note(self, tenant: str, decision: Decision) -> None:
         """Remember whether the edits could be read that a question is answered from."""
@@ -689,19 +748,21 @@ class Service:
         where = f" at {self.url}" if self.url else ""
         return f"Changed: model {self.model_id}{where}; your own model is not changed."
 
-    def _edit_summary(self, edits: Sequence[Edit], *, dry_run: bool) -> str:
+    def _edit_summary(self, edits: Sequence[Edit], flip: str, *, dry_run: bool) -> str:
         superseded = [earlier for edit in edits for earlier in edit.supersedes]
         told = f", superseding {', '.join(superseded)}" if superseded else ""
         if dry_run:
             return f"Dry run: {_count(edits, 'edit')} would be active{told}. Nothing was changed."
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
-        return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
+        return f"{active}{flip} Check with verify, undo with rollback. {self._target_of_change()}"
 
-    def _rollback_summary(self, done: RolledBack, to_revision: int | None) -> str:
-        if not done.retired and not done.restored and not done.release:
+    def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None) -> str:
+        retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
+        restored = f"{_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        told = " ".join(part for part in (retired, restored, flip.strip()) if part)
+        if not told:
             return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
-        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
-        return f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}"
+        return f"{told} {self._target_of_change()}"
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
