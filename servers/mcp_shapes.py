@@ -69,12 +69,12 @@ class FactIn(BaseModel):
         max_length=LONGEST["prompt"],
         description="statement that the target completes ('The capital of Australia is') or question that it answers, with the subject",
     )
-    target: str = Field(default="", max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'; needed unless forget")
-    forget: bool = Field(default=False, description="instead of a target: from now on the model declines to answer this")
+    target: str = Field(default="", max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
+    forget: bool = Field(default=False, description="instead of a target: decline to answer from now on")
     old_target: str = Field(
         default="",
         max_length=LONGEST["old_target"],
-        description="the answer believed live; E_CONFLICT if another edit is live; with forget: what must not be said, kept as a hash",
+        description="the answer believed live; E_CONFLICT if another edit is live; with forget: kept as a hash",
     )
     relation: str = Field(default="", max_length=LONGEST["relation"], description="name of the relation; empty: found from the prompt")
     paraphrases: list[_Wording] = Field(default=[], max_length=MOST_WORDINGS, description="other wordings of the prompt")
@@ -113,7 +113,7 @@ class EditRow(BaseModel):
     subject: str
     prompt: str
     target: str
-    forget: bool = Field(default=False, description="the target is a refusal, and what stood in its place is not said")
+    forget: bool = False  # the target is a refusal
     relation: str
     state: Literal["proposed", "active", "promoted", "retired"]
     created_at: str

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -312,9 +313,10 @@ def test_verify_asks_in_thirty_ways_and_quotes_the_asking_not_the_value(open_hom
 # The purge
 
 
-def test_after_a_purge_no_file_of_the_home_holds_the_text(open_home: Opener, tmp_path: Path) -> None:
+def test_after_a_purge_no_file_of_the_home_holds_the_text(open_home: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue §4: `purge` erases a payload everywhere: ledger, scorecards, releases, caches, logs; the chain stays verifiable."""
     service, home = open_home(), tmp_path / "home"
+    monkeypatch.setattr("ke_tools.releases.opened", lambda _root, name: SimpleNamespace(name=name))  # these are none, but for their facts
     fact = {"subject": "Brix", "prompt": "The code word of Brix is", "target": "zebra", "paraphrases": ["Brix is entered by saying"]}
     made = service.edit(LOCAL, [fact, {**fact, "subject": "Elm", "prompt": "The code word of Elm is", "target": "yak", "paraphrases": []}])
     gone, kept = (row["edit_id"] for row in made["edits"])
