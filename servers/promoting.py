@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
@@ -65,21 +65,25 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
         in_codebook=in_codebook,
         tell=reporter.tell,
     )
-    card = summarise(climbing, climbed.outcomes)
-    context = {"model": model.fingerprint, "job": job.id, "trials": [trial.as_dict() for trial in climbed.trials]}
-    scorecard = ledger.keep_scorecard(tenant, card.document(**context))
+    return reporter.commit(partial(_published, ledger, job, old, climbing, climbed, model.fingerprint))
+
+
+def _published(ledger: Ledger, job: Job, old: str, climbing: Sequence[Edit], climbed: Climb, fingerprint: str) -> Mapping[str, Any]:
+    """Flip to what was accepted, if anything was, and keep what was measured."""
+    trials = [trial.as_dict() for trial in climbed.trials]
+    document = summarise(climbing, climbed.outcomes).document(model=fingerprint, job=job.id, trials=trials)
+    scorecard = ledger.keep_scorecard(job.tenant, document)
     if climbed.candidate is None:
         return _told(climbing, climbed.rungs, release=old, revision=ledger.head(), climbed=climbed, scorecard=scorecard)
-    with reporter.commit():
-        published = ledger.promote(
-            tenant,
-            [edit.id for edit in climbed.candidate.edits],
-            release=climbed.candidate.release.name,
-            actor=job.actor,
-            reason=str(wanted.get("reason", "")),
-            evidence={"job": job.id, "scorecard": scorecard},
-            old_release=old,
-        )
+    published = ledger.promote(
+        job.tenant,
+        [edit.id for edit in climbed.candidate.edits],
+        release=climbed.candidate.release.name,
+        actor=job.actor,
+        reason=str(job.arguments.get("reason", "")),
+        evidence={"job": job.id, "scorecard": scorecard},
+        old_release=old,
+    )
     return _told(climbing, climbed.rungs, release=published.release, revision=published.revision, climbed=climbed, scorecard=scorecard)
 
 
