@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("ke_tools.jobs")  # it is run as __main__ too
 
 #: Who does which kind of job, as ``module:function``; imported in the worker only.
-HANDLERS: Final[Mapping[str, str]] = {"promote": "ke_tools.servers.promoting:run_job"}
+HANDLERS: Final[Mapping[str, str]] = {
+    "promote": "ke_tools.servers.promoting:run_job",
+    "rebuild": "ke_tools.servers.rebuilding:run_job",
+}
 
 IDLE_SECONDS: Final = 60.0  # how long the worker, and the model it holds, outlive the last job
 BEAT_SECONDS: Final = 0.5  # between two writes of a job's progress

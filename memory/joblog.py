@@ -138,6 +138,15 @@ class Jobs:
             rows = _rows(db, "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq DESC", (canonical(seqs[:limit]),))
         return Page(rows, total, listing.next_cursor(seqs))
 
+    def under_way(self, tenant: str, *, but: str = "") -> Sequence[Job]:
+        """Return the jobs that have not ended, oldest first; without the one that was asked for under the key ``but``."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            if version_of(db) < _FORM:
+                return []
+            condition = "WHERE tenant = ? AND status IN ('queued', 'working') AND (key = '' OR key <> ?) ORDER BY seq"
+            return _rows(db, condition, (tenant, but))
+
     def cancel(self, tenant: str, job_id: str) -> Job:
         """Cancel a job: at once where it waits, soon where it is worked on; one that has ended stays as it is.
 

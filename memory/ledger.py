@@ -460,6 +460,11 @@ class Ledger:
         with self._storage.reading() as db:
             return largest_without(db, tenant, edit_ids)
 
+    def releases(self) -> set[str]:
+        """Return the names of all releases that ever were live, of all tenants."""
+        with self._storage.reading() as db:
+            return {release for (release,) in db.execute("SELECT DISTINCT release FROM flips WHERE release <> ''")}
+
     def outdated(self, tenant: str) -> list[Edit]:
         """Return the edits that the live release carries though newer ones superseded them, oldest first."""
         check(tenant=tenant)

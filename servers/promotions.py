@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.errors import Conflict, InvalidInput, KeToolsError, WrongState
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
 from ke_tools.servers.promoting import FOLDER, acting
+from ke_tools.servers.unserved import Unserved
 from ke_tools.verify.policy import Policy
 
 if TYPE_CHECKING:
@@ -46,8 +47,12 @@ class Promotions:
         self._settings, self._ledger = settings, ledger
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
-        self._failed: dict[str, float] = {}  # release → when it is tried again
-        self.trouble = ""
+        self._unserved = Unserved()
+
+    @property
+    def trouble(self) -> str:
+        """Why a live release is not served; empty where all are."""
+        return self._unserved.told
 
     # -- jobs --------------------------------------------------------------------------------------------------------------------
 
@@ -66,6 +71,7 @@ class Promotions:
         Raises:
             InvalidInput: no edits, no such method, or a policy that nothing can pass.
             NotFound, WrongState: an edit is unknown, proposed or retired.
+            Conflict: another job promotes one of them.
         """
         ids = list(dict.fromkeys(edit_ids))
         if not ids:
@@ -76,9 +82,36 @@ class Promotions:
         for edit_id in ids:
             acting(self._ledger, who.tenant, edit_id)
         arguments = {"edit_ids": ids, "method": method, "policy": dict(policy or {}), "reason": reason}
+        self._refuse_while_promoted(who.tenant, ids, idempotency_key)
         job = self._ledger.jobs.submit(who.tenant, "promote", arguments, actor=who.name, idempotency_key=idempotency_key)
         self._ensure_worker(job)
         return job
+
+    def rebuild(self, who: Principal, *, idempotency_key: str = "") -> Job:
+        """Queue that the live release is made again.
+
+        Raises:
+            WrongState: none is live.
+            Conflict: a job is at work with its edits.
+        """
+        live = self._ledger.live_release(who.tenant)
+        if not live:
+            raise WrongState("no release is live, so there is nothing to rebuild.", "promote makes one.")
+        ids = list(self._ledger.carried_by(who.tenant, live))
+        self._refuse_while_promoted(who.tenant, ids, idempotency_key)
+        job = self._ledger.jobs.submit(
+            who.tenant, "rebuild", {"release": live, "edit_ids": ids}, actor=who.name, idempotency_key=idempotency_key
+        )
+        self._ensure_worker(job)
+        return job
+
+    def _refuse_while_promoted(self, tenant: str, edit_ids: Sequence[str], idempotency_key: str) -> None:
+        """Refuse what another job is at; a repeated call is none, and a job that slips in between finds nothing left to do."""
+        for job in self._ledger.jobs.under_way(tenant, but=idempotency_key):
+            if both := sorted(set(edit_ids) & set(job.arguments.get("edit_ids", ()))):
+                raise Conflict(
+                    f"{both[0]} is being promoted by {job.id}; nothing was begun.", "Wait for its end, or cancel it.", job_id=job.id
+                )
 
     def job(self, who: Principal, job_id: str) -> Job:
         """Say how a job stands; one whose worker died has failed by this call.
@@ -124,15 +157,15 @@ class Promotions:
         """
         name = self._ledger.live_release(tenant)
         if not name:
+            self._unserved.forget(tenant)
             return ""
         with self._lock:
-            if name in engine.adapters:
-                self._loaded[name] = None
-                self._loaded.move_to_end(name)
-                return name
-            if time.monotonic() < self._failed.get(name, 0.0):
+            if name not in engine.adapters and not self._load(tenant, name, engine):
                 return ""
-            return self._load(name, engine)
+            self._loaded[name] = None
+            self._loaded.move_to_end(name)
+            self._unserved.forget(tenant)
+            return name
 
     def without(self, tenant: str, edit_ids: Sequence[str]) -> str | None:
         """The release to flip to when edits are taken back; ``None`` where the live one carries none of them."""
@@ -140,21 +173,21 @@ class Promotions:
             return None
         return self._ledger.release_without(tenant, edit_ids)
 
-    def _load(self, name: str, engine: Any) -> str:
+    def _load(self, tenant: str, name: str, engine: Any) -> bool:
+        folder = self._settings.home / FOLDER / name
+        written = folder.stat().st_mtime_ns if folder.exists() else 0  # a folder is written once; another one may be sound
+        if self._unserved.is_to_wait(tenant, (name, written)):
+            return False
         try:
             engine.load_adapter(name, releases.opened(self._settings.home / FOLDER, name).folder)
-        except (KeToolsError, AttributeError) as error:
-            self.trouble = f"the live release is not served, the memory answers: {error}"
-            log.error("%s", self.trouble)  # noqa: TRY400  no defect, so no traceback
-            self._failed[name] = time.monotonic() + 60.0
-            return ""
-        self.trouble = ""
-        self._failed.pop(name, None)
-        self._loaded[name] = None
-        while len(self._loaded) > _MOST_KEPT:
+        except Exception as error:  # noqa: BLE001  whatever it is, the memory can answer
+            why = str(error) if isinstance(error, KeToolsError) else f"{type(error).__name__}: {error}"
+            self._unserved.note(tenant, (name, written), f"{why} `ke-tools rebuild` makes it again.")
+            return False
+        while len(self._loaded) >= _MOST_KEPT:
             oldest, _ = self._loaded.popitem(last=False)
             threading.Thread(target=_forget, args=(engine, oldest), daemon=True).start()  # waits for requests under way
-        return name
+        return True
 
 
 def _forget(engine: Any, name: str) -> None:

@@ -248,6 +248,16 @@ class Service:
             )
         return shown(await self.promotions.wait(who, job.id, wait_seconds, heard))
 
+    async def rebuild(self, who: Principal, *, idempotency_key: str = "", wait_seconds: float = 0.0) -> dict[str, Any]:
+        """Begin to make the live release again, to the same bytes, or where that cannot be by promoting its edits anew.
+
+        Raises:
+            WrongState, Conflict, ReadOnly, Forbidden: no job was begun.
+        """
+        self.check_writable(who)
+        job = await asyncio.to_thread(self.promotions.rebuild, who, idempotency_key=idempotency_key)
+        return shown(await self.promotions.wait(who, job.id, wait_seconds))
+
     async def job_status(self, who: Principal, job_id: str, *, wait_seconds: float = 0.0, heard: Heard | None = None) -> dict[str, Any]:
         """Say how a job stands; wait for its end, but not longer than asked for.
 

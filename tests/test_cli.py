@@ -22,7 +22,7 @@ from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, NotFound
 
 VERBS = [
-    "serve", "demo", "chat", "edit", "rollback", "promote", "job", "query", "route", "verify", "list", "history", "doctor",
+    "serve", "demo", "chat", "edit", "rollback", "promote", "rebuild", "job", "query", "route", "verify", "list", "history", "doctor",
     "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
     "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare",
