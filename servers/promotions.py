@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MOST_WAIT_SECONDS: Final = 25.0  # of one call, which must answer within thirty
 _LOOK_SECONDS: Final = 0.2
+_SILENT_SECONDS: Final = 1.5  # at most, before who waits hears again where a job is
 _MOST_KEPT: Final = 4  # releases in the engine, so that the one before is there at once when it is flipped back to
 
 Heard = Callable[["Job"], Awaitable[None]]
@@ -132,13 +133,13 @@ class Promotions:
         return self._ledger.jobs.cancel(who.tenant, job_id)
 
     async def wait(self, who: Principal, job_id: str, seconds: float, heard: Heard | None = None) -> Job:
-        """Wait for a job's end, but not longer; whoever waits may leave, the job goes on."""
+        """Wait for a job's end, but not longer; whoever waits may leave, the job goes on. ``heard`` is told at least every two seconds."""
         until = time.monotonic() + min(seconds, MOST_WAIT_SECONDS)
-        told = None
+        told, again = None, 0.0
         while True:
             job = await asyncio.to_thread(self.job, who, job_id)
-            if heard is not None and (job.stage, job.done, job.message) != told:
-                told = (job.stage, job.done, job.message)
+            if heard is not None and ((job.stage, job.done, job.message) != told or time.monotonic() >= again):
+                told, again = (job.stage, job.done, job.message), time.monotonic() + _SILENT_SECONDS
                 await heard(job)
             if job.has_ended or time.monotonic() >= until:
                 return job

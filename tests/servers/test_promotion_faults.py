@@ -25,6 +25,7 @@ from ke_tools.editors._solve import Factors
 from ke_tools.editors.update import Update
 from ke_tools.errors import Conflict, InvalidInput, NotFound, Unsupported, WrongState
 from ke_tools.facts import Edit
+from ke_tools.memory.joblog import Job
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.causal import CausalModel
 from ke_tools.models.engine import Engine, Generation, Piece, Request
@@ -466,3 +467,23 @@ def test_an_edits_words_are_needed_to_make_its_release_again(world: World) -> No
     lose(world)
     assert (world.rebuilt()["release"], world.live()) == (live, live)
     assert replace(world.ledger.get(LOCAL.tenant, ids[0])).state.value == "retired"
+
+
+# Silence --------------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_hears_though_the_worker_is_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue, bars: progress at least every two seconds, also while a large model computes one thing."""
+    assert promotions._SILENT_SECONDS + promotions._LOOK_SECONDS < 2
+    monkeypatch.setattr(promotions, "_SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(promotions, "_LOOK_SECONDS", 0.001)
+    job = world.service.promotions.begin(LOCAL, world.edited())
+    heard: list[str] = []
+
+    async def hear(told: Job) -> None:
+        heard.append(told.status)
+        if len(heard) == 4:
+            world.ledger.jobs.cancel(LOCAL.tenant, job.id)
+
+    ended = asyncio.run(world.service.promotions.wait(LOCAL, job.id, 25, hear))
+    assert (ended.status, heard[:4]) == ("cancelled", ["queued"] * 4)
