@@ -100,13 +100,14 @@ class Workshop:
         """
         in_weights, in_codebook = _in_order(in_weights), _in_order(in_codebook)
         update = self._planned(in_weights) if in_weights else None
+        plain = self._plain  # before anything is applied
         with ExitStack() as applied:
             if update is not None:
                 applied.enter_context(update.applied(self._model))
             codebook = self._codebook(in_codebook) if in_codebook else None
             if codebook is not None:
                 applied.enter_context(codebook.applied(self._model))
-            perplexity = plain_perplexity(self._model) / self._plain
+            perplexity = plain_perplexity(self._model) / plain
         growth = max(update.growth(self._model).values(), default=0.0) if update is not None else 0.0
         return Candidate(
             self._written(update, codebook, in_weights, in_codebook), tuple(in_weights), tuple(in_codebook), perplexity, growth
