@@ -140,12 +140,12 @@ def made(ledger: Ledger, tenant: str, release: str) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=1)
 def loaded(settings: Settings) -> tuple[CausalModel, Serving]:
-    """The editing copy and an engine; the worker keeps them from job to job."""
+    """The editing copy and an engine, of the same weights; the worker keeps them from job to job."""
     from ke_tools.models.causal import load
     from ke_tools.servers.engines.loading import load_engine
 
     engine: Any = load_engine(settings, lambda _message: None)
-    return load(settings), engine
+    return load(settings, beside=engine.weights), engine
 
 
 def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:
