@@ -261,10 +261,13 @@ def _ask_person() -> str:
 def edit(
     call: Call,
     prompt: Annotated[str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question.')],
-    target: Annotated[str, typer.Argument(help="What the model shall believe.")],
+    target: Annotated[str, typer.Argument(help="What the model shall believe; none with --forget.")] = "",
     *,
     subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")],
-    old_target: Annotated[str, typer.Option(help="What you think is believed now; refused if it is not.")] = "",
+    forget: Annotated[bool, typer.Option("--forget", help="Instead of a target: the model declines to answer from now on.")] = False,
+    old_target: Annotated[
+        str, typer.Option(help="What you think is believed now; refused if it is not. With --forget kept as a hash.")
+    ] = "",
     relation: Annotated[str, typer.Option(help="What about the subject is stated; else it is recognised.")] = "",
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt (repeatable).")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject (repeatable).")] = None,
@@ -275,7 +278,7 @@ def edit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell; change nothing.")] = False,
 ) -> int:
     """Correct one fact (many: import)."""
-    fact = {
+    fact: dict[str, Any] = {
         "subject": subject,
         "prompt": prompt,
         "target": target,
@@ -285,7 +288,11 @@ def edit(
         "aliases": alias or [],
         "source": source,
     }
-    with _local(call) as local:
+    if forget == bool(target):
+        raise InvalidInput("--forget takes no target." if forget else "there is no target.", "Give a target or --forget, and not both.")
+    if forget:
+        fact["forget"] = True
+    with _local(call, asks_model=forget) as local:
         result = local.edit([fact], mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
     return _show(call, result)
 
@@ -304,27 +311,54 @@ def rollback(
         return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, to=to, reason=reason))
 
 
+@verb(app, "purge", CORRECT)
+def purge(
+    call: Call,
+    edit_id: Annotated[str, typer.Argument(help="The edit whose text is to be erased.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why, without words of the edit; kept in the history.")],
+) -> int:
+    """Take an edit back and erase what it says wherever it is kept; this cannot be undone."""
+    with _local(call) as local:
+        return _show(call, local.purge(edit_id, reason=reason))
+
+
 @verb(app, "promote", CORRECT)
 def promote(
     call: Call,
-    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to write into the weights.")],
+    edit_ids: Annotated[list[str] | None, typer.Argument(metavar="EDIT_ID...", help="The edits to write into the weights.")] = None,
     *,
+    auto: Annotated[bool, typer.Option("--auto", help="Name edits that are worth it, and why; without --yes, ask.")] = False,
+    older_than: Annotated[float | None, typer.Option(min=0, metavar="DAYS", help="With --auto: at least so old.")] = None,
+    fired: Annotated[int | None, typer.Option(min=0, metavar="N", help="With --auto: asked for at least so often.")] = None,
+    actor: Annotated[list[str] | None, typer.Option(help="With --auto: made by one of these (repeatable).")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --auto: promote what it names.")] = False,
     method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="auto: weights, else a codebook, else memory.")] = "auto",
-    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=NUMBER", help="What the gate asks (repeatable).")] = None,
+    policy: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME=VALUE", help="What the gate asks (repeatable).")] = None,
     reason: Reason = "",
     idempotency_key: Key = "",
 ) -> int:
     """Write edits into the weights as far as the gate lets them; Ctrl-C leaves the job at work (see: job)."""
-    wanted = dict(_number(text) for text in policy or [])
-    with _local(call) as local, printing.progress() as progress:
-        ended = local.promote(
-            edit_ids,
-            method=method,
-            policy=wanted,
-            reason=reason,
-            idempotency_key=idempotency_key,
-            heard=partial(_told, progress),
-        )
+    if auto is bool(edit_ids):
+        raise InvalidInput("promote takes edit ids or --auto, and exactly one of them.", "list shows the ids.")
+    wanted = dict(_asked(text) for text in policy or [])
+    with _local(call) as local:
+        if auto:
+            named = local.candidates({"older_than_days": older_than, "fired": fired, "actors": actor or None})
+            edit_ids = [one["edit_id"] for one in named["candidates"]]
+            if not (yes and edit_ids and call.as_json):  # where one object alone is printed, the job's
+                _show(call, named)
+            if not edit_ids or not (yes or _agrees(f"Write {len(edit_ids)} of them into the weights, as far as the gate lets them?")):
+                return DONE
+        with printing.progress() as progress:
+            ended = local.promote(
+                edit_ids or [],
+                method=method,
+                policy=wanted,
+                reason=reason,
+                idempotency_key=idempotency_key,
+                heard=partial(_told, progress),
+            )
     return _show_job(call, ended)
 
 
@@ -340,12 +374,17 @@ def _told(progress: Callable[[str, int, int], None], job: Mapping[str, Any]) -> 
     progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"])
 
 
-def _number(text: str) -> tuple[str, float]:
+def _agrees(question: str) -> bool:
+    """Ask the person at the terminal; where there is none, nobody agreed."""
+    return sys.stdin.isatty() and typer.confirm(question, err=True)
+
+
+def _asked(text: str) -> tuple[str, float | str]:
     name, _, value = text.partition("=")
     try:
         return name, int(value) if value.isdecimal() else float(value)
-    except ValueError as error:
-        raise InvalidInput(f"--policy {text!r} gives no number.", "Write NAME=NUMBER, e.g. --policy reliability=0.8.") from error
+    except ValueError:
+        return name, value  # the policy says what it takes
 
 
 def _show_job(call: Call, job: Mapping[str, Any]) -> int:
@@ -356,7 +395,7 @@ def _show_job(call: Call, job: Mapping[str, Any]) -> int:
 @verb(app, "job", CORRECT)
 def job_(
     call: Call,
-    job_id: Annotated[str, typer.Argument(help="As promote gave it.")],
+    job_id: Annotated[str, typer.Argument(help="As promote or verify gave it.")],
     *,
     wait: Annotated[float, typer.Option(min=0, max=25, help="Seconds to wait for its end.")] = 0.0,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop it, unless it takes effect already.")] = False,
@@ -404,19 +443,72 @@ def route(call: Call, file: Lines = None) -> int:
 @verb(app, "verify", ASK)
 def verify(
     call: Call,
-    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="The edits to verify.")],
+    edit_ids: Annotated[list[str] | None, typer.Argument(metavar="EDIT_ID...", help="The edits to verify.")] = None,
     *,
+    all_live: Annotated[bool, typer.Option("--all", help="Instead: all live edits.")] = False,
+    revision: Annotated[int | None, typer.Option(min=0, help="Instead: what was live at this revision, as answered then.")] = None,
+    release: Annotated[str, typer.Option(metavar="rel_…", help="Instead: what a release carries, by its weights alone.")] = "",
     suite: Annotated[Suite, typer.Option(help="How much to ask.")] = "quick",
     probes: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own: JSON lines of {prompt, expect}.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", dir_okay=False, help="Draw the scorecard into this file too.")
+    ] = None,
 ) -> int:
-    """Prove that edits took and that nothing else moved."""
+    """Prove that edits took and that nothing else moved; what takes long is a job (see: job), which Ctrl-C leaves at work."""
+    if not (edit_ids or all_live or revision is not None or release):
+        raise InvalidInput("it is not said which edits.", "Give edit ids, --all, --revision or --release.")
+    if all_live and (edit_ids or revision is not None or release):
+        raise InvalidInput("--all stands alone.", "Leave it out, or the others.")
     own: list[dict[str, Any]] = []
     if probes is not None:
         with _lines(probes) as lines:
             own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    with _local(call, asks_model=True) as local:
-        result = local.verify(edit_ids, suite=suite, probes=own)
-    return _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text")})
+    with _local(call, asks_model=True) as local, printing.progress() as progress:
+        progress("the model answers the probes", 0, 0)
+        result = local.verify(
+            edit_ids or [],
+            revision=revision,
+            release=release,
+            suite=suite,
+            probes=own,
+            heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
+        )
+        if svg is not None:
+            _draw(local, result["scorecard"], svg)
+    return _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
+
+
+@verb(app, "scorecard", ASK)
+def scorecard(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="HASH|EDIT_ID", help="A scorecard, or the newest one about an edit.")],
+    *,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", dir_okay=False, help="Draw it into this file.")] = None,
+) -> int:
+    """Show what a verification or a promotion found; --json has all questions and answers."""
+    with _local(call) as local:
+        found = local.scorecard(name)
+        if svg is not None:
+            _draw(local, found["scorecard"], svg)
+    told = {name: found[name] for name in ("scorecard", "made_at", "model", "revision", "release", "suite") if found.get(name)}
+    return _show(call, found if call.as_json else {"summary": _named(told), "scorecard_text": found["scorecard_text"]})
+
+
+def _named(told: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
+
+
+def _draw(local: Local, name: str, file: Path) -> None:
+    from ke_tools.verify.card import drawn
+
+    document = local.scorecard(name)
+    count = len(document["checks"])
+    title = f"{count} edit{'' if count == 1 else 's'}, {document.get('suite') or 'promotion'}"
+    notes = [f"Model {document.get('model', '')}, revision {document.get('revision', '')}, scorecard {name}."]
+    try:
+        file.write_text(drawn(document, title, notes=notes), "utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be written: {error.strerror}.", "Give a file in a folder that takes files.") from error
 
 
 def _object(text: str, place: str) -> dict[str, Any]:
@@ -906,6 +998,20 @@ def bench_forms(
     settings = call.settings()
     with printing.progress() as progress:
         return _bars(call, forms.run(settings, facts=facts, seed=seed, via=via or settings.via, progress=progress))
+
+
+@verb(bench_app, "forget")
+def bench_forget(
+    call: Call,
+    *,
+    facts: Annotated[int, typer.Option(min=1, help="How many facts that the model says to forget.")] = 50,
+    seed: Seed = 0,
+) -> int:
+    """Forget facts that the model says, ask for each in thirty ways, and look what else moved."""
+    from ke_tools.benches import forget
+
+    with printing.progress() as progress:
+        return _bars(call, forget.run(call.settings(), facts=facts, seed=seed, progress=progress))
 
 
 def _bars(call: Call, report: Mapping[str, Any]) -> int:

@@ -29,6 +29,7 @@ MOST_DEMONSTRATIONS: Final = 32
 
 # A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
 _ONLY_FLAGS: Final = frozenset({"http"})
+_ONLY_FILES: Final = frozenset({"promote"})  # a table; a variable holds one value
 _PATHS: Final = frozenset({"home", "cache", "token_file"})
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -58,6 +59,7 @@ class Settings:
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio
     trust_remote_code: bool = False
+    promote: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what the gate asks, of whom, and what `--auto` names
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)  # field → where its value came from
 
     @classmethod
@@ -138,7 +140,7 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[tuple[str, object, str,
 
 
 def _from_environment() -> Iterator[tuple[str, object, str, None]]:
-    for name in _READERS.keys() - _ONLY_FLAGS:
+    for name in _READERS.keys() - _ONLY_FLAGS - _ONLY_FILES:
         variable = f"KE_{name.upper()}"
         if value := os.environ.get(variable, ""):  # an empty variable is an unset one
             yield name, value, variable, None
@@ -216,6 +218,12 @@ def _share(value: object, _base: Path | None) -> float:
     return share
 
 
+def _table(value: object, _base: Path | None) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("a table, e.g. [promote] and below it reliability = 0.95")
+    return dict(value)
+
+
 def _one_of(*known: str) -> Reader:
     def read(value: object, _base: Path | None) -> str:
         if isinstance(value, str) and value in known:
@@ -249,4 +257,5 @@ _READERS: Final[Mapping[str, Reader]] = {
     "token_file": _path,
     "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),
     "trust_remote_code": _flag,
+    "promote": _table,
 }

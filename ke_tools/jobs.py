@@ -43,6 +43,7 @@ log = logging.getLogger("ke_tools.jobs")  # it is run as __main__ too
 HANDLERS: Final[Mapping[str, str]] = {
     "promote": "ke_tools.servers.promoting:run_job",
     "rebuild": "ke_tools.servers.rebuilding:run_job",
+    "verify": "ke_tools.servers.verifying:run_job",
 }
 
 IDLE_SECONDS: Final = 60.0  # how long the worker, and the model it holds, outlive the last job

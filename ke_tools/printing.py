@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # What a person needs of a row, where that is less than all; --json has the rest.
 _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "edits": ("edit_id", "state", "prompt", "target", "superseded", "warnings"),
+    "candidates": ("edit_id", "prompt", "target", "reason"),
     "retired": ("edit_id", "prompt", "target"),
     "restored": ("edit_id", "prompt", "target"),
     "answers": ("view", "text", "route", "used_edits"),

@@ -15,7 +15,7 @@ import apsw
 
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
-from ke_tools.memory import audit, idempotency, scorecards
+from ke_tools.memory import audit, firings, idempotency, scorecards
 from ke_tools.memory.checks import check, noted
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
 from ke_tools.memory.events import (
@@ -52,6 +52,7 @@ from ke_tools.memory.log import (
 )
 from ke_tools.memory.promotions import (
     changes_of_demotion,
+    evidence_of,
     flip_of_promotion,
     flip_to_revision,
     flip_without,
@@ -159,7 +160,7 @@ class Ledger:
             for fact, ref in zip(facts, refs or [""] * len(facts), strict=True)
         ]
         refuse_contradictions(made)
-        arguments = ["edit", [record_of(fact) for fact in facts], mode, author.reason, list(refs), state]
+        arguments = ["edit", [_asked(fact) for fact in facts], mode, author.reason, list(refs), state]
         key = "" if dry_run else idempotency_key
         with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, key, arguments)
@@ -345,6 +346,11 @@ class Ledger:
         with self._storage.writing() as db:
             return scorecards.keep(db, tenant, text)
 
+    def count_fired(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add to how often edits were asked for, by (tenant, edit); beside the log, and no event."""
+        with self._storage.writing() as db:
+            firings.add(db, counts)
+
     # -- reading -----------------------------------------------------------------------------------------------------------------
 
     def get(self, tenant: str, edit_id: str) -> Edit:
@@ -388,6 +394,20 @@ class Ledger:
             # One standing at a time: asked for several at once, SQLite reads every edit that ever was.
             found = [edit for standing in wanted for edit in edits_where(db, tenant, "AND e.standing = ? ORDER BY e.seq", (standing,))]
         return sorted(found, key=lambda edit: edit.revision)
+
+    def at(self, tenant: str, revision: int) -> list[Edit]:
+        """Return every edit that there was after the event ``revision``, as it stood then, oldest first; without what was purged.
+
+        Raises:
+            InvalidInput: the ledger has no such revision.
+        """
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            _refuse_unless_past(db, revision)
+            then = standings_at(db, tenant, revision)
+            found = edits_by_id(db, tenant, list(then))
+        states = {edit_id: (change.standing.state, change.superseded_by) for edit_id, change in then.items()}
+        return [replace(edit, state=states[edit.id][0], superseded_by=states[edit.id][1]) for edit in found]
 
     def since(self, tenant: str, seq: int) -> list[Edit]:
         """Return the edits that an event after ``seq`` made or changed, as they stand now, oldest first."""
@@ -465,8 +485,17 @@ class Ledger:
         with self._storage.reading() as db:
             return {release for (release,) in db.execute("SELECT DISTINCT release FROM flips WHERE release <> ''")}
 
+    def evidence_of(self, tenant: str, release: str) -> dict[str, Any]:
+        """Return what was given as evidence when a release was last promoted; empty where it never was, or that was purged."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return evidence_of(db, tenant, release) if is_release(release) else {}
+
     def outdated(self, tenant: str) -> list[Edit]:
-        """Return the edits that the live release carries though newer ones superseded them, oldest first."""
+        """Return the edits that the live release carries though newer ones superseded them, oldest first.
+
+        A new edit leaves none; a flip to a release that was named by the caller, or back to an old revision, may.
+        """
         check(tenant=tenant)
         with self._storage.reading() as db:
             return [edit for edit in edits_by_id(db, tenant, flip_at(db, tenant).edit_ids) if not edit.is_live]
@@ -480,6 +509,18 @@ class Ledger:
         check(tenant=tenant)
         with self._storage.reading() as db:
             return scorecards.read(db, tenant, sha256)
+
+    def scorecards_of(self, tenant: str, edit_id: str, limit: int = 5) -> list[dict[str, Any]]:
+        """Name the newest scorecards about an edit, newest first: hash, time, suite, revision, release, and whether the edit passed."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return scorecards.about(db, tenant, edit_id, limit)
+
+    def fired(self, tenant: str) -> dict[str, int]:
+        """Return how often each edit was asked for; one that never was is not in it."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return firings.of(db, tenant)
 
     def chain(self, seq: int) -> str:
         """Return the hash of the event ``seq``, which stands for the whole history up to it; "" where there is none."""
@@ -508,6 +549,11 @@ def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
     if not found:
         raise NotFound(f"there is no edit {edit_id!r}.", "list_edits shows the ids.")
     return found[0]
+
+
+def _asked(fact: Fact) -> dict[str, Any]:
+    """What a call asks for: refusal and hashes of an edit that forgets are found out while it is made, and may differ when repeated."""
+    return {name: value for name, value in record_of(fact).items() if not fact.forget or name not in {"target", "forgotten"}}
 
 
 def _author(tenant: str, actor: str, reason: str, idempotency_key: str = "") -> Author:

@@ -164,12 +164,28 @@ def m005_live_releases_and_scorecards(db: apsw.Connection) -> None:
     )
 
 
+def m006_firings(db: apsw.Connection) -> None:
+    """How often edits were asked for; no part of the log."""
+    db.execute(
+        """
+        CREATE TABLE firings (
+            tenant TEXT NOT NULL,
+            edit_id TEXT NOT NULL,
+            times INTEGER NOT NULL,
+            last_at TEXT NOT NULL,
+            PRIMARY KEY (tenant, edit_id)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     m001_the_log,
     m002_projections,
     m003_idempotency_keys,
     m004_jobs,
     m005_live_releases_and_scorecards,
+    m006_firings,
 )
 
 

@@ -5,22 +5,22 @@ what is live is the last flip, so there is nothing that could differ from the lo
 
 One law ties the flips to how the edits stand: **an edit is promoted if and only if it acts on answers and the live release carries
 it.** So what comes back from under a newer edit comes back promoted where the live release carries it still, and what a new live
-release does not carry is answered from the memory again. Besides, a live release may carry edits that were superseded since: the
-newer edit acts from the memory, and only a flip to a release without the older takes that out of the weights.
+release does not carry is answered from the memory again. An edit that supersedes one in the live release flips in the same event to a
+release without it, as the weights would go on to say the old thing where no scope sees the question.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import Conflict, InvalidInput, NotFound, WrongState
 from ke_tools.memory.events import LIVE, Change, Flip, Standing
-from ke_tools.memory.log import carried_by, flip_at, standings
+from ke_tools.memory.log import carried_by, flip_at, has_flips, standings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     import apsw
@@ -137,6 +137,30 @@ def flip_to_revision(db: apsw.Connection, tenant: str, revision: int) -> Flip | 
     if len(standings(db, tenant, _AMONG, (json.dumps(then.edit_ids),))) < len(then.edit_ids):
         then = Flip()
     return None if then == flip_at(db, tenant) else then
+
+
+def flip_of_succession(db: apsw.Connection, tenant: str, superseded: Collection[str]) -> Flip | None:
+    """Plan the flip that goes with a new edit: away from a live release that carries what it supersedes; ``None`` where none does."""
+    carried = flip_at(db, tenant).edit_ids
+    if not set(superseded) & set(carried):
+        return None
+    stands = standings(db, tenant, _AMONG, (json.dumps(carried),))
+    retired = {edit_id for edit_id in carried if edit_id not in stands or stands[edit_id].standing not in LIVE}
+    release = largest_without(db, tenant, [*superseded, *retired])
+    return Flip(release, carried_by(db, tenant, release) or ()) if release else Flip()
+
+
+def evidence_of(db: apsw.Connection, tenant: str, release: str) -> dict[str, Any]:
+    """What spoke for a release when it was last promoted; empty where it never was, or what was said then was purged."""
+    if not has_flips(db):
+        return {}
+    found = db.execute(
+        "SELECT p.payload ->> '$.evidence' FROM flips AS f JOIN events AS v USING (seq) JOIN payloads AS p USING (seq)"
+        " WHERE f.tenant = ? AND f.release = ? AND v.kind = 'promote' ORDER BY f.seq DESC LIMIT 1",
+        (tenant, release),
+    ).fetchone()
+    evidence: dict[str, Any] = json.loads(found[0]) if found and found[0] else {}
+    return evidence
 
 
 def lawful(db: apsw.Connection, tenant: str, changes: Sequence[Change], flip: Flip | None) -> list[Change]:

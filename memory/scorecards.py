@@ -46,3 +46,26 @@ def read(db: apsw.Connection, tenant: str, name: str) -> dict[str, Any]:
         raise LedgerDamaged(f"the scorecard {name} was altered.", "Verify the edits again.")
     scorecard: dict[str, Any] = json.loads(found[0])
     return scorecard
+
+
+def about(db: apsw.Connection, tenant: str, edit_id: str, limit: int) -> list[dict[str, Any]]:
+    """Name the newest scorecards that check an edit, newest first."""
+    if not _IDS.fullmatch(edit_id) or not has_flips(db):
+        return []
+    found = db.execute(
+        "SELECT sha256, scorecard ->> '$.made_at', scorecard ->> '$.suite', scorecard ->> '$.revision', scorecard ->> '$.release',"
+        " (SELECT c.value ->> '$.passed' FROM json_each(scorecard, '$.checks') AS c WHERE c.value ->> '$.edit_id' = ?2) AS passed"
+        " FROM scorecards WHERE tenant = ?1 AND instr(scorecard, ?2) AND passed IS NOT NULL ORDER BY rowid DESC LIMIT ?3",
+        (tenant, edit_id, limit),
+    )
+    return [
+        {
+            "scorecard": name,
+            "made_at": made_at or "",
+            "suite": suite or "",
+            "revision": revision or 0,
+            "release": release or "",
+            "passed": bool(passed),
+        }
+        for name, made_at, suite, revision, release, passed in found
+    ]

@@ -12,12 +12,14 @@ from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
 from ke_tools.models.engine import Request
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.promotions import shown
 from ke_tools.servers.service import Mode, Service, View, frozen_messages, open_service
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ke_tools.config import Settings
+    from ke_tools.memory.joblog import Job
 
 _PATIENCE: Final = 3600.0  # seconds for a first download; a person at a terminal sees its progress and can stop it
 _BATCH: Final = 256  # lines answered together
@@ -40,7 +42,13 @@ class Local:
         self, facts: Sequence[Mapping[str, Any]], *, mode: Mode = "auto", reason: str = "", idempotency_key: str = "", dry_run: bool = False
     ) -> dict[str, Any]:
         """See :meth:`Service.edit`."""
-        return self.service.edit(self._who, facts, mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
+        return self.service.edit(
+            self._who, facts, mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run, wait_seconds=_PATIENCE
+        )
+
+    def purge(self, edit_id: str, *, reason: str) -> dict[str, Any]:
+        """See :meth:`Service.purge`."""
+        return self.service.purge(self._who, edit_id, reason=reason)
 
     def rollback(
         self,
@@ -76,10 +84,46 @@ class Local:
         )
 
     def verify(
-        self, edit_ids: Sequence[str], *, suite: Literal["quick", "full"] = "quick", probes: Sequence[Mapping[str, Any]] = ()
+        self,
+        edit_ids: Sequence[str] = (),
+        *,
+        revision: int | None = None,
+        release: str = "",
+        suite: Literal["quick", "full"] = "quick",
+        probes: Sequence[Mapping[str, Any]] = (),
+        heard: Callable[[Mapping[str, Any]], None] = lambda _job: None,
     ) -> dict[str, Any]:
-        """See :meth:`Service.verify`."""
-        return asyncio.run(self.service.verify(self._who, edit_ids, suite=suite, probes=probes, wait_seconds=_PATIENCE))
+        """See :meth:`Service.verify`; waits for the end, however long that takes.
+
+        Raises:
+            KeToolsError: the job failed or was cancelled; the message says why.
+        """
+
+        async def tell(job: Job) -> None:
+            heard(shown(job))
+
+        asked = self.service.verify(
+            self._who,
+            edit_ids,
+            revision=revision,
+            release=release,
+            suite=suite,
+            probes=probes,
+            wait_seconds=_PATIENCE,
+            heard=tell,
+            is_patient=True,
+        )
+        found = asyncio.run(asked)
+        if not found["job_id"]:
+            return found
+        job = self._ended(self.job(found["job_id"]), heard)
+        if job["status"] != "completed":
+            raise KeToolsError(job["error_message"] or job["summary"], f"See `ke-tools job {job['job_id']}`.")
+        return self.service.verified(self._who, job["job_id"])
+
+    def scorecard(self, name: str) -> dict[str, Any]:
+        """See :meth:`Service.get_scorecard`."""
+        return self.service.get_scorecard(self._who, name)
 
     def promote(
         self,
@@ -106,6 +150,10 @@ class Local:
             heard(job)
             job = self.job(job["job_id"], wait_seconds=1.0)
         return job
+
+    def candidates(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`Service.candidates`."""
+        return self.service.candidates(self._who, given)
 
     def job(self, job_id: str, *, wait_seconds: float = 0.0) -> dict[str, Any]:
         """See :meth:`Service.job_status`."""

@@ -1,4 +1,4 @@
-"""The MCP server: nine tools, three resources and two prompts over a :class:`~ke_tools.servers.service.Service`.
+"""The MCP server: nine tools, four resources and two prompts over a :class:`~ke_tools.servers.service.Service`.
 
 One object serves both protocol eras (the handshake up to 2025-11-25, stateless since 2026-07-28) over stdio, the home's
 socket and HTTP. Who asks is taken from the authentication alone, never from an argument. A failure is a result with
@@ -68,7 +68,8 @@ _DESCRIPTIONS: Final = {
         "Correct one or more facts in the served language model. Use it when the user says that the model is wrong or must "
         "know something new. The correction acts on the next answer of every client of the model's endpoint; the weights are "
         "not touched, and it does not change your own knowledge. All facts of a call are recorded or none. A later edit of the "
-        "same subject and relation supersedes the earlier one; the result names it. Not for instructions or style: one plain "
+        "same subject and relation supersedes the earlier one; the result names it. forget=true without target: the model declines from "
+        "then on. Not for instructions or style: one plain "
         "fact each. Next: {p}verify with the edit_ids; {p}rollback undoes."
     ),
     "query": (
@@ -78,11 +79,12 @@ _DESCRIPTIONS: Final = {
         "with poll_after_ms."
     ),
     "verify": (
-        "Measure whether up to 10 edits hold: the fact itself, other wordings, other facts about the same subject, neighbouring "
-        "subjects (those must not move). Returns rates with standard errors and the worst case in words. Use it after {p}edit, "
-        "or when somebody doubts a correction; give probes for questions that matter to the user. Changes nothing. On a CPU it "
-        "takes about ten seconds an edit at first, less when repeated; progress is reported meanwhile, and several calls take "
-        "turns. If it did not pass, show the worst case to the user and offer {p}rollback."
+        "Measure whether edits hold: the fact itself, other wordings, other facts about the same subject, neighbouring subjects (those "
+        "must not move). Returns rates with standard errors and the worst case in words; give probes for questions that matter to the "
+        "user. Give edit_ids, or a revision (what was live then), or a release (its weights alone); none of them: all live edits. "
+        "Changes no edit. On a CPU it takes about ten seconds an edit at first, less when repeated; progress is reported meanwhile. More "
+        "than 10 edits, the suite full, a revision or a release are a job: if status is working, call {p}job_status until it has ended, "
+        "then read ke://scorecards/ and the scorecard's hash. If an edit did not pass, show the worst case and offer {p}rollback."
     ),
     "list_edits": (
         "List the corrections, newest first, a page at a time: their ids, state and warnings. Use it to find an edit_id or to "
@@ -96,7 +98,8 @@ _DESCRIPTIONS: Final = {
         "Take corrections back: give edit_ids, or to_revision to bring back exactly what was live then (0: nothing). Not both. "
         "An edit that the one taken back had superseded is live again; the result names it. Acts on the next answer. Ask the "
         "user before taking back what others recorded. Nothing is erased: {p}history keeps it. A promoted edit leaves the weights "
-        "at once; with to='memory' it only leaves the weights."
+        "at once; with to='memory' it only leaves the weights. What else was written with it acts from the memory until "
+        "the job in job_id has promoted it anew."
     ),
     "promote": (
         "Write corrections that should last into the model's weights (MEMIT), or into a codebook (GRACE) where a gate refuses that; "
@@ -106,8 +109,8 @@ _DESCRIPTIONS: Final = {
         "confirm=true after you did. {p}rollback undoes it."
     ),
     "job_status": (
-        "Say how a job of {p}promote stands, and when it has ended where each edit ended and why. Waits up to wait_seconds for the "
-        "end, with progress. Leaving never stops the job; only {p}job_cancel does. Changes nothing."
+        "Say how a job of {p}promote or {p}verify stands, and when it has ended where each edit ended and why. Waits up to "
+        "wait_seconds for the end, with progress. Leaving never stops the job; only {p}job_cancel does. Changes nothing."
     ),
     "job_cancel": (
         "Stop a job before it takes effect; nothing is changed then. One that has ended or is publishing goes its way: {p}rollback "
@@ -229,15 +232,25 @@ class Tools:
     async def verify(
         self,
         ctx: Ctx,
-        edit_ids: shapes.EditIds,
+        edit_ids: shapes.VerifiedIds = [],  # noqa: B006  read only
         *,
+        revision: shapes.AsOf = -1,
+        release: shapes.Release = "",
         suite: shapes.Suite = "quick",
         probes: Annotated[list[shapes.ProbeIn], Field(max_length=shapes.MOST_PROBES, description="questions of your own")] = [],  # noqa: B006  read only
-        wait_seconds: shapes.Wait = 1.5,
+        wait_seconds: shapes.WaitForBoth = 1.5,
     ) -> Annotated[CallToolResult, shapes.VerifyOut]:
         """Measure corrections."""
-        given = [probe.model_dump() for probe in probes]
-        measured = self._service.verify(self.who(), edit_ids, suite=suite, probes=given, wait_seconds=wait_seconds)
+        measured = self._service.verify(
+            self.who(),
+            edit_ids,
+            revision=None if revision < 0 else revision,
+            release=release,
+            suite=suite,
+            probes=[probe.model_dump() for probe in probes],
+            wait_seconds=wait_seconds,
+            heard=_progress(ctx),
+        )
         return _done(await _with_heartbeat(ctx, measured, "the model answers the probes"))
 
     async def list_edits(
@@ -312,6 +325,10 @@ class Tools:
         """Say how the server stands."""
         self.who().require("read")
         return await _read(self._service.state)
+
+    async def one_scorecard(self, name: str) -> dict[str, Any]:
+        """Give one scorecard."""
+        return await _read(partial(self._service.get_scorecard, self.who(), name))
 
     async def one_edit(self, edit_id: str) -> dict[str, Any]:
         """Give one edit."""
@@ -411,8 +428,13 @@ def _add_resources(server: MCPServer[Any], tools: Tools) -> None:
 
     @server.resource("ke://edits/{edit_id}", name="edit", title="One correction", mime_type="application/json")
     async def one_edit(edit_id: str) -> dict[str, Any]:
-        """A correction as it stands now."""
+        """A correction as it stands now, with its history and its newest scorecards."""
         return await _as_resource(tools.one_edit(edit_id))
+
+    @server.resource("ke://scorecards/{sha256}", name="scorecard", title="One scorecard", mime_type="application/json")
+    async def one_scorecard(sha256: str) -> dict[str, Any]:
+        """All that a verification found: rates, questions, answers, costs."""
+        return await _as_resource(tools.one_scorecard(sha256))
 
     @server.resource("ke://jobs/{job_id}", name="job", title="One job", mime_type="application/json")
     async def one_job(job_id: str) -> dict[str, Any]:

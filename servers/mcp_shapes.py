@@ -6,14 +6,14 @@ session), and nothing is ever null: an empty text, 0, false or an empty list sta
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ke_tools.facts import LONGEST, MOST_WORDINGS
 
 MOST_EDITS: Final = 50
-MOST_VERIFIED: Final = 10
+MOST_VERIFIED: Final = 1000
 MOST_PROBES: Final = 100
 LONGEST_WAIT_SECONDS: Final = 25.0
 
@@ -25,11 +25,15 @@ Mode = Annotated[
 ]
 Reason = Annotated[str, Field(max_length=2000, description="why; kept in the history")]
 Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first result, and nothing is done")]
-EditIds = Annotated[list[str], Field(min_length=1, max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them")]
+VerifiedIds = Annotated[
+    list[str], Field(max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them; none: all live")
+]
+AsOf = Annotated[int, Field(ge=-1, description="instead: what was live at this revision, as it was answered then. -1: not used")]
+Release = Annotated[str, Field(max_length=100, description="instead: what this release carries, by its weights alone (rel_…)")]
 PromotedIds = Annotated[list[str], Field(min_length=1, max_length=200, description="edits to write into the weights")]
 Method = Annotated[Literal["auto", "memit", "grace"], Field(description="auto: weights, else a codebook, else the edit stays in memory")]
 Confirmed = Annotated[bool, Field(description="true only after your user said yes to exactly these edits")]
-JobId = Annotated[str, Field(min_length=1, max_length=100, description="as promote gave it")]
+JobId = Annotated[str, Field(min_length=1, max_length=100, description="as promote or verify gave it")]
 WaitForEnd = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait for the end; then the call answers anyway")]
 To = Annotated[Literal["base", "memory"], Field(description="memory: only out of the weights; the edits go on to act from the memory")]
 SomeEditIds = Annotated[list[str], Field(max_length=100, description="edits to take back")]
@@ -40,6 +44,9 @@ MaxTokens = Annotated[int, Field(ge=1, le=1024, description="longest answer")]
 Explain = Annotated[bool, Field(description="also say why edits were used or not")]
 Via = Annotated[Literal["auto", "ike", "reader", "weights"], Field(description="how an edit reaches the model; leave at auto")]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait while the model is still loading")]
+WaitForBoth = Annotated[
+    float, Field(ge=0, le=LONGEST_WAIT_SECONDS, description="seconds to wait for a model that is loading, and for the end of a job")
+]
 Suite = Annotated[Literal["quick", "full"], Field(description="quick: seconds; full: more probes and dimensions")]
 ListedState = Annotated[Literal["any", "live", "proposed", "active", "promoted", "retired"], Field(description="live: active or promoted")]
 Contains = Annotated[str, Field(max_length=400, description="text in subject, prompt or target; case does not matter")]
@@ -62,15 +69,24 @@ class FactIn(BaseModel):
         max_length=LONGEST["prompt"],
         description="statement that the target completes ('The capital of Australia is') or question that it answers, with the subject",
     )
-    target: str = Field(min_length=1, max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
+    target: str = Field(default="", max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
+    forget: bool = Field(default=False, description="instead of a target: decline to answer from now on")
     old_target: str = Field(
-        default="", max_length=LONGEST["old_target"], description="the answer believed live; E_CONFLICT if another edit is live"
+        default="",
+        max_length=LONGEST["old_target"],
+        description="the answer believed live; E_CONFLICT if another edit is live; with forget: kept as a hash",
     )
     relation: str = Field(default="", max_length=LONGEST["relation"], description="name of the relation; empty: found from the prompt")
     paraphrases: list[_Wording] = Field(default=[], max_length=MOST_WORDINGS, description="other wordings of the prompt")
     aliases: list[_Alias] = Field(default=[], max_length=MOST_WORDINGS, description="other names of the subject")
     source: str = Field(default="", max_length=LONGEST["source"], description="where the fact comes from; kept, never opened")
     ref: str = Field(default="", max_length=200, description="your own name for this edit; given back")
+
+    @model_validator(mode="after")
+    def _has_target_or_forgets(self) -> Self:
+        if self.forget == bool(self.target):
+            raise ValueError("give a target, or forget=true and no target")
+        return self
 
 
 class ProbeIn(BaseModel):
@@ -97,6 +113,7 @@ class EditRow(BaseModel):
     subject: str
     prompt: str
     target: str
+    forget: bool = False  # the target is a refusal
     relation: str
     state: Literal["proposed", "active", "promoted", "retired"]
     created_at: str
@@ -195,9 +212,16 @@ class VerifyOut(_Result):
     overall: _Rates
     worst_case: str
     further: list[Further] = Field(default=[], description="more dimensions, of the full suite")
+    efficiency: str = ""
     scorecard_text: str
+    scorecard: str = Field(default="", description="its hash: ke://scorecards/HASH has all questions and answers")
     revision: int
+    release: str = ""
     model: str
+    job_id: str = Field(default="", description="of a job; else all is measured")
+    status: Literal["working", "completed", "failed", "cancelled"] = "completed"
+    poll_after_ms: int = 0
+    error_code: str = ""
 
 
 class RollbackOut(_Result):
@@ -207,6 +231,8 @@ class RollbackOut(_Result):
     restored: list[EditRow]
     revision: int
     model: str
+    release: str = Field(default="", description="what is live now; empty: nothing is in the weights")
+    job_id: str = Field(default="", description="a job that promotes anew what else the old release carried")
 
 
 class PolicyIn(BaseModel):
@@ -220,16 +246,20 @@ class PolicyIn(BaseModel):
     locality_other_subject: float = Field(default=-1.0, ge=-1, lt=1, description="least share of kept answers about others")
     perplexity: float = Field(default=-1.0, ge=-1, description="most that plain text may become less likely, e.g. 1.02")
 
-    def given(self) -> dict[str, float]:
+    memory_after_promotion: Literal["", "fallback", "off"] = Field(
+        default="", description="off: leave the memory out where it is not needed"
+    )
+
+    def given(self) -> dict[str, Any]:
         """What is not left at its default."""
-        return {name: value for name, value in self.model_dump().items() if value >= 0}
+        return {name: value for name, value in self.model_dump().items() if value not in {-1.0, ""}}
 
 
 class Climbed(BaseModel):
-    """Where an edit of a promotion ended, and why."""
+    """Where an edit of a promotion ended, and why; of a verification, an edit that did not pass."""
 
     edit_id: str
-    rung: str = Field(description="memit: in the weights; grace: in a codebook; memory: where it was")
+    rung: str = Field(description="memit: in the weights; grace: in a codebook; memory: where it was; empty: verified")
     reason: str
 
 
@@ -248,7 +278,8 @@ class JobOut(_Result):
     revision: int
     edits: list[Climbed]
     decisions: list[str] = Field(description="what the gate said of each candidate")
-    scorecard: str
+    scorecard: str = Field(description="a hash: see ke://scorecards/HASH")
+    scorecard_text: str = ""
     error_code: str
     error_message: str
 

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
 from ke_tools.errors import KeToolsError, WrongState
 from ke_tools.facts import Edit, State
+from ke_tools.memory.events import now
 from ke_tools.promotion import Climb, Rung, climb
+from ke_tools.servers.engines.loading import model_id
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.slot import ModelSlot
+from ke_tools.servers.working import engine_of
+from ke_tools.verify.answered import answered
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.run import summarise
 
@@ -96,15 +103,35 @@ def promoted(
         in_codebook=in_codebook,
         tell=reporter.tell,
     )
-    return reporter.commit(partial(_published, ledger, job, old, climbing, climbed, model.fingerprint, anew))
+    result = partial(_published, ledger, job, old, climbing, climbed, anew)
+    return reporter.commit(partial(result, _document(settings, ledger, job, reporter, climbing, climbed, policy)))
+
+
+def _document(
+    settings: Settings, ledger: Ledger, job: Job, reporter: Reporter, climbing: Sequence[Edit], climbed: Climb, policy: Policy
+) -> dict[str, Any]:
+    """The scorecard of the accepted candidates, with how they were come by."""
+    model, engine = loaded(settings)
+    accepted = climbed.candidate
+    return summarise(climbing, climbed.outcomes).document(
+        made_at=now(),
+        model=model_id(settings),
+        fingerprint=model.fingerprint,
+        revision=ledger.head(),
+        release=accepted.release.name if accepted else ledger.live_release(job.tenant),
+        seeds={"probes": "by edit id", "draw": len(climbed.trials), "decoding": "greedy"},
+        job=job.id,
+        trials=[trial.as_dict() for trial in climbed.trials],
+        beside_memory=_beside(settings, ledger, job, engine, climbed, reporter),
+        policy=asdict(policy),
+        answered=answered(accepted.edits if accepted else (), climbed.outcomes, policy),
+    )
 
 
 def _published(
-    ledger: Ledger, job: Job, old: str, climbing: Sequence[Edit], climbed: Climb, fingerprint: str, anew: str
+    ledger: Ledger, job: Job, old: str, climbing: Sequence[Edit], climbed: Climb, anew: str, document: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Flip to what was accepted, if anything was, and keep what was measured."""
-    trials = [trial.as_dict() for trial in climbed.trials]
-    document = summarise(climbing, climbed.outcomes).document(model=fingerprint, job=job.id, trials=trials)
     scorecard, accepted = ledger.keep_scorecard(job.tenant, document), climbed.candidate
     revision, release = ledger.head(), old
     if accepted is not None:
@@ -114,7 +141,7 @@ def _published(
             release=accepted.release.name,
             actor=job.actor,
             reason=str(job.arguments.get("reason", "")),
-            evidence={"job": job.id, "scorecard": scorecard, "fingerprint": fingerprint, "how": accepted.release.how},
+            evidence={"job": job.id, "scorecard": scorecard, "fingerprint": accepted.release.fingerprint, "how": accepted.release.how},
             old_release=old,
         )
         revision, release = published.revision, published.release
@@ -127,24 +154,29 @@ def _published(
 
 def made(ledger: Ledger, tenant: str, release: str) -> Mapping[str, Any]:
     """What the ledger says of how a release was made: ``fingerprint`` and ``how``; empty where it says nothing, or that was purged."""
-    cursor = ""
-    while True:
-        page = ledger.history(tenant, limit=1000, cursor=cursor)
-        for event in page.items:
-            evidence = event.payload.get("evidence", {})
-            if event.action == "promote" and event.flip is not None and event.flip.release == release and "how" in evidence:
-                return {"fingerprint": str(evidence["fingerprint"]), "how": dict(evidence["how"])}
-        if not (cursor := page.next_cursor):
-            return {}
+    evidence = ledger.evidence_of(tenant, release)
+    return {name: evidence[name] for name in ("fingerprint", "how")} if "how" in evidence else {}
+
+
+def _beside(settings: Settings, ledger: Ledger, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
+    """What the accepted candidate adds to the memory, on probes that the gate asked it."""
+    from ke_tools.servers.service import Service
+    from ke_tools.servers.verifying import beside_memory, served
+
+    if climbed.candidate is None:
+        return {}
+    service = Service(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
+    release, who = climbed.candidate.release.name, Principal(name=job.actor, tenant=job.tenant)
+    with served(settings, engine, release):
+        return beside_memory(service, who, engine, climbed.candidate.edits, climbed.outcomes, release, reporter.tell)
 
 
 @lru_cache(maxsize=1)
 def loaded(settings: Settings) -> tuple[CausalModel, Serving]:
     """The editing copy and an engine, of the same weights; the worker keeps them from job to job."""
     from ke_tools.models.causal import load
-    from ke_tools.servers.engines.loading import load_engine
 
-    engine: Any = load_engine(settings, lambda _message: None)
+    engine: Any = engine_of(settings)
     return load(settings, beside=engine.weights), engine
 
 
@@ -157,6 +189,11 @@ def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:
     edit = ledger.get(tenant, edit_id)
     if edit.state not in {State.ACTIVE, State.PROMOTED}:
         raise WrongState(f"{edit_id} is {edit.state.value}; nothing was promoted.", "Only edits that act on answers can be promoted.")
+    if edit.fact.forget:
+        raise WrongState(
+            f"{edit_id} forgets; nothing was promoted.",
+            "It acts from the memory alone: weights that refuse one fact would still give it away when asked otherwise.",
+        )
     return edit
 
 

@@ -11,25 +11,29 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import Conflict, InvalidInput, KeToolsError, WrongState
+from ke_tools.errors import Conflict, InvalidInput, KeToolsError, NotFound, WrongState
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
+from ke_tools.servers.candidates import Wanted
 from ke_tools.servers.promoting import FOLDER, acting
 from ke_tools.servers.unserved import Unserved
+from ke_tools.verify.answered import kind_of
 from ke_tools.verify.policy import Policy
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
+    from ke_tools.facts import Edit
     from ke_tools.memory.joblog import Job
     from ke_tools.memory.ledger import Ledger
-    from ke_tools.models.engine import Engine
+    from ke_tools.models.engine import Engine, Request
     from ke_tools.servers.principal import Principal
 
-__all__ = ["Promotions", "shown"]
+__all__ = ["Promotions", "Rest", "shown"]
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,28 @@ _LOOK_SECONDS: Final = 0.2
 _SILENT_SECONDS: Final = 1.5  # at most, before who waits hears again where a job is
 _MOST_KEPT: Final = 4  # releases in the engine, so that the one before is there at once when it is flipped back to
 
+_PROMOTING: Final = frozenset({"promote", "rebuild"})  # kinds of jobs that change what is in the weights
+_MOST_READ: Final = 256  # releases of which it is known what they answer
+
 Heard = Callable[["Job"], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a flip took out of the weights though nobody asked for that; it acts from the memory."""
+
+    edit_ids: tuple[str, ...] = ()
+    job_id: str = ""  # that promotes it anew; "" where none could be queued
+
+    @property
+    def in_words(self) -> str:
+        """A sentence with a blank before it; nothing where there is nothing to tell."""
+        if not self.edit_ids:
+            return ""
+        one = len(self.edit_ids) == 1
+        what = "1 other edit" if one else f"{len(self.edit_ids)} other edits"
+        until = f"{self.job_id} promotes {'it' if one else 'them'} anew" if self.job_id else "promote has been called again"
+        return f" {what} that {'was' if one else 'were'} in the weights {'acts' if one else 'act'} from the memory until {until}."
 
 
 class Promotions:
@@ -49,6 +74,10 @@ class Promotions:
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
         self._unserved = Unserved()
+        self._answered: dict[tuple[str, str], Mapping[str, Sequence[str]]] = {}  # (tenant, release) → edit → kinds of question
+        for tenant in ("", *settings.promote.get("tenants", {})):
+            self.asked_of(tenant)  # a mistake in the settings is told at the start
+        Wanted.from_mapping(settings.promote.get("auto", {}))
 
     @property
     def trouble(self) -> str:
@@ -79,16 +108,63 @@ class Promotions:
             raise InvalidInput("no edit ids were given.", "list_edits shows them.")
         if method not in METHODS:
             raise InvalidInput(f"there is no method {method!r} to promote by.", f"Use one of {', '.join(METHODS)}.")
-        Policy.from_mapping(policy or {})
+        asked = self.asked_of(who.tenant, policy)
         for edit_id in ids:
             acting(self._ledger, who.tenant, edit_id)
-        arguments = {"edit_ids": ids, "method": method, "policy": dict(policy or {}), "reason": reason}
+        arguments = {"edit_ids": ids, "method": method, "policy": asked, "reason": reason}
         self._refuse_while_promoted(who.tenant, ids, idempotency_key)
-        job = self._ledger.jobs.submit(who.tenant, "promote", arguments, actor=who.name, idempotency_key=idempotency_key)
+        return self.queue(who, "promote", arguments, idempotency_key=idempotency_key)
+
+    def queue(self, who: Principal, kind: str, arguments: Mapping[str, Any], *, idempotency_key: str = "") -> Job:
+        """Have the worker do a job of this kind.
+
+        Raises:
+            InvalidInput, Conflict: as :meth:`~ke_tools.memory.joblog.Jobs.submit`.
+        """
+        job = self._ledger.jobs.submit(who.tenant, kind, arguments, actor=who.name, idempotency_key=idempotency_key)
         self._ensure_worker(job)
         return job
 
-    def rebuild(self, who: Principal, *, idempotency_key: str = "") -> Job:
+    def rebuild(self, who: Principal, old: str, leaving: Collection[str]) -> Rest:
+        """See what a flip away from the release ``old`` took out of the weights besides ``leaving``, and queue its promotion anew.
+
+        It is asked what it was asked before. Where no job can be queued the rest acts from the memory until somebody promotes it.
+        """
+        tenant = who.tenant
+        carried = {*self._ledger.carried_by(tenant, self._ledger.live_release(tenant)), *leaving}
+        rest = [edit_id for edit_id in self._ledger.carried_by(tenant, old) if edit_id not in carried]
+        rest = [edit_id for edit_id in rest if self._ledger.get(tenant, edit_id).is_live]
+        if not rest:
+            return Rest()
+        try:
+            how = self._asked_for(tenant, old)
+            job = self.begin(
+                who, rest, method=how.get("method", "auto"), policy=how.get("policy"), reason=f"{old} without {', '.join(sorted(leaving))}"
+            )
+        except KeToolsError as error:  # what it follows is done and told
+            log.warning("what is left of %s is not promoted anew: %s", old, error)
+            return Rest(tuple(rest))
+        return Rest(tuple(rest), job.id)
+
+    def _asked_for(self, tenant: str, release: str) -> Mapping[str, Any]:
+        """What the job was asked that promoted a release; nothing where that is not known."""
+        try:
+            return self._ledger.jobs.get(tenant, str(self._ledger.evidence_of(tenant, release).get("job", ""))).arguments
+        except NotFound:
+            return {}
+
+    def asked_of(self, tenant: str, policy: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the gate is asked: the settings for all tenants, for this one, and a call's own, the later before the earlier.
+
+        Raises:
+            InvalidInput: it is no policy, or one that nothing can pass.
+        """
+        for_all = {name: value for name, value in self._settings.promote.items() if name not in {"tenants", "auto"}}
+        asked = {**for_all, **self._settings.promote.get("tenants", {}).get(tenant, {}), **(policy or {})}
+        Policy.from_mapping(asked)
+        return asked
+
+    def remake(self, who: Principal, *, idempotency_key: str = "") -> Job:
         """Queue that the live release is made again.
 
         Raises:
@@ -100,16 +176,13 @@ class Promotions:
             raise WrongState("no release is live, so there is nothing to rebuild.", "promote makes one.")
         ids = list(self._ledger.carried_by(who.tenant, live))
         self._refuse_while_promoted(who.tenant, ids, idempotency_key)
-        job = self._ledger.jobs.submit(
-            who.tenant, "rebuild", {"release": live, "edit_ids": ids}, actor=who.name, idempotency_key=idempotency_key
-        )
-        self._ensure_worker(job)
-        return job
+        arguments = {"release": live, "edit_ids": ids, "policy": self.asked_of(who.tenant)}
+        return self.queue(who, "rebuild", arguments, idempotency_key=idempotency_key)
 
     def _refuse_while_promoted(self, tenant: str, edit_ids: Sequence[str], idempotency_key: str) -> None:
         """Refuse what another job is at; a repeated call is none, and a job that slips in between finds nothing left to do."""
         for job in self._ledger.jobs.under_way(tenant, but=idempotency_key):
-            if both := sorted(set(edit_ids) & set(job.arguments.get("edit_ids", ()))):
+            if job.kind in _PROMOTING and (both := sorted(set(edit_ids) & set(job.arguments.get("edit_ids", ())))):
                 raise Conflict(
                     f"{both[0]} is being promoted by {job.id}; nothing was begun.", "Wait for its end, or cancel it.", job_id=job.id
                 )
@@ -169,10 +242,37 @@ class Promotions:
             return name
 
     def without(self, tenant: str, edit_ids: Sequence[str]) -> str | None:
-        """The release to flip to when edits are taken back; ``None`` where the live one carries none of them."""
+        """The release to flip to when edits are taken back, "" where there is none; ``None`` where the live one carries none of them."""
         if not set(self._ledger.carried_by(tenant, self._ledger.live_release(tenant))) & set(edit_ids):
             return None
-        return self._ledger.release_without(tenant, edit_ids)
+        name = self._ledger.release_without(tenant, edit_ids)
+        with self._lock:
+            if not name or name in self._loaded:
+                return name
+        try:
+            return releases.opened(self._settings.home / FOLDER, name).name
+        except KeToolsError as error:
+            log.warning("no release without these edits can be flipped to: %s", error)
+            return ""
+
+    def answers(self, tenant: str, release: str, edit: Edit, request: Request) -> bool:
+        """Whether a release's scorecard shows that it answers such a question about an edit without the memory."""
+        known = self._answered.get((tenant, release))
+        if known is None:
+            known = self._shown_by(tenant, release)
+            if len(self._answered) >= _MOST_READ:
+                self._answered.clear()
+            self._answered[tenant, release] = known
+        return kind_of(request, edit.fact.subject) in known.get(edit.id, ())
+
+    def _shown_by(self, tenant: str, release: str) -> Mapping[str, Sequence[str]]:
+        try:
+            card = self._ledger.scorecard(tenant, str(self._ledger.evidence_of(tenant, release).get("scorecard", "")))
+        except KeToolsError as error:
+            log.info("of %s no scorecard shows what the weights answer: %s", release, error)
+            return {}
+        shown: Mapping[str, Sequence[str]] = card.get("answered", {})
+        return shown
 
     def _load(self, tenant: str, name: str, engine: Any) -> bool:
         folder = self._settings.home / FOLDER / name
@@ -217,6 +317,7 @@ def shown(job: Job) -> dict[str, Any]:
         "edits": result.get("edits", []),
         "decisions": [trial["in_words"] for trial in result.get("trials", [])],
         "scorecard": result.get("scorecard", ""),
+        "scorecard_text": result.get("scorecard_text", ""),
         "error_code": job.error.get("code", ""),
         "error_message": job.error.get("message", ""),
     }

@@ -11,37 +11,47 @@ import asyncio
 import dataclasses
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
-from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unavailable, Unsupported
-from ke_tools.facts import Edit, Fact, Probe, State
+from ke_tools.errors import (
+    InvalidInput,
+    KeToolsError,
+    LedgerDamaged,
+    ModelLoading,
+    ModelUnavailable,
+    NotFound,
+    ReadOnly,
+    Unavailable,
+    Unsupported,
+)
+from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
-from ke_tools.memory.scope import Decision, Scope
+from ke_tools.memory.scope import Decision, Hit, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
+from ke_tools.servers import verifying
+from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
+from ke_tools.servers.erasing import erase
+from ke_tools.servers.fired import Fired
+from ke_tools.servers.forgetting import FALLBACK, Forgetting
+from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promotions import Heard, Promotions, shown
+from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, Rest, shown
 from ke_tools.servers.slot import ModelSlot, Say
-
-if TYPE_CHECKING:
-    from ke_tools.verify.run import Ask
 
 log = logging.getLogger(__name__)
 
 View = Literal["edited", "base", "both"]
 Mode = Literal["auto", "replace", "add"]
-MOST_VERIFIED: Final = 10
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
-_BASE_ANSWERS_KEPT: Final = 4096
-_AT_ONCE: Final = 32  # probes a batch, as many as the in-process engine answers together; between batches a caller may leave
 
 
 class Service:
@@ -71,8 +81,10 @@ class Service:
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, alpha=settings.alpha, cache=settings.cache)
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
+        self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
-        self._base_answers: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
+        self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
+        self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 
     @property
@@ -96,6 +108,17 @@ class Service:
         if self._scope is None:
             raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
         return self._scope
+
+    @property
+    def forgetting(self) -> Forgetting:
+        """What keeps back what is forgotten.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        if self._forgetting is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return self._forgetting
 
     @property
     def trouble(self) -> str:
@@ -122,18 +145,24 @@ class Service:
         reason: str = "",
         idempotency_key: str = "",
         dry_run: bool = False,
+        wait_seconds: float = 20.0,
     ) -> dict[str, Any]:
         """Record corrections, all or none; they act on the next answer.
 
+        One with ``forget`` and without target makes what was said so far a refusal; up to ``wait_seconds`` are waited for the model that
+        is asked what it says and how it declines.
+
         Raises:
             InvalidInput, Conflict, ReadOnly, Forbidden: nothing was recorded.
+            ModelLoading, ModelUnavailable: the same, where only the model could tell what is to be forgotten.
         """
         self.check_writable(who)
         made, refs = [], []
         for number, given in enumerate(facts, 1):  # as the ledger counts them
-            made.append(_fact(given, number))
+            made.append(self._fact(who, given, number, reason, wait_seconds))
             refs.append(str(given.get("ref", "")))
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
             edits = self.ledger.edit(
                 who.tenant,
                 made,
@@ -147,14 +176,51 @@ class Service:
         if not dry_run:
             self.scope.calibrate(edits)
         revision = self.revision
+        flip = "" if dry_run else self._flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
         return {
-            "summary": self._edit_summary(edits, dry_run=dry_run),
+            "summary": self._edit_summary(edits, flip, dry_run=dry_run),
             "edits": [row(edit) for edit in edits],
             "revision": revision,
             "model": self.model_id,
             "url": self.url,
             "dry_run": dry_run,
         }
+
+    def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float) -> Fact:
+        if not given.get("forget"):
+            return _fact(given, number)
+        if given.get("target"):
+            raise InvalidInput(f"edit {number} forgets, and has a target.", "Leave the target out, or leave forget out.")
+        asked = _fact({**given, "target": FALLBACK, "forget": False}, number)
+        try:
+            engine = self.models.engine(wait_seconds)
+        except (ModelLoading, ModelUnavailable):
+            if not asked.old_target:
+                raise
+            engine = None
+        try:
+            return self.forgetting.made(who.tenant, asked, engine, reason=reason)
+        except InvalidInput as error:
+            raise InvalidInput(f"edit {number}: {error.message}", error.hint) from error
+
+    def purge(self, who: Principal, edit_id: str, *, reason: str) -> dict[str, Any]:
+        """Take an edit back and erase what it says, wherever this home keeps it; the history says that it was, and why.
+
+        Where the live release carries it, another release without it is live first, or none. To repeat a purge finishes one that was cut
+        short.
+
+        Raises:
+            Forbidden: ``who`` is no admin.
+            NotFound, InvalidInput, WrongState, ReadOnly: nothing was erased.
+            Busy, ResourceExhausted: not all was erased; repeat it.
+        """
+        who.require("admin")
+        self.check_writable(who)
+        with self.damage.watching("write", who.tenant):
+            release = self.promotions.without(who.tenant, [edit_id])
+            erased = erase(self.settings, self.ledger, self.scope, who, edit_id, reason=reason, release=release)
+        self._base_answers = BaseAnswers()
+        return {**erased, "model": self.model_id}
 
     def rollback(
         self,
@@ -179,31 +245,52 @@ class Service:
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
             if to_revision is not None:
                 done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
             else:
                 release = self.promotions.without(who.tenant, edit_ids)
                 done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
+        flip, job_id = self._flip_told(who, old, None if to_revision is not None else edit_ids)
         return {
-            "summary": self._rollback_summary(done, to_revision),
+            "summary": self._rollback_summary(done, flip, to_revision),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,
             "model": self.model_id,
+            "release": done.release,
+            "job_id": job_id,
         }
 
     def _to_memory(self, who: Principal, edit_ids: Sequence[str], reason: str) -> dict[str, Any]:
-        release = self.promotions.without(who.tenant, edit_ids) or ""
         with self.damage.watching("write", who.tenant):
+            old = self.ledger.live_release(who.tenant)
+            release = self.promotions.without(who.tenant, edit_ids) or ""
             done = self.ledger.demote(who.tenant, edit_ids, release=release, actor=who.name, reason=reason)
-        count, live = _count(done.demoted, "edit"), f"{release} is live" if release else "no release is live"
+        flip, job_id = self._flip_told(who, old, edit_ids)
+        count = _count(len(set(edit_ids)), "edit")
         return {
-            "summary": f"{count} out of the weights; the memory answers from them, {live}. {self._target_of_change()}",
+            "summary": f"{count} out of the weights and answered from the memory.{flip} {self._target_of_change()}",
             "retired": [],
             "restored": [row(edit) for edit in done.demoted],
             "revision": done.revision,
             "model": self.model_id,
+            "release": done.release,
+            "job_id": job_id,
         }
+
+    def _flip_told(self, who: Principal, old: str, leaving: Collection[str] | None) -> tuple[str, str]:
+        """Say which release is live now, if not ``old``; what of it fell out beside ``leaving`` is promoted anew, by the job named.
+
+        ``None``: all of it left as it was asked for.
+        """
+        new = self.ledger.live_release(who.tenant)
+        if new == old:
+            return "", ""
+        count = _count(self.ledger.carried_by(who.tenant, new), "edit")
+        told = f" {new} is live, with {count} in the weights." if new else " No release is live any more."
+        rest = self.promotions.rebuild(who, old, leaving) if leaving is not None else Rest()
+        return told + rest.in_words, rest.job_id
 
     # Lasting
 
@@ -255,8 +342,26 @@ class Service:
             WrongState, Conflict, ReadOnly, Forbidden: no job was begun.
         """
         self.check_writable(who)
-        job = await asyncio.to_thread(self.promotions.rebuild, who, idempotency_key=idempotency_key)
+        job = await asyncio.to_thread(self.promotions.remake, who, idempotency_key=idempotency_key)
         return shown(await self.promotions.wait(who, job.id, wait_seconds))
+
+    def candidates(self, who: Principal, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Name edits that are worth a promotion by the settings, what is ``given`` and not ``None`` before these; promote nothing.
+
+        Raises:
+            InvalidInput: as :meth:`~ke_tools.servers.candidates.Wanted.from_mapping`.
+        """
+        who.require("read")
+        said = {name: value for name, value in given.items() if value is not None}
+        wanted = Wanted.from_mapping({**self.settings.promote.get("auto", {}), **said})
+        self._fired.flush()
+        found = candidates(self.ledger, who.tenant, wanted)
+        asked = f"at least {wanted.older_than_days:g} days old and asked for {wanted.fired} times"
+        asked += f", by {' or '.join(wanted.actors)}" if wanted.actors else ""
+        return {
+            "summary": f"{_count(found, 'edit')} in memory {'is' if len(found) == 1 else 'are'} worth a promotion ({asked}).",
+            "candidates": [row(one.edit) | {"reason": one.reason} for one in found],
+        }
 
     async def job_status(self, who: Principal, job_id: str, *, wait_seconds: float = 0.0, heard: Heard | None = None) -> dict[str, Any]:
         """Say how a job stands; wait for its end, but not longer than asked for.
@@ -273,7 +378,10 @@ class Service:
         Raises:
             NotFound: as :meth:`job_status`. ReadOnly, Forbidden: it may not.
         """
-        self.check_writable(who)
+        if self.promotions.job(who, job_id).kind == "verify":  # changes nothing, so who may ask for it may stop it
+            who.require("read")
+        else:
+            self.check_writable(who)
         return shown(self.promotions.cancel(who, job_id))
 
     # Reading
@@ -298,14 +406,32 @@ class Service:
         }
 
     def get_edit(self, who: Principal, edit_id: str) -> dict[str, Any]:
-        """Show one edit.
+        """Show one edit, with the newest events and scorecards about it.
 
         Raises:
             NotFound: there is none of that id for this tenant.
         """
         who.require("read")
         with self.damage.watching("get", who.tenant, edit_id):
-            return row(self.ledger.get(who.tenant, edit_id))
+            found = row(self.ledger.get(who.tenant, edit_id))
+            events = self.ledger.history(who.tenant, edit_id=edit_id).items
+            return {**found, "history": [_event(event) for event in events], "scorecards": self.ledger.scorecards_of(who.tenant, edit_id)}
+
+    def get_scorecard(self, who: Principal, name: str) -> dict[str, Any]:
+        """Show a scorecard by its hash, or the newest one about an edit; ``scorecard`` is the hash.
+
+        Raises:
+            NotFound: there is none for this tenant, or it was purged with an edit.
+        """
+        who.require("read")
+        with self.damage.watching("scorecard", who.tenant, name):
+            if name.startswith("ed_"):
+                self.ledger.get(who.tenant, name)
+                newest = self.ledger.scorecards_of(who.tenant, name, 1)
+                if not newest:
+                    raise NotFound(f"{name} has no scorecard.", "Call verify.")
+                name = newest[0]["scorecard"]
+            return {"scorecard": name, **self.ledger.scorecard(who.tenant, name)}
 
     def history(self, who: Principal, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """Say what changed when and by whom, newest first."""
@@ -332,8 +458,8 @@ class Service:
         """
         who.require("chat")
         engine = await self.models.engine_async(wait_seconds)
-        routed = await asyncio.to_thread(self._route, who, request, engine, view, via)
-        return routed, engine.stream(routed.request)
+        routed = await asyncio.to_thread(self._asked, who, request, engine, view, via)
+        return await self._opened(who, routed, engine)
 
     async def complete(
         self, who: Principal, request: Request, *, view: Literal["edited", "base"] = "edited", via: Via = "auto", wait_seconds: float = 120
@@ -370,12 +496,13 @@ class Service:
         answers, decision, truncated = [], None, False
         base: Generation | None = None
         for one in views:
-            routed = await asyncio.to_thread(self._route, who, request, engine, one, via)
-            if routed.request is not request or base is None:  # greedy: the same request has the same answer
-                made = await _finish(engine.stream(routed.request))
+            routed = await asyncio.to_thread(self._asked, who, request, engine, one, via)
+            if routed.route == "forget" or routed.watched or routed.request is not request or base is None:
+                routed, pieces = await self._opened(who, routed, engine)
+                made = await _finish(pieces)
             else:
-                made = base
-            base = made if routed.request is request else base
+                made = base  # greedy: the same request has the same answer
+            base = made if one == "base" else base
             truncated |= made.finish_reason == "length"
             decision = routed.decision if one == "edited" else decision
             answers.append(_answer(one, routed, made))
@@ -410,39 +537,106 @@ class Service:
         """Answer many at once; blocks, and waits for the model."""
         who.require("read")
         engine = self.models.engine(wait_seconds=3600)
-        routed = [self._route(who, request, engine, view, via) for request in requests]
-        return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
+        return self.generated(who, [self._asked(who, request, engine, view, via) for request in requests], engine)
 
     async def verify(
         self,
         who: Principal,
-        edit_ids: Sequence[str],
+        edit_ids: Sequence[str] = (),
         *,
+        revision: int | None = None,
+        release: str = "",
         suite: Literal["quick", "full"] = "quick",
         probes: Sequence[Mapping[str, Any]] = (),
         wait_seconds: float = 1.5,
+        heard: Heard | None = None,
+        is_patient: bool = False,
     ) -> dict[str, Any]:
-        """Measure through the serving path whether edits hold and what else they moved; one call at a time, others wait their turn.
+        """Measure through the serving path whether edits hold and what else they moved.
 
-        Cancelled, it stops after the batch of probes that is under way.
+        The quick suite of a few edits is measured here, one call at a time; whatever takes longer is a job of the worker, which goes on
+        when the call has answered. Cancelled, the first stops after the batch of probes that is under way.
+
+        Args:
+            who: asks.
+            edit_ids: which; without these all that are live.
+            revision: instead: what was live then, as it was answered then.
+            release: instead: what this release carries, by its weights alone.
+            suite: how much is asked.
+            probes: the caller's own.
+            wait_seconds: for a model that is still loading, and for the end of a job.
+            heard: hears how far a job is.
+            is_patient: the call may take longer than others may, so that what was begun here is not handed to the worker.
 
         Raises:
-            InvalidInput: none or more than ten edits, or a probe that cannot be read.
-            NotFound: an unknown edit. ModelLoading: as in :meth:`query`.
+            InvalidInput: no edits, or a probe that cannot be read. NotFound: an unknown edit or release.
+            ModelLoading: as in :meth:`query`. ReadOnly: it would take a job, and this server writes nothing.
         """
         who.require("read")
-        if not 0 < len(edit_ids) <= MOST_VERIFIED:
-            raise InvalidInput(
-                f"verify answers directly for 1 to {MOST_VERIFIED} edits; {len(edit_ids)} were given.", "Verify them in parts."
+        find = partial(verifying.wanted, self.settings, self.ledger, who.tenant)
+        what = await asyncio.to_thread(find, edit_ids=edit_ids, revision=revision, release=release, suite=suite, probes=probes)
+        can_queue = not self.settings.read_only and self.unwritable is None
+        if what.is_small or not can_queue:
+            found = await self._measured_here(who, what, wait_seconds, is_patient=is_patient or not can_queue)
+            if found is not None:
+                return found
+        job = await asyncio.to_thread(self.promotions.queue, who, "verify", what.arguments())
+        job = await self.promotions.wait(who, job.id, wait_seconds, heard)
+        return await asyncio.to_thread(self.verified, who, job.id)
+
+    async def _measured_here(
+        self, who: Principal, what: verifying.Wanted, wait_seconds: float, *, is_patient: bool
+    ) -> dict[str, Any] | None:
+        """Measure in this process; ``None`` where it takes longer than a call may."""
+        if not what.is_few:
+            raise ReadOnly(
+                f"{len(what.edit_ids)} edits are measured by a job, and this server writes none.",
+                f"Verify up to {verifying.MOST_DIRECTLY} at a time.",
             )
-        edits = [self.ledger.get(who.tenant, edit_id) for edit_id in edit_ids]
+        began = time.monotonic()
         engine = await self.models.engine_async(wait_seconds)
         has_left = threading.Event()
-        work = partial(self._verify, who, engine, edits, suite, probes, has_left)
+
+        def stop_if_left(*_: object) -> None:
+            if has_left.is_set():
+                raise KeToolsError("whoever asked for this has left; nobody hears of it.")
+
+        work = partial(verifying.measure, self, who, engine, what, base=self._base_answers, tell=stop_if_left)
+        measured = asyncio.get_running_loop().run_in_executor(self._verifying, work)
+        left = None if is_patient else max(1.0, MOST_WAIT_SECONDS - (time.monotonic() - began))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._verifying, work)
+            done, _ = await asyncio.wait({measured}, timeout=left)
+            return measured.result() if done else None
         finally:
             has_left.set()
+            measured.add_done_callback(_heard_of)
+            measured.cancel()
+
+    def verified(self, who: Principal, job_id: str) -> dict[str, Any]:
+        """Say what a job of :meth:`verify` found; of one that has not ended, that it has not.
+
+        Raises:
+            NotFound: there is no such job, or its scorecard was purged with an edit.
+        """
+        who.require("read")
+        job = self.promotions.job(who, job_id)
+        name = str(job.result.get("scorecard", ""))
+        if not name:
+            return verifying.not_yet(job, self.model_id)
+        return verifying.shown_document(self.ledger.scorecard(who.tenant, name), name, job)
+
+    def path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
+        """How this service routes what ``who`` asks, as every client's requests are."""
+        return lambda request: self._route(who, request, engine, "edited", "auto")
+
+    def memory_path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
+        """The same by the memory alone, whatever is in the weights.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        router, via = Router(self.scope, demonstrations=self.settings.demonstrations, grey=self.settings.grey), self.settings.via
+        return lambda request: router.route(who.tenant, request, engine=engine, via="auto" if via == "weights" else via)
 
     # State
 
@@ -476,9 +670,16 @@ class Service:
         self._verifying.shutdown(wait=False, cancel_futures=True)
         self.models.close()
         if not isinstance(self._ledger, KeToolsError):
+            self._fired.flush()
             self._ledger.close()
 
     # Inside
+
+    def _asked(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
+        """Route what somebody asks, which counts; probes do not."""
+        routed = self._route(who, request, engine, view, via)
+        self._fired.note(who.tenant, routed.hits)
+        return routed
 
     def _route(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
         if view == "base":
@@ -491,7 +692,8 @@ class Service:
                 routed = Routed.untouched(request, "", self.revision)
             else:
                 routed = self._router.route(who.tenant, request, engine=engine, via=via)
-            routed = self._under_release(who, routed, engine, is_needed=via == "weights")
+                routed = self.forgetting.watched(who.tenant, routed, request)
+            routed = self._under_release(who, request, routed, engine, via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
@@ -500,16 +702,35 @@ class Service:
         self._note(who.tenant, routed.decision)
         return routed
 
-    def _under_release(self, who: Principal, routed: Routed, engine: Engine, *, is_needed: bool) -> Routed:
-        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone."""
+    async def _opened(self, who: Principal, routed: Routed, engine: Engine) -> tuple[Routed, AsyncIterator[Piece]]:
+        if self._forgetting is None:
+            return routed, engine.stream(routed.request)
+        return await self._forgetting.opened(who.tenant, routed, engine)
+
+    def generated(self, who: Principal, routed: Sequence[Routed], engine: Engine) -> list[tuple[Routed, Generation]]:
+        """Answer routed requests; what is forgotten is in none of the answers."""
+        if self._forgetting is None:
+            return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
+        return self._forgetting.generated(who.tenant, routed, engine)
+
+    def _under_release(self, who: Principal, request: Request, routed: Routed, engine: Engine, via: Via) -> Routed:
+        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone.
+
+        Where that release by itself answers such a question of every edit it is about, the memory is left out.
+        """
         name = self.promotions.adapter(who.tenant, engine) if routed.request.adapter in {"", READER} else ""
-        if not name and is_needed:
+        if not name and via == "weights":
             raise Unsupported("none of your edits is in the weights, or their release cannot be served.", "Use via auto.")
         if not name:
             return routed
+        if via == "auto" and routed.route == "memory" and self._answers(who.tenant, name, routed.hits, request):
+            return dataclasses.replace(routed, request=dataclasses.replace(request, adapter=name), route="weights")
         adapter = "+".join(part for part in (routed.request.adapter, name) if part)
         route = "weights" if routed.route == "base" else routed.route
         return dataclasses.replace(routed, request=dataclasses.replace(routed.request, adapter=adapter), route=route)
+
+    def _answers(self, tenant: str, release: str, hits: Sequence[Hit], request: Request) -> bool:
+        return bool(hits) and all(self.promotions.answers(tenant, release, hit.edit, request) for hit in hits)
 
     def _note(self, tenant: str, decision: Decision) -> None:
         """Remember whether the edits could be read that a question is answered from."""
@@ -520,56 +741,6 @@ class Service:
             self.damage.note(("scope", tenant), f"the edits of a tenant do not act: {error}")
         elif not error:
             self.damage.forget(("scope", tenant))
-
-    def _verify(
-        self,
-        who: Principal,
-        engine: Engine,
-        edits: Sequence[Edit],
-        suite: Literal["quick", "full"],
-        given: Sequence[Mapping[str, Any]],
-        has_left: threading.Event,
-    ) -> dict[str, Any]:
-        from ke_tools.verify import known
-        from ke_tools.verify import probes as making
-        from ke_tools.verify.asking import request_of
-        from ke_tools.verify.run import verify
-
-        live = self.ledger.live(who.tenant)
-        near = [fact for edit in edits for fact in making.candidates(edit, live=live, suite=suite)]
-        facts = known.knows(engine, near, cache=self.settings.cache, progress=lambda *_: _stop_if(has_left))
-        made = [probe for edit in edits for probe in making.probes_for(edit, known=facts, live=live, suite=suite)]
-        made += [making.given(probe, edits) for probe in given]
-
-        def ask_edited(asked: Sequence[Probe]) -> list[str]:
-            routed = [self._route(who, request_of(p, engine), engine, "edited", "auto") for p in asked]
-            return [one.text for one in engine.generate([r.request for r in routed])]
-
-        def ask_base(asked: Sequence[Probe]) -> list[str]:
-            return self._base(engine, asked)
-
-        card = verify(edits, made, _in_batches(ask_edited, has_left), _in_batches(ask_base, has_left))
-        found = card.as_dict()
-        return {
-            "summary": f"{'Passed' if found['passed'] else 'Not passed'}: {card.sentence()}",
-            "suite": suite,
-            **found,
-            "revision": self.revision,
-            "model": self.model_id,
-        }
-
-    def _base(self, engine: Engine, probes: Sequence[Probe]) -> list[str]:
-        """The base model's greedy answers; they never change, so they are kept."""
-        from ke_tools.verify.asking import request_of
-
-        keys = [(engine.fingerprint, probe.prompt, probe.chat) for probe in probes]
-        missing = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in self._base_answers}
-        made = engine.generate([request_of(probe, engine) for probe in missing.values()])
-        self._base_answers.update({key: one.text for key, one in zip(missing, made, strict=True)})
-        answers = [self._base_answers[key] for key in keys]
-        while len(self._base_answers) > _BASE_ANSWERS_KEPT:
-            self._base_answers.popitem(last=False)
-        return answers
 
     def check_writable(self, who: Principal) -> None:
         """Do nothing where ``who`` may write.
@@ -587,19 +758,21 @@ class Service:
         where = f" at {self.url}" if self.url else ""
         return f"Changed: model {self.model_id}{where}; your own model is not changed."
 
-    def _edit_summary(self, edits: Sequence[Edit], *, dry_run: bool) -> str:
+    def _edit_summary(self, edits: Sequence[Edit], flip: str, *, dry_run: bool) -> str:
         superseded = [earlier for edit in edits for earlier in edit.supersedes]
         told = f", superseding {', '.join(superseded)}" if superseded else ""
         if dry_run:
             return f"Dry run: {_count(edits, 'edit')} would be active{told}. Nothing was changed."
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
-        return f"{active} Check with verify, undo with rollback. {self._target_of_change()}"
+        return f"{active}{flip} Check with verify, undo with rollback. {self._target_of_change()}"
 
-    def _rollback_summary(self, done: RolledBack, to_revision: int | None) -> str:
-        if not done.retired and not done.restored and not done.release:
+    def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None) -> str:
+        retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
+        restored = f"{_count(done.restored, 'earlier edit')} came back." if done.restored else ""
+        told = " ".join(part for part in (retired, restored, flip.strip()) if part)
+        if not told:
             return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
-        restored = f" {_count(done.restored, 'earlier edit')} came back." if done.restored else ""
-        return f"{_count(done.retired, 'edit')} rolled back.{restored} {self._target_of_change()}"
+        return f"{told} {self._target_of_change()}"
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
@@ -662,6 +835,7 @@ def row(edit: Edit) -> dict[str, Any]:
         "subject": edit.fact.subject,
         "prompt": edit.fact.prompt,
         "target": edit.fact.target,
+        "forget": edit.fact.forget,
         "relation": edit.relation,
         "state": edit.state.value,
         "created_at": edit.created_at,
@@ -688,9 +862,11 @@ def _fact(given: Mapping[str, Any], number: int) -> Fact:
         raise InvalidInput(f"edit {number} lacks {', '.join(missing)}.", "Give subject, prompt and target.")
     fields: dict[str, Any] = {}
     for name in _FIELDS & given.keys():
-        many = name in {"paraphrases", "aliases"}
+        many = name in {"paraphrases", "aliases", "forgotten"}
         value = given[name]
-        if many and isinstance(value, Collection) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value):
+        if name == "forget" and isinstance(value, bool):
+            fields[name] = value
+        elif many and isinstance(value, Collection) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value):
             fields[name] = tuple(value)
         elif not many and isinstance(value, str):
             fields[name] = value
@@ -736,20 +912,10 @@ def _event(event: Event) -> dict[str, Any]:
     }
 
 
-def _in_batches(ask: Ask, has_left: threading.Event) -> Ask:
-    def ask_all(probes: Sequence[Probe]) -> list[str]:
-        answers: list[str] = []
-        for start in range(0, len(probes), _AT_ONCE):
-            _stop_if(has_left)
-            answers += ask(list(probes[start : start + _AT_ONCE]))
-        return answers
-
-    return ask_all
-
-
-def _stop_if(has_left: threading.Event) -> None:
-    if has_left.is_set():
-        raise KeToolsError("whoever asked for this has left; nobody hears of it.")
+def _heard_of(measured: asyncio.Future[Any]) -> None:
+    """Take note of how a measurement ended that nobody waited for."""
+    if not measured.cancelled():
+        measured.exception()
 
 
 async def _finish(pieces: AsyncIterator[Piece]) -> Generation:

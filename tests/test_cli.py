@@ -20,16 +20,20 @@ import pytest
 from ke_tools import cli, printing
 from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, NotFound
+from ke_tools.verify import summarise
 
 VERBS = [
-    "serve", "demo", "chat", "edit", "rollback", "promote", "rebuild", "job", "query", "route", "verify", "list", "history", "doctor",
-    "export", "import",
+    "serve", "demo", "chat", "edit", "rollback", "purge", "promote", "rebuild", "job", "query", "route", "verify", "scorecard", "list",
+    "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
-    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare",
+    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget",
 ]  # fmt: skip
 
 
-FIRST = {"edit": ["facts"], "query": ["question"], "verify": ["edit_ids"]}  # given by position
+FIRST = {"edit": ["facts"], "query": ["question"], "verify": ["edit_ids"], "scorecard": ["name"], "purge": ["edit_id"]}  # given by position
+
+
+VERIFY: dict[str, Any] = {"edit_ids": [], "revision": None, "release": "", "suite": "quick", "probes": []}
 
 
 class FakeLocal:
@@ -40,7 +44,7 @@ class FakeLocal:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.error: KeToolsError | Exception | None = None
         self.healthy = True
-        self.more = {"scorecard_text": "reliability  1.0\ngeneralisation  0.9"}
+        self.more: dict[str, Any] = {"scorecard_text": "reliability  1.0\ngeneralisation  0.9", "scorecard": "ab12"}
         self.closed = False
 
     def __getattr__(self, name: str) -> Any:
@@ -157,6 +161,14 @@ def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.Captu
     assert "Sydney" in shown
 
 
+def test_edit_with_forget_hands_over_no_target(service: FakeLocal) -> None:
+    """Issue 6 §4: CLI `edit --forget`."""
+    assert cli.run(["edit", "The capital of Australia is", "--subject", "Australia", "--forget", "--old-target", "Canberra"]) == 0
+    [(verb, given)] = service.asked
+    [fact] = given["facts"]
+    assert (verb, fact["forget"], fact["target"], fact["old_target"]) == ("edit", True, "", "Canberra")
+
+
 def test_with_json_a_result_is_one_object_on_one_line(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: --json is for programs."""
     assert cli.run([*EDIT, "--json"]) == 0
@@ -201,7 +213,11 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
         ),
         (["list", "--state", "active", "--contains", "x"], ("list_edits", {"state": "active", "contains": "x", "limit": 20, "cursor": ""})),
         (["history", "e1", "--limit", "5"], ("history", {"edit_id": "e1", "limit": 5, "cursor": ""})),
-        (["verify", "e1", "--suite", "full"], ("verify", {"edit_ids": ["e1"], "suite": "full", "probes": []})),
+        (["purge", "e1", "--reason", "r"], ("purge", {"edit_id": "e1", "reason": "r"})),
+        (["verify", "e1", "--suite", "full"], ("verify", VERIFY | {"edit_ids": ["e1"], "suite": "full"})),
+        (["verify", "--all"], ("verify", VERIFY)),
+        (["verify", "--revision", "7"], ("verify", VERIFY | {"revision": 7})),
+        (["verify", "--release", "rel_1"], ("verify", VERIFY | {"release": "rel_1"})),
         (["doctor", "--deep"], ("doctor", {"deep": True})),
     ],
 )
@@ -210,7 +226,7 @@ def test_a_verb_calls_the_library_with_what_was_given(
 ) -> None:
     """Design §2: the command line holds no logic."""
     assert cli.run(arguments) == 0
-    assert service.asked == [asked]
+    assert [(name, {key: value for key, value in given.items() if key != "heard"}) for name, given in service.asked] == [asked]
 
 
 def test_via_comes_from_the_configuration_unless_given(service: FakeLocal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +254,20 @@ def test_verify_shows_the_scorecard(service: FakeLocal, capsys: pytest.CaptureFi
     assert cli.run(["verify", "e1"]) == 0
 
     assert "\nreliability  1.0\ngeneralisation  0.9\n" in capsys.readouterr().out
+
+
+def test_a_stored_scorecard_is_shown_and_drawn(service: FakeLocal, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Issue 6 §1: scorecards are stored, and rendered as text, JSON and an SVG card."""
+    service.more |= summarise([], []).document(made_at="2026-01-01", model="thimble", revision=7, release="", suite="quick")
+    picture = tmp_path / "card.svg"
+
+    assert cli.run(["scorecard", "ab12", "--svg", str(picture)]) == 0
+    assert "revision 7" in capsys.readouterr().out
+    assert picture.read_text("utf-8").startswith("<svg ")
+    assert cli.run(["scorecard", "ab12", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["revision"] == 7
+    assert {name for name, _ in service.asked} == {"scorecard"}
+    assert cli.run(["scorecard", "ab12", "--svg", str(tmp_path / "none" / "card.svg")]) == cli.USAGE
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
@@ -326,13 +356,17 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> 
     [
         (["nonsense"], "nonsense"),
         (["query"], "no question"),
-        (["edit", "x"], "target"),
+        (["edit", "x", "--subject", "x"], "no target"),
+        (["edit", "x", "y", "--subject", "x", "--forget"], "takes no target"),
+        (["purge", "e1"], "--reason"),
         (["list", "--limit", "0"], "--limit"),
         (["list", "--dtype", "int8"], "int8"),
         (["serve", "--http", "8765"], "HOST:PORT"),
         (["import", "/no/such/file"], "/no/such/file"),
         (["query", "--batch", "--view", "both"], "--batch"),
         (["verify", "e1", "--probes", "/no/such/file"], "/no/such/file"),
+        (["verify"], "--all"),
+        (["verify", "e1", "--all"], "--all"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(

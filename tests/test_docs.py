@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ke_tools.cli import app
+from ke_tools.config import Settings
 from ke_tools.editors.update import Outcome
+from ke_tools.servers.candidates import Wanted
 from ke_tools.testing import thimble_path
+from ke_tools.verify.policy import Policy
 
 ROOT = Path(__file__).parent.parent
 PAGES = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
@@ -73,6 +77,35 @@ def test_every_make_target_shown_exists() -> None:
 
     assert {"demo", "test"} <= shown
     assert shown <= targets
+
+
+def test_the_settings_shown_are_read(tmp_path: Path) -> None:
+    """A reader copies them into the file."""
+    for number, (_, text) in enumerate(blocks("toml")):
+        home = tmp_path / str(number)
+        home.mkdir()
+        (home / "ke-tools.toml").write_text(text, "utf-8")
+        promote = Settings.load(home=str(home)).promote
+        Wanted.from_mapping(promote.get("auto", {}))
+        for of in ({}, *promote.get("tenants", {}).values()):
+            Policy.from_mapping({name: value for name, value in promote.items() if name not in {"auto", "tenants"}} | of)
+    assert blocks("toml")
+
+
+def test_the_gates_defaults_shown_are_the_gates() -> None:
+    """The table of the page on promotion."""
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", (ROOT / "docs" / "promotion.md").read_text("utf-8"), re.MULTILINE)
+    shown = {
+        name: value.strip("` ")
+        for names, values in rows
+        for name, value in zip(re.findall(r"\w+", names), values.split(", "), strict=False)
+        if hasattr(Policy, name)
+    }
+    defaults = asdict(Policy())
+    assert {name for name, value in defaults.items() if value} == shown.keys()
+    assert {name: defaults[name] if isinstance(defaults[name], str) else float(defaults[name]) for name in shown} == {
+        name: value if isinstance(defaults[name], str) else float(value) for name, value in shown.items()
+    }
 
 
 @pytest.mark.slow

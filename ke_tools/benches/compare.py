@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ke_tools import __version__, cases
-from ke_tools.benches import _kept, _peak
+from ke_tools.benches import _kept
 from ke_tools.benches._kept import resolved
 from ke_tools.benches._quiz import FLUENT_TOKENS, LOCAL, Quiz, Said, ask, quiz, scores
 from ke_tools.benches._report import Progress, Stages, report
@@ -35,6 +35,7 @@ from ke_tools.editors.update import Outcome, Update
 from ke_tools.errors import InvalidInput, Unsupported
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.models.engine import Engine
+from ke_tools.verify import peak
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
@@ -219,9 +220,9 @@ class _Bench:
     @cached_property
     def unedited(self) -> tuple[Said, int]:
         """What the unedited model says, asked once, and the memory that it took."""
-        _peak.reset()
+        peak.reset()
         said = self.ask("none", Weights(self.model))
-        return said, _peak.peak()
+        return said, peak.peak()
 
     @property
     def base(self) -> Said:
@@ -252,9 +253,9 @@ class _Answered:
 def _made(bench: _Bench, name: str) -> dict[str, Any]:
     """Compute a row."""
     base, memory = bench.unedited
-    _peak.reset()
+    peak.reset()
     found = _row(bench, name)
-    cost = {"peak MiB": memory if name == "none" else _peak.peak()}
+    cost = {"peak MiB": memory if name == "none" else peak.peak()}
     return {
         "method": name,
         "settings": {key: value for key, value in found.settings.items() if value is not None},

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools import __version__, atlas, cases
 from ke_tools.atlas import AtlasFact
-from ke_tools.benches import _kept, _peak
+from ke_tools.benches import _kept
 from ke_tools.benches._kept import resolved
 from ke_tools.benches._ladder import Beside
 from ke_tools.benches._naive import SAVINGS
@@ -43,6 +43,7 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.testing import thimble_facts, thimble_path
+from ke_tools.verify import peak
 from ke_tools.verify.matching import begins_with, every_word, starts_with, words
 from ke_tools.verify.perplexity import perplexity
 from ke_tools.verify.rates import Rate, rate
@@ -296,7 +297,7 @@ def _point(
         questions.base = _said(model, questions)
     parts = [chosen] if mode == "batch" else [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
     made: list[Update] = []
-    _peak.reset()
+    peak.reset()
     with stages.stage("edit"):
         prepared = editor.prepare(model, cache=settings.cache, tell=stages.progress)
     with ExitStack() as applied:
@@ -306,7 +307,7 @@ def _point(
             applied.enter_context(update.applied(model))
             made.append(update)
             stages.tell("batches", number + 1, len(parts))
-        most = _peak.peak()
+        most = peak.peak()
         with stages.stage("after"):
             after = _said(model, questions)
     growth = _growth(model, made)  # of the unedited weights

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Message = Mapping[str, Any]  # as in the OpenAI API: {"role": …, "content": text or parts}
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -92,6 +92,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """What some engines can do beside: say how likely a text is that they would not have said."""
+
+    def score(self, requests: Sequence[Request], targets: Sequence[str]) -> list[float | None]:
+        """Give the log-probability of each target behind its request, ``None`` where it cannot stand there as tokens of its own.
+
+        Behind a prompt to be completed a space stands before it; an answer to messages begins with it.
+        """
 
 
 def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:

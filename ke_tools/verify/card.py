@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 from xml.sax.saxutils import escape
 
 from ke_tools.verify.dimensions import DIMENSIONS, LABELS
 from ke_tools.verify.rates import Rate
-from ke_tools.verify.scorecard import Scorecard
+from ke_tools.verify.scorecard import FORCED
 
 __all__ = ["drawn"]
 
@@ -21,18 +21,23 @@ _LINE: Final = 17
 _LETTERS: Final = 104  # a line
 
 
-def drawn(scorecard: Scorecard, title: str, *, notes: Sequence[str] = ()) -> str:
-    """Draw as SVG; the same scorecard gives the same text.
+def drawn(document: Mapping[str, Any], title: str, *, notes: Sequence[str] = ()) -> str:
+    """Draw as SVG; the same document gives the same text.
 
     Args:
-        scorecard: what to show.
+        document: what to show, as :meth:`~ke_tools.verify.scorecard.Scorecard.document` gives it and the ledger keeps it.
         title: above it.
         notes: lines below the rates, e.g. the gate's verdict, model and revision, the document's hash.
     """
-    rows = {LABELS[name]: getattr(scorecard.overall, name) for name in DIMENSIONS}
-    rows |= {"bytes kept": scorecard.overall.bytes_kept, **{LABELS[name]: rate for name, rate in scorecard.further.items()}}
-    worst = f"Worst case: {scorecard.worst_case}" if scorecard.worst_case else "Nothing went wrong."
-    lines = [line for text in (*notes, worst) for line in textwrap.wrap(text, _LETTERS)]
+    overall = {name: Rate.from_dict(found) for name, found in document["overall"].items()}
+    rows = {LABELS[name]: overall[name] for name in DIMENSIONS} | {"bytes kept": overall["bytes_kept"]}
+    rows |= {LABELS[row["dimension"]]: Rate.from_dict(row) for row in document["further"]}
+    forced = {f"{LABELS[row['dimension']]}, forced": Rate.from_dict(row) for row in document.get("forced", ())}
+    rows |= forced
+    column = f"forced: {FORCED} probability of the target; it decides nothing." if forced else f"{FORCED.capitalize()}: not measured."
+    cost = document.get("efficiency", "not measured")
+    worst = f"Worst case: {document['worst_case']}" if document["worst_case"] else "Nothing went wrong."
+    lines = [line for text in (*notes, column, f"Took: {cost}.", worst) for line in textwrap.wrap(text, _LETTERS)]
     top = 62
     end = top + _ROW * len(rows)
     height = end + _LINE * len(lines) + _MARGIN

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from ke_tools.errors import InvalidInput
 
-__all__ = ["Policy"]
+__all__ = ["Memory", "Policy"]
+
+Memory = Literal["fallback", "off"]
 
 _COUNTS: Final = ("probes", "most")
 _LIMITS: Final = ("perplexity", "growth")
+_NO_MINIMA: Final = frozenset({*_COUNTS, *_LIMITS, "alpha", "memory_after_promotion"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class Policy:
     probes: int = 40  # a dimension, at least
     most: int = 320  # to be asked in a dimension; then it stays undecided
     alpha: float = 0.05
+    memory_after_promotion: Memory = "fallback"  # what :mod:`ke_tools.verify.answered` makes of it
 
     def __post_init__(self) -> None:
         """Check every number."""
@@ -75,7 +79,7 @@ class Policy:
     @property
     def minima(self) -> dict[str, float]:
         """The least share by dimension, where one is asked for."""
-        names = (field.name for field in fields(self) if field.name not in {*_COUNTS, *_LIMITS, "alpha"})
+        names = (field.name for field in fields(self) if field.name not in _NO_MINIMA)
         return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
 
     def risk(self, candidate: int, look: int) -> float:
@@ -92,6 +96,10 @@ class Policy:
         return int(min(self.most, first * 2 ** (look - 1)))
 
     def _check(self, name: str, value: Any) -> None:
+        if name == "memory_after_promotion":
+            if value not in get_args(Memory):
+                raise InvalidInput(f"{name} of a policy is {value!r}.", f"Use one of {', '.join(get_args(Memory))}.")
+            return
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InvalidInput(f"{name} of a policy is {value!r}.", "Give a number.")
         if name in _COUNTS and not isinstance(value, int):
@@ -100,7 +108,7 @@ class Policy:
             raise InvalidInput(f"alpha of a policy is {value}.", "Give a chance above 0 and below 0.5, e.g. 0.05.")
         if name in _LIMITS and value <= 0:
             raise InvalidInput(f"{name} of a policy is {value}; nothing could pass.", "Give a number above 0.")
-        if name not in {*_COUNTS, *_LIMITS, "alpha"} and not 0 <= value < 1:
+        if name not in _NO_MINIMA and not 0 <= value < 1:
             raise InvalidInput(
                 f"{name} of a policy is {value}.", "Give a share from 0 up to, but without, 1: no number of probes can show that all pass."
             )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Probe
@@ -44,6 +44,12 @@ class Rate:
         """Render flat, without nulls: ``{"measured", "value", "stderr", "n", "low", "high"}``."""
         numbers = {"value": self.value or 0.0, "stderr": self.stderr, "low": self.low, "high": self.high}
         return {"measured": self.measured, **{name: round(number, 4) for name, number in numbers.items()}, "n": self.n}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """Read what :meth:`as_dict` wrote, which does not say of how many clusters it was."""
+        value = found["value"] if found["measured"] else None
+        return cls(value, found["stderr"], found["n"], 0, found["low"], found["high"])
 
     def __str__(self) -> str:
         """Render for a terminal, e.g. ``.97 ± .01 (n=200)``."""

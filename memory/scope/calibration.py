@@ -10,6 +10,7 @@ asks in these is answered.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import math
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _SCORED: Final = 64  # negatives
 _HIGHEST: Final = 0.9
 _OWN_MARGIN: Final = 0.02
+_LONGEST_SECONDS: Final = 10.0  # that the end of the process waits for an edit under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,10 @@ class Calibrator:
         self._kept = _Kept(path, f"{scorer.fingerprint}/{alpha}") if path else None
         self._known: dict[str, Calibrated] = {}
         self._asked: set[str] = set()
-        self._queue: Queue[Wanted] = Queue()
+        self._queue: Queue[Wanted | None] = Queue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_ending = False
 
     def reached(self, wanted: Wanted) -> Calibrated | None:
         """Return what is known already; asks for a calibration where there is none yet."""
@@ -106,6 +109,13 @@ class Calibrator:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
                 self._thread.start()
+                atexit.register(self._end)  # a thread inside ONNX Runtime when Python ends takes the process down with it
+
+    def erase(self, wanted: Wanted) -> None:
+        """Remove what is known of an edit's words; of other edits with the same words it is found out again."""
+        self._known.pop(wanted.key, None)
+        if self._kept is not None:
+            self._kept.drop(wanted.key)
 
     def settle(self) -> None:
         """Wait until everything asked for is calibrated."""
@@ -127,9 +137,18 @@ class Calibrator:
         recall = float((others >= threshold).mean()) if len(others) else 1.0
         return Calibrated(round(threshold, 4), round(float((scored >= threshold).sum()) / max(n, 1), 5), round(recall, 4))
 
+    def _end(self) -> None:
+        """Finish the one under way; the others are asked for again by the next process."""
+        self._is_ending = True
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join(_LONGEST_SECONDS)
+
     def _work(self) -> None:
         while True:
             wanted = self._queue.get()
+            if self._is_ending or wanted is None:
+                return
             try:
                 self._remember(wanted, self.calibrate(wanted))
             except Exception as error:  # noqa: BLE001  the default threshold stays
@@ -165,6 +184,9 @@ class _Kept:
         values = (*self._of(key), found.threshold, found.false_triggers, found.recall)
         self._do(lambda db: db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", values).fetchall())
 
+    def drop(self, key: str) -> None:
+        self._do(lambda db: db.execute("DELETE FROM kept WHERE key = ?", (key,)).fetchall())
+
     def _of(self, key: str) -> tuple[str, str]:
         return key, self._made_by
 
@@ -186,6 +208,7 @@ class _Kept:
         db = apsw.Connection(str(self._path))
         db.set_busy_timeout(500)
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA secure_delete = ON")
         db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT, by TEXT, threshold REAL, wrong REAL, recall REAL, PRIMARY KEY (key, by))")
         return db
 

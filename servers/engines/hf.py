@@ -22,11 +22,13 @@ from typing import Any, Final
 
 import torch
 
+from ke_tools.editors._locate import place
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.models import checkpoint
 from ke_tools.models.engine import Generation, Message, Piece, Request
 from ke_tools.servers.engines._adapters import Adapters, check_adapter, names_in
 from ke_tools.servers.engines._batch import Forward
+from ke_tools.servers.engines._forced import ForcedRow
 from ke_tools.servers.engines._row import Row
 from ke_tools.servers.engines._worker import Worker
 
@@ -90,8 +92,8 @@ class HFEngine:
             threads=_threads(),
         )
         self._finalizer = weakref.finalize(self, self._worker.close)  # also when the interpreter ends
-        for name, place in (adapters or {}).items():
-            self.load_adapter(name, place)
+        for name, folder in (adapters or {}).items():
+            self.load_adapter(name, folder)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -158,6 +160,18 @@ class HFEngine:
                 row.cancel()
             raise
 
+    def score(self, requests: Sequence[Request], targets: Sequence[str]) -> list[float | None]:
+        """Give the log-probability of each target behind its request (:class:`~ke_tools.models.engine.Scores`).
+
+        Raises:
+            InvalidInput: as :meth:`generate`.
+        """
+        sums = [_Answer() for _ in requests]
+        rows = [self._forced(request, target, sums[i], i) for i, (request, target) in enumerate(zip(requests, targets, strict=True))]
+        self._worker.submit(sorted((row for row in rows if row is not None), key=lambda row: (row.request.adapter, row.width)))
+        made = [answer.result() if row is not None else None for row, answer in zip(rows, sums, strict=True)]
+        return [None if one is None else sum(token.logprob for token in one.logprobs or ()) for one in made]
+
     async def stream(self, request: Request) -> AsyncIterator[Piece]:
         """Answer piece by piece; closing the iterator cancels the generation.
 
@@ -180,6 +194,22 @@ class HFEngine:
         """Free the model; what is under way fails."""
         self.weights = {}
         self._finalizer()
+
+    def _forced(self, request: Request, target: str, sink: _Answer, index: int) -> ForcedRow | None:
+        """A row that says ``target``; ``None`` where that cannot stand behind the request as tokens of its own."""
+        self._check(request)
+        text = self._render(request.messages) if request.messages is not None else request.prompt or ""
+        try:
+            with self._encoding:
+                placed = place(self._tokenizer, text, (), target, site="last", in_chat=request.messages is not None)
+        except InvalidInput:
+            return None
+        if not placed.target:
+            return None
+        if len(placed.ids) >= self.context_length:
+            raise InvalidInput(f"prompt and target have {len(placed.ids)} tokens; the model reads {self.context_length}.", index=index)
+        request = dataclasses.replace(request, adapter="+".join(sorted(names_in(request.adapter))), logprobs=0, stop=())
+        return ForcedRow(request, placed.ids[: placed.prompt_length], placed.target, tokenizer=self._tokenizer, sink=sink)
 
     def _row(self, request: Request, sink: _Answer | _Pieces, *, index: int = 0, streams: bool = False, is_urgent: bool = True) -> Row:
         try:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ke_tools.benches import _peak
 from ke_tools.benches._scoring import Forced, forced, greedy, likelihoods, read
 from ke_tools.models.causal import CausalModel
+from ke_tools.verify import peak
 from tests.editors.conftest import FAMILIES, tiny, tokenizer
 
 __all__ = ["tiny", "tokenizer"]
@@ -53,9 +53,9 @@ def test_teacher_forcing_says_what_the_model_would_have_chosen(tiny: Make) -> No
 
 def test_the_memory_mark_is_above_what_is_held() -> None:
     """MiB, whether or not the system can reset the mark."""
-    _peak.reset()
-    before = _peak.peak()
+    peak.reset()
+    before = peak.peak()
     held = bytearray(64 * 2**20)
 
-    assert _peak.peak() >= before + 32
+    assert peak.peak() >= before + 32
     assert held

@@ -689,4 +689,7 @@ sha256) ) STRICT
 
 CREATE TRIGGER scorecards_stay BEFORE UPDATE ON scorecards BEGIN SELECT raise(ABORT, 'a scorecard can only be erased');
 END
+
+CREATE TABLE firings ( tenant TEXT NOT NULL, edit_id TEXT NOT NULL, times INTEGER NOT NULL, last_at TEXT NOT NULL,
+PRIMARY KEY (tenant, edit_id) ) STRICT, WITHOUT ROWID
 """

@@ -208,32 +208,50 @@ def test_a_release_that_carries_what_was_taken_back_stays_away(ledger: Ledger) -
     assert ledger.live_release("acme") == named([b])
 
 
-def test_a_newer_edit_leaves_the_older_in_the_release_and_says_so(ledger: Ledger) -> None:
-    """Design: what happens to the live release is the caller's business, but the ledger must tell it."""
+def test_a_newer_edit_takes_the_older_out_of_the_weights(ledger: Ledger) -> None:
+    """Issue 6 §4: never a stale fact in the weights; the flip is of the same event, so that nothing lies between."""
     (a,) = write(ledger, "A")
     promote(ledger, a)
     (newer,) = write(ledger, "A", target="y")
-    assert (promoted(ledger), ledger.live_release("acme")) == ([], named([a]))
-    assert ids(ledger.outdated("acme")) == [a.id]
-    with pytest.raises(WrongState, match="superseded"):
-        promote(ledger, a)
-    with pytest.raises(WrongState, match="live release"):
-        ledger.rollback("acme", [a.id], actor="ann")
+    assert (promoted(ledger), ledger.live_release("acme"), ledger.outdated("acme")) == ([], "", [])
+    assert "the superseded edit leaves the weights; no release is live" in newer.warnings
+    assert [event.action for event in ledger.history("acme", edit_id=a.id).items] == ["edit", "promote", "edit"]
     ledger.rollback("acme", [newer.id], actor="ann")
-    assert (promoted(ledger), ledger.outdated("acme")) == ([a.id], [])  # it comes back where it was: in the weights
+    assert [edit.state for edit in ledger.live("acme")] == [State.ACTIVE]  # comes back, into the memory
+    ledger.rollback_to("acme", newer.revision - 1, actor="ann")
+    assert promoted(ledger) == [a.id]
     assert ledger.audit() == []
 
 
-def test_what_a_newer_edit_covers_can_leave_the_weights(ledger: Ledger) -> None:
-    """The same; it stays superseded, and its history tells."""
+def test_of_what_was_live_before_the_largest_release_without_the_older_is_live(ledger: Ledger) -> None:
+    """The same: the rest stays in the weights as far as a release of it is there, and else acts from the memory."""
+    a, b, c = write(ledger, "A", "B", "C")
+    promote(ledger, b)
+    promote(ledger, a, b, c)
+    (newer,) = write(ledger, "A", target="y")
+    assert (ledger.live_release("acme"), promoted(ledger)) == (named([b]), [b.id])
+    assert ids(ledger.live("acme")) == [b.id, c.id, newer.id]
+    assert f"the superseded edit leaves the weights; {named([b])} is live" in newer.warnings
+
+
+def test_a_proposal_or_a_dry_run_takes_nothing_out_of_the_weights(ledger: Ledger) -> None:
+    """Neither has an effect yet."""
     (a,) = write(ledger, "A")
     promote(ledger, a)
-    (newer,) = write(ledger, "A", target="y")
-    done = ledger.demote("acme", [a.id], release="", actor="ann")
-    assert (done.promoted, done.demoted, ledger.outdated("acme")) == ([], [], [])
-    assert [event.action for event in ledger.history("acme", edit_id=a.id).items] == ["demote", "edit", "promote", "edit"]
-    ledger.rollback("acme", [newer.id], actor="ann")
-    assert [edit.state for edit in ledger.live("acme")] == [State.ACTIVE]
+    write(ledger, "A", target="y", state=State.PROPOSED)
+    (would,) = write(ledger, "A", target="y", dry_run=True)
+    assert "the superseded edit leaves the weights; no release is live" in would.warnings
+    assert promoted(ledger) == [a.id]
+
+
+def test_a_release_knows_the_evidence_by_which_it_was_promoted(ledger: Ledger) -> None:
+    """Issue 6 §4: scorecards lie in the ledger and refer to the release."""
+    a, b = write(ledger, "A", "B")
+    promote(ledger, a, evidence={"scorecard": "5" * 64})
+    promote(ledger, a, b)
+    assert ledger.evidence_of("acme", named([a])) == {"scorecard": "5" * 64}
+    assert [ledger.evidence_of("acme", name) for name in (named([a, b]), named([b]), "none")] == [{}, {}, {}]
+    assert ledger.evidence_of("other", named([a])) == {}
 
 
 def test_a_rollback_to_a_revision_restores_the_release(ledger: Ledger) -> None:
@@ -252,15 +270,12 @@ def test_a_rollback_to_a_revision_restores_the_release(ledger: Ledger) -> None:
 
 
 def test_a_rollback_flips_even_where_no_edit_changes(ledger: Ledger) -> None:
-    """The same: of two revisions with the same live edits, one had the older in the weights."""
+    """The same: of two revisions with the same live edits, one had them in the weights."""
     (a,) = write(ledger, "A")
-    promote(ledger, a)
-    (newer,) = write(ledger, "A", target="y")
-    stale = ledger.head()
+    first = promote(ledger, a).revision
     ledger.demote("acme", [a.id], release="", actor="ann")
-    done = ledger.rollback_to("acme", stale, actor="ann")
-    assert (done.release, ids(ledger.outdated("acme"))) == (named([a]), [a.id])
-    assert ids(ledger.live("acme")) == [newer.id]
+    done = ledger.rollback_to("acme", first, actor="ann")
+    assert (done.release, done.retired, done.restored, promoted(ledger)) == (named([a]), [], [], [a.id])
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------------
@@ -472,6 +487,7 @@ class Model:
         self.stands: set[str] = set()
         self.purged: set[str] = set()
         self.carried: frozenset[str] = frozenset()
+        self.were_live: list[frozenset[str]] = []
 
     @property
     def live(self) -> list[str]:
@@ -519,13 +535,19 @@ class ReleasesBesideModel(RuleBasedStateMachine):
     def keep(self) -> None:
         """Remember what stands at this revision."""
         self.seen[self.ledger.head()] = {tenant: model.snapshot() for tenant, model in self.of.items()}
+        for model in self.of.values():
+            model.were_live.append(model.carried)
 
     @rule(tenant=st.sampled_from(TENANTS), subject=st.sampled_from("ABcd"), says=st.sampled_from("xyz"))
     def edit(self, tenant: str, subject: str, says: str) -> None:
         """Correct a fact; subjects in capitals have one object."""
         [made] = write(self.ledger, subject, target=says, tenant=tenant)
-        self.of[tenant].order.append((made.id, subject if subject.isupper() else subject + says))
-        self.of[tenant].stands.add(made.id)
+        model, before = self.of[tenant], set(self.of[tenant].promoted)
+        model.order.append((made.id, subject if subject.isupper() else subject + says))
+        model.stands.add(made.id)
+        if before - set(model.live):
+            kept = model.carried & set(model.live)
+            model.carried = max((was for was in model.were_live if was <= kept), key=len, default=frozenset())
         self.keep()
 
     @precondition(lambda self: any(model.live for model in self.of.values()))

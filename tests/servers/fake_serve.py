@@ -146,10 +146,11 @@ class FakeService:
         }
 
     async def verify(
-        self, who: Principal, edit_ids: Sequence[str], *, suite: str, probes: Sequence[Any], wait_seconds: float
+        self, who: Principal, edit_ids: Sequence[str], *, suite: str, probes: Sequence[Any], wait_seconds: float, **others: Any
     ) -> dict[str, Any]:
         """Pass."""
         assert (wait_seconds, suite) == (1.5, "quick")
+        assert set(others) == {"revision", "release", "heard"}
         self._called("verify", who, "read")
         checks = [{"edit_id": one, "subject": "s", "passed": True, "worst_case": "", **RATES} for one in edit_ids]
         return {
@@ -185,6 +186,13 @@ class FakeService:
             if row["edit_id"] == edit_id:
                 return row
         raise NotFound(f"there is no edit {edit_id!r}.", "Call list_edits.")
+
+    def get_scorecard(self, who: Principal, name: str) -> dict[str, Any]:
+        """Give the only one."""
+        self._called("get_scorecard", who, "read")
+        if name != "ab12":
+            raise NotFound(f"there is no scorecard {name!r}.", "Call verify.")
+        return {"scorecard": name, "passed": True}
 
     async def open_stream(self, who: Principal, request: Any, *, view: str, **others: Any) -> tuple[Any, Any]:
         """Answer the endpoint in one piece."""

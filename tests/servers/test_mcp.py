@@ -151,13 +151,14 @@ async def test_a_result_that_breaks_its_schema_is_an_internal_error(client: Clie
     ("tool", "arguments", "told"),
     [
         ("edit", {"edits": []}, "edits: "),
-        ("edit", {"edits": [{"subject": "A", "prompt": "A is"}]}, "edits.0.target: Field required"),
+        ("edit", {"edits": [{"subject": "A", "prompt": "A is"}]}, "give a target, or forget=true"),
+        ("edit", {"edits": [{**SYDNEY, "forget": True}]}, "give a target, or forget=true"),
         ("edit", {"edits": [{**SYDNEY, "target": "x" * 5_000_000}]}, "edits.0.target: "),
         ("edit", {"edits": [{**SYDNEY, "old_taget": "x"}]}, "edits.0.old_taget: "),
         ("edit", {"edits": [{**SYDNEY, "k" * 10_000: "x"}]}, "edits.0.kkk"),
         ("edit", {"edits": [SYDNEY], "dryrun": True}, "no argument dryrun"),
         ("edit", {"edits": [SYDNEY], "mode": "merge"}, "mode: "),
-        ("verify", {"edit_ids": [f"ed_{number}" for number in range(11)]}, "at most 10"),
+        ("verify", {"edit_ids": [f"ed_{number}" for number in range(1001)]}, "at most 1000"),
         ("verify", {"edit_ids": ["ed_0"], "probes": [{"prompt": "p", "expect": "changed"}]}, "probes.0.expect: "),
         ("query", {"question": "q", "wait_seconds": 26}, "wait_seconds: "),
         ("list_edits", {"limit": 101}, "limit: "),
@@ -208,7 +209,7 @@ async def test_every_schema_is_flat_and_every_hint_is_said(service: Any) -> None
     by_name = {tool["name"]: tool["inputSchema"]["properties"] for tool in tools}
     assert {"edits", "mode", "reason", "idempotency_key", "dry_run"} == by_name["edit"].keys()
     assert {"question", "view", "max_tokens", "explain", "via", "wait_seconds"} == by_name["query"].keys()
-    assert {"edit_ids", "suite", "probes", "wait_seconds"} == by_name["verify"].keys()
+    assert {"edit_ids", "revision", "release", "suite", "probes", "wait_seconds"} == by_name["verify"].keys()
     assert all(schema["wait_seconds"]["maximum"] == 25 for schema in by_name.values() if "wait_seconds" in schema)
     assert {"paraphrases", "aliases", "relation", "old_target", "source"} < by_name["edit"]["edits"]["items"]["properties"].keys()
     assert tools[5]["annotations"]["destructiveHint"] is True
@@ -309,9 +310,12 @@ async def test_resources_say_how_things_stand(client: Client) -> None:
     assert json.loads(state.text)["model"] == "fake"  # type: ignore[union-attr]
     [one] = (await client.read_resource(f"ke://edits/{edit_id}")).contents
     assert json.loads(one.text)["target"] == "Sydney"  # type: ignore[union-attr]
-    with pytest.raises(MCPError) as caught:
-        await client.read_resource("ke://edits/none")
-    assert caught.value.error.code == -32602
+    [card] = (await client.read_resource("ke://scorecards/ab12")).contents
+    assert json.loads(card.text)["passed"]  # type: ignore[union-attr]
+    for missing in ("ke://edits/none", "ke://scorecards/none"):
+        with pytest.raises(MCPError) as caught:
+            await client.read_resource(missing)
+        assert caught.value.error.code == -32602
 
 
 async def test_the_prompt_quotes_what_the_user_says(client: Client) -> None:

@@ -33,7 +33,6 @@ from ke_tools.errors import (
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.engine import Engine, Generation, Piece, Request
 from ke_tools.servers.app import build_app
-from ke_tools.servers.mcp_shapes import VerifyOut
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.servers.slot import ModelSlot, Say
@@ -503,25 +502,8 @@ def test_verify_measures_through_the_serving_path(open_home: Callable[..., Servi
     assert card["overall"]["reliability"]["value"] == 1.0
     assert card["overall"]["locality_other_subject"]["n"] >= 1
     assert card["scorecard_text"].startswith(" ")
-    with pytest.raises(InvalidInput, match="1 to 10"):
-        asyncio.run(service.verify(LOCAL, [], wait_seconds=10))
     with pytest.raises(NotFound):
         asyncio.run(service.verify(LOCAL, ["ed_unknown"], wait_seconds=10))
-
-
-def test_the_full_suite_gives_the_further_dimensions_and_quick_none(open_home: Callable[..., Service]) -> None:
-    """Issue 6 §1: suites quick and full; the shape is added to, nothing in it changed."""
-    service = open_home()
-    done = service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "target": "Sylvania City"}])
-    edit_ids = [done["edits"][0]["edit_id"]]
-    quick = asyncio.run(service.verify(LOCAL, edit_ids, wait_seconds=10))
-    full = asyncio.run(service.verify(LOCAL, edit_ids, suite="full", wait_seconds=10))
-
-    assert quick["further"] == []
-    found = {row["dimension"]: row for row in full["further"]}
-    assert {"distracting_prefix", "other_tasks", "portability_alias", "fluency"} <= set(found)
-    assert all(row["measured"] and row["n"] > 0 for row in found.values())
-    assert VerifyOut.model_validate(full).further[0].dimension == full["further"][0]["dimension"]
 
 
 def test_many_verifies_keep_neither_questions_nor_monitors_waiting(open_home: Callable[..., Service], held: Held) -> None:

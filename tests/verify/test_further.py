@@ -161,10 +161,10 @@ def test_a_scorecard_is_stored_by_the_hash_of_all_it_says(language: Edit) -> Non
 def test_the_card_is_well_formed_whatever_a_model_said(language: Edit) -> None:
     """Issue 6 §1: an SVG card with the rates and the worst case."""
     card = _verified(language, "<b>&\x07 'Spanish'")
-    picture = drawn(card, "Switzerland <1>", notes=["refused: other subjects"])
+    picture = drawn(card.document(), "Switzerland <1>", notes=["refused: other subjects"])
     texts = [element.text or "" for element in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]  # noqa: S314  ours
     assert texts[0] == "Switzerland <1>"
     assert {"reliability", "same subject", "forgetfulness", "refused: other subjects"} <= set(texts)
     assert any(text.startswith("Worst case: asked ") for text in texts)
-    assert picture == drawn(card, "Switzerland <1>", notes=["refused: other subjects"])
-    assert "not measured" in drawn(verify([language], [], lambda _: [], lambda _: []), "Nothing")
+    assert picture == drawn(card.document(), "Switzerland <1>", notes=["refused: other subjects"])
+    assert "not measured" in drawn(verify([language], [], lambda _: [], lambda _: []).document(), "Nothing")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit, Probe
-from ke_tools.verify import Scorecard, asserts, probes_for, verify
+from ke_tools.verify import Scorecard, asserts, probes_for, summarise, verify, with_likelihoods
 
 Ask = Callable[[list[Probe]], list[str]]
 
@@ -129,7 +130,17 @@ def test_the_dict_has_no_nulls_and_the_fields_of_the_tool(capital: Edit) -> None
     found = _verified(capital, memorising()).as_dict()
     text = json.dumps(found)
     assert "null" not in text
-    assert set(found) == {"passed", "checks", "overall", "worst_case", "further", "scorecard_text"}
+    assert set(found) == {
+        "passed",
+        "checks",
+        "overall",
+        "worst_case",
+        "further",
+        "forced",
+        "forced_over_old",
+        "efficiency",
+        "scorecard_text",
+    }
     rates = {"reliability", "generalisation", "locality_same_subject", "locality_other_subject", "bytes_kept"}
     assert set(found["checks"][0]) == {"edit_id", "subject", "passed", "worst_case"} | rates
     assert set(found["overall"]) == rates
@@ -139,7 +150,8 @@ def test_the_dict_has_no_nulls_and_the_fields_of_the_tool(capital: Edit) -> None
 def test_the_text_is_short_and_aligned(capital: Edit) -> None:
     """For a terminal: a heading, a row an edit, the rates of all, the worst case."""
     lines = _verified(capital, memorising(targets={capital.id: "Sydney"})).text().splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert lines[-2] == "teacher-forced, probability of the target: not measured"
     assert max(map(len, lines)) <= 110
     assert lines[1].startswith("✓ Australia")
     assert lines[0].index("reliability") == lines[1].index("2/2")
@@ -151,3 +163,39 @@ def test_outcomes_carry_both_answers_and_the_origin(capital: Edit) -> None:
     row = outcome.as_dict()
     assert (row["origin"], row["base"], row["edited"], row["passed"]) == ("edit", "Canberra.", "Sydney.", True)
     assert asserts(outcome.edited, outcome.probe.accept)
+
+
+def test_the_second_column_is_labelled_and_decides_nothing(capital: Edit) -> None:
+    """Issue 6 §1: teacher-forced probability is a second, labelled column, new against old where there is an old one."""
+    card = _verified(capital, memorising(targets={capital.id: "Sydney"}))
+    asked: list[str] = []
+
+    def score(probes: Sequence[Probe], texts: Sequence[str]) -> list[float | None]:
+        asked.extend(texts)
+        return [None if probe.chat else math.log(0.8 if text == "Sydney" else 0.1) for probe, text in zip(probes, texts, strict=True)]
+
+    scored = summarise([capital], with_likelihoods(card.outcomes, score))
+    rows = {row["dimension"]: row for row in scored.document()["forced"]}
+    over = {row["dimension"]: row for row in scored.document()["forced_over_old"]}
+
+    assert set(asked) == {"Sydney", "Canberra"}
+    assert rows["reliability"]["value"] == pytest.approx(0.8)
+    assert over["reliability"]["value"] == 1.0
+    assert rows["reliability"]["n"] < card.overall.reliability.n, "what could not be scored is not counted"
+    assert set(rows) == {"reliability", "generalisation"}
+    assert "teacher-forced, probability of the target: reliability 0.80" in scored.text()
+    assert scored.passed == card.passed
+    assert scored.overall == card.overall
+    first = next(row for row in scored.document()["outcomes"] if "probability" in row)
+    assert (first["probability"], first["probability_old"]) == pytest.approx((0.8, 0.1))
+
+
+def test_a_text_of_many_edits_shows_first_what_failed(make_edit: Callable[..., Edit]) -> None:
+    """A whole release has hundreds of edits: what needs a look must be seen."""
+    edits = [make_edit(f"Zembla {n}", f"The capital of Zembla {n} is", "Onhava") for n in range(60)]
+    probes = [probe for edit in edits for probe in probes_for(edit) if probe.dimension == "reliability"]
+    fine = memorising(targets={edit.id: "Onhava" for edit in edits[:-1]})
+    lines = verify(edits, probes, fine, memorising()).text().splitlines()
+
+    assert lines[1].startswith("✗ Zembla 59")
+    assert any(line.strip().startswith("and 30 more, 30 passed") for line in lines)

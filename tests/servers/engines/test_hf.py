@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, ResourceExhausted, Unsupported
 from ke_tools.models import checkpoint, embedded
-from ke_tools.models.engine import Generation, Piece, Request
+from ke_tools.models.engine import Generation, Piece, Request, Scores
 from ke_tools.servers.engines._row import Detokeniser, StopWatch, sample
 from ke_tools.servers.engines.hf import HFEngine
 
@@ -717,3 +717,33 @@ def test_the_embedded_model_answers_a_batch_as_it_answers_one(real_engine: HFEng
     """Issue 3 Done: base answers are byte-identical however they are asked for."""
     requests = [ask(f"{name} is the capital of") for name in ("Paris", "Rome", "Ouagadougou", "Canberra", "Ulan Bator", "Lima")]
     assert texts(real_engine.generate(requests)) == [real_engine.generate([request])[0].text for request in requests]
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_target_is_scored_as_a_whole_pass_scores_it(engine: HFEngine, *, chat: bool) -> None:
+    """Issue 6 §1: teacher-forced probability is the scorecard's second column; here of the engine that serves."""
+    from transformers import DynamicCache
+
+    question = "The capital of Freedonia is"
+    request = Request(messages=({"role": "user", "content": question},)) if chat else ask(question)
+    before = engine._render(request.messages or ()) if chat else question
+    targets, wanted = ["Fredville", "the old capital", "x"], []
+    for target in targets:
+        text = before + target if chat else f"{before} {target}"
+        start = len(engine._encode(request))
+        whole = torch.tensor([engine._tokenizer(text, add_special_tokens=not chat)["input_ids"]])
+        mask = torch.ones_like(whole)
+        with torch.inference_mode():
+            logits = [
+                engine._worker._forward(whole[:, :n], mask[:, :n], mask[:, :n].cumsum(1) - 1, DynamicCache())[0].float().log_softmax(-1)
+                for n in range(start, whole.shape[1])
+            ]
+        wanted.append(sum(float(row[token]) for row, token in zip(logits, whole[0, start:].tolist(), strict=True)))
+
+    assert engine.score([request] * 3, targets) == pytest.approx(wanted, abs=1e-4)
+    assert [engine.score([request], [target])[0] for target in targets] == pytest.approx(wanted, abs=1e-4)
+    assert engine.score([request], [""]) == [None]
+    assert isinstance(engine, Scores)
