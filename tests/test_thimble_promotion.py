@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,10 @@ def thimble_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, thimble_cache: Path) -> Settings:
+def home(tmp_path: Path, thimble_cache: Path, graphs: Callable[[Path], None]) -> Settings:
     """An empty home with the thimble."""
+    if not (thimble_cache / "scope").exists():
+        graphs(thimble_cache)
     return Settings(home=tmp_path / "home", cache=thimble_cache, model=str(thimble_path()))
 
 
