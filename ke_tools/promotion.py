@@ -207,11 +207,11 @@ def climb(
 
 
 def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], minima: Mapping[str, float]) -> list[Edit]:
-    """What is left of a refused group: without the edits by which it falls short, the worst first; if none does, without those with
-    any failure, if these are few, else the better half.
+    """What is left of a refused group: without the edits by which it falls short, the worst first; else without its worse half.
 
-    In each dimension what is left shall have passed halfway between the least share and 1, so that fresh probes can show the least. One
-    that was asked nothing counts as one that failed nothing. Of a single edit nothing is left.
+    In each dimension what is left shall have passed halfway between the least share and 1, so that fresh probes can show the least. Where
+    all do, only those with a failure leave, if they are fewer than half. One that was asked nothing counts as one that failed nothing. Of
+    a single edit nothing is left.
     """
     telling = [outcome for outcome in outcomes if outcome.is_telling]
     left = list(group)
