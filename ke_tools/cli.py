@@ -261,10 +261,13 @@ def _ask_person() -> str:
 def edit(
     call: Call,
     prompt: Annotated[str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question.')],
-    target: Annotated[str, typer.Argument(help="What the model shall believe.")],
+    target: Annotated[str, typer.Argument(help="What the model shall believe; none with --forget.")] = "",
     *,
     subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")],
-    old_target: Annotated[str, typer.Option(help="What you think is believed now; refused if it is not.")] = "",
+    forget: Annotated[bool, typer.Option("--forget", help="Instead of a target: the model declines to answer from now on.")] = False,
+    old_target: Annotated[
+        str, typer.Option(help="What you think is believed now; refused if it is not. With --forget kept as a hash.")
+    ] = "",
     relation: Annotated[str, typer.Option(help="What about the subject is stated; else it is recognised.")] = "",
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt (repeatable).")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject (repeatable).")] = None,
@@ -275,7 +278,7 @@ def edit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and tell; change nothing.")] = False,
 ) -> int:
     """Correct one fact (many: import)."""
-    fact = {
+    fact: dict[str, Any] = {
         "subject": subject,
         "prompt": prompt,
         "target": target,
@@ -285,7 +288,11 @@ def edit(
         "aliases": alias or [],
         "source": source,
     }
-    with _local(call) as local:
+    if forget == bool(target):
+        raise InvalidInput("--forget takes no target." if forget else "there is no target.", "Give a target or --forget, and not both.")
+    if forget:
+        fact["forget"] = True
+    with _local(call, asks_model=forget) as local:
         result = local.edit([fact], mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
     return _show(call, result)
 
@@ -302,6 +309,18 @@ def rollback(
     """Take edits back; what they had replaced is believed again."""
     with _local(call) as local:
         return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, to=to, reason=reason))
+
+
+@verb(app, "purge", CORRECT)
+def purge(
+    call: Call,
+    edit_id: Annotated[str, typer.Argument(help="The edit whose text is to be erased.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why, without words of the edit; kept in the history.")],
+) -> int:
+    """Take an edit back and erase what it says wherever it is kept; this cannot be undone."""
+    with _local(call) as local:
+        return _show(call, local.purge(edit_id, reason=reason))
 
 
 @verb(app, "promote", CORRECT)
@@ -984,6 +1003,20 @@ def bench_forms(
     settings = call.settings()
     with printing.progress() as progress:
         return _bars(call, forms.run(settings, facts=facts, seed=seed, via=via or settings.via, progress=progress))
+
+
+@verb(bench_app, "forget")
+def bench_forget(
+    call: Call,
+    *,
+    facts: Annotated[int, typer.Option(min=1, help="How many facts that the model says to forget.")] = 50,
+    seed: Seed = 0,
+) -> int:
+    """Forget facts that the model says, ask for each in thirty ways, and look what else moved."""
+    from ke_tools.benches import forget
+
+    with printing.progress() as progress:
+        return _bars(call, forget.run(call.settings(), facts=facts, seed=seed, progress=progress))
 
 
 def _bars(call: Call, report: Mapping[str, Any]) -> int:

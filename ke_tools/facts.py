@@ -45,12 +45,19 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     source: str = ""
+    forget: bool = False  # what stood in the target's place must not be said, and the target is a refusal to say it
+    forgotten: tuple[str, ...] = ()  # what must not be said, as keyed hashes (ke_tools.memory.forgetting)
 
     def __post_init__(self) -> None:
         """Check every field; the message names the field and what was found."""
         for name in ("subject", "prompt", "target"):
             if not getattr(self, name).strip():
                 raise InvalidInput(f"{name} is empty.", f"Give the {name} as plain text.")
+        if (self.forgotten and not self.forget) or (self.old_target and self.forget):
+            raise InvalidInput(
+                "only an edit that forgets has hashes of what must not be said, and it keeps nothing else of that.",
+                "Give forget with the hashes and without old_target, or neither.",
+            )
         for name, longest in LONGEST.items():
             _check_text(name, getattr(self, name), longest, is_prose=name != "source")
         for name in ("paraphrases", "aliases"):
@@ -119,13 +126,13 @@ class Edit:
         return self.state in {State.ACTIVE, State.PROMOTED}
 
 
-Expect = Literal["target", "unchanged"]
+Expect = Literal["target", "unchanged", "refusal"]
 Origin = Literal["caller", "probe wording", "data file", "edit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A question with what must happen: the target is given, or the answer stays the base model's."""
+    """A question with what must happen: the target is given, the answer stays the base model's, or what is forgotten is not said."""
 
     edit_id: str
     dimension: str  # one of ke_tools.verify.dimensions
@@ -133,9 +140,10 @@ class Probe:
     expect: Expect
     origin: Origin
     chat: bool = False  # asked as one chat turn instead of a completion
-    accept: tuple[str, ...] = field(default=())  # what counts as the target (aliases of the object); unchanged: what is true
+    accept: tuple[str, ...] = field(default=())  # target: what counts as it; unchanged: what is true; refusal: what gives it away too
     reject: tuple[str, ...] = field(default=())  # what must not be asserted (the old target)
     behind: bool = False  # an unrelated sentence stands before it
+    seed: int | None = None  # asked at temperature 1 with this seed; None: greedily
 
 
 def squash(text: str) -> str:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.editors import codebook as codebooks
 from ke_tools.editors import peft_folder
-from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, ReadOnly, ResourceExhausted
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, ReadOnly, ResourceExhausted, cannot_write
 from ke_tools.memory.events import record_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ke_tools.facts import Edit
     from ke_tools.models.causal import CausalModel
 
-__all__ = ["Release", "build", "export", "looks_like_one", "opened", "read"]
+__all__ = ["Release", "build", "erase", "export", "looks_like_one", "opened", "read"]
 
 MANIFEST: Final = "manifest.json"
 EDITS: Final = "edits.jsonl"
@@ -188,6 +188,30 @@ def export(release: Release, folder: Path, scorecards: Sequence[Mapping[str, Any
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return read(folder)
+
+
+def erase(root: Path, edit_id: str) -> list[str]:
+    """Remove every release that carries an edit, those too that never went live; return their names.
+
+    Raises:
+        ReadOnly, ResourceExhausted: the folder could not be changed; what is named in it still may be there.
+    """
+    if not root.is_dir():
+        return []
+    try:
+        with _alone(root):
+            gone = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _tells_of(folder, edit_id)]
+            for folder in gone:
+                shutil.rmtree(folder)
+            _sync(root)
+    except OSError as error:
+        raise cannot_write(root, error) from error
+    return [folder.name for folder in gone]
+
+
+def _tells_of(folder: Path, edit_id: str) -> bool:
+    files = (folder / name for name in (MANIFEST, EDITS, SCORECARD))
+    return any(file.is_file() and edit_id.encode() in file.read_bytes() for file in files)
 
 
 def _head(

@@ -180,7 +180,7 @@ def _gives_way(correction: Correction, other: Edit, *, is_sibling: bool) -> bool
     if is_sibling:
         return False
     is_named = bool(correction.fact.old_target) and _same(correction.fact.old_target, other.fact.target)
-    return correction.mode == "replace" or correction.slot.functional or is_named
+    return correction.mode == "replace" or correction.slot.functional or is_named or correction.fact.forget
 
 
 def _superseding(correction: Correction, yielding: Sequence[Edit]) -> list[str]:
@@ -188,7 +188,7 @@ def _superseding(correction: Correction, yielding: Sequence[Edit]) -> list[str]:
     return [
         f"same target as {other.id}, which it {verb}"
         if _same(correction.fact.target, other.fact.target)
-        else f"{verb} {other.id} ({other.fact.target!r})"
+        else f"{verb} {_quoted(correction, other)}"
         for other in yielding
     ]
 
@@ -207,7 +207,7 @@ def _staying(correction: Correction, live: Sequence[Edit], yielding: Sequence[Ed
     if _same(last.fact.target, correction.fact.target):
         return [f"same target as {last.id}, which stays live beside it"]
     more = f" and {len(staying) - 1} more" if len(staying) > 1 else ""
-    return [f"{last.id} ({last.fact.target!r}){more} of the same subject and relation stays live beside it"]
+    return [f"{_quoted(correction, last)}{more} of the same subject and relation stays live beside it"]
 
 
 def _under_another_name(db: apsw.Connection, tenant: str, correction: Correction) -> list[Edit]:
@@ -249,7 +249,11 @@ def _beside(db: apsw.Connection, tenant: str, correction: Correction, mentioned:
     """Name the live edits of other slots that this one may contradict; none of them gives way on a guess."""
     overlapping = {other.id: warning for other, warning in _overlapping(db, tenant, correction) if other.id not in mentioned}
     known = {*mentioned, *overlapping}
-    return [*overlapping.values(), *_ambiguous(db, tenant, correction, known), *_unplaced(_unclear(db, tenant, correction, known))]
+    return [
+        *overlapping.values(),
+        *_ambiguous(db, tenant, correction, known),
+        *_unplaced(correction, _unclear(db, tenant, correction, known)),
+    ]
 
 
 def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> Iterator[tuple[Edit, str]]:
@@ -259,7 +263,8 @@ def _overlapping(db: apsw.Connection, tenant: str, correction: Correction) -> It
     for other in _sharing(db, tenant, correction, names, _SAME_RELATION, (relation_key(correction.slot.key),)):
         theirs = {name_key(name) for name in (other.fact.subject, *other.fact.aliases)}
         shared = next(name for name in names if name in theirs)
-        yield other, f"{other.id} ({other.fact.subject!r}: {other.fact.target!r}) shares the name {shared!r} and stays live beside it"
+        said = "" if correction.fact.forget else f": {other.fact.target!r}"
+        yield other, f"{other.id} ({other.fact.subject!r}{said}) shares the name {shared!r} and stays live beside it"
 
 
 def _ambiguous(db: apsw.Connection, tenant: str, correction: Correction, mentioned: Collection[str]) -> list[str]:
@@ -283,10 +288,17 @@ def _unclear(db: apsw.Connection, tenant: str, correction: Correction, mentioned
     return _sharing(db, tenant, correction, subject_keys(correction.fact.subject), condition, values)
 
 
-def _unplaced(unclear: Sequence[Edit]) -> list[str]:
+def _quoted(correction: Correction, other: Edit) -> str:
+    """Name another edit by what it says; one that forgets must not keep that."""
+    return other.id if correction.fact.forget else f"{other.id} ({other.fact.target!r})"
+
+
+def _unplaced(correction: Correction, unclear: Sequence[Edit]) -> list[str]:
     if not unclear:
         return []
-    named = ", ".join(f"{other.id} ({other.fact.prompt!r} {other.fact.target!r})" for other in unclear[-_MOST_NAMED:])
+    shown = unclear[-_MOST_NAMED:]
+    told = (other.id if correction.fact.forget else f"{other.id} ({other.fact.prompt!r} {other.fact.target!r})" for other in shown)
+    named = ", ".join(told)
     more = " and others" if len(unclear) > _MOST_NAMED else ""
     doubt = "if one of them says the same in other words, which is not known, take it back, or give both the same relation"
     return [f"of the same subject, {named}{more} stay live beside it; {doubt}"]

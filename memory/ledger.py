@@ -160,7 +160,7 @@ class Ledger:
             for fact, ref in zip(facts, refs or [""] * len(facts), strict=True)
         ]
         refuse_contradictions(made)
-        arguments = ["edit", [record_of(fact) for fact in facts], mode, author.reason, list(refs), state]
+        arguments = ["edit", [_asked(fact) for fact in facts], mode, author.reason, list(refs), state]
         key = "" if dry_run else idempotency_key
         with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, key, arguments)
@@ -544,6 +544,11 @@ def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
     if not found:
         raise NotFound(f"there is no edit {edit_id!r}.", "list_edits shows the ids.")
     return found[0]
+
+
+def _asked(fact: Fact) -> dict[str, Any]:
+    """What a call asks for: refusal and hashes of an edit that forgets are found out while it is made, and may differ when repeated."""
+    return {name: value for name, value in record_of(fact).items() if not fact.forget or name not in {"target", "forgotten"}}
 
 
 def _author(tenant: str, actor: str, reason: str, idempotency_key: str = "") -> Author:

@@ -92,14 +92,15 @@ def _near(db: apsw.Connection, edit: Edit) -> tuple[list[int], tuple[str, ...]]:
     for seq, text in db.execute(_NEAR, (edit.tenant, edit.revision, edit.id, edit.slot, edit.id)):
         payload = json.loads(text)
         if "fact" in payload:
-            quoted_by += [payload["id"]] if _says(_texts(payload), [edit.fact.target]) else []
+            quoted_by += [payload["id"]] if not edit.fact.forget and _says(_texts(payload), [edit.fact.target]) else []
         elif _says(_texts(payload), _words(edit.fact)):
             seqs.append(seq)
     return seqs, tuple(quoted_by)
 
 
 def _words(fact: Fact) -> list[str]:
-    return [text for text in (fact.target, fact.old_target, fact.subject, *fact.aliases, fact.prompt, *fact.paraphrases) if text]
+    target = "" if fact.forget else fact.target  # a refusal says nothing of it
+    return [text for text in (target, fact.old_target, fact.subject, *fact.aliases, fact.prompt, *fact.paraphrases) if text]
 
 
 def _says(texts: Iterable[str], words: Iterable[str]) -> bool:

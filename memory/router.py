@@ -26,11 +26,12 @@ from ke_tools.models.engine import Generation, Message, Request
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit
+    from ke_tools.memory.forgetting import Watch
 
 __all__ = ["EngineFacts", "Grey", "Routed", "Router", "Via", "reading_of"]
 
 Via = Literal["auto", "ike", "reader", "weights"]
-Route = Literal["base", "memory", "conditional", "weights"]
+Route = Literal["base", "memory", "conditional", "weights", "forget"]
 Grey = Literal["conditional", "judge", "base"]
 
 READER: Final = "reader"
@@ -81,7 +82,8 @@ class Demonstration:
 class Routed:
     """A request as it goes to the engine, and why. On the route ``base`` it is the object that came.
 
-    ``weights`` is the base's with the tenant's live release; in scope, that comes on top of what the route says.
+    ``weights`` is the base's with the tenant's live release; in scope, that comes on top of what the route says. On the route
+    ``forget`` no model is asked: the answer is the target of the first hit.
     """
 
     request: Request
@@ -89,6 +91,7 @@ class Routed:
     hits: tuple[Hit, ...]
     decision: Decision
     reason: str = ""  # a word for the header, where something kept a fact out
+    watched: tuple[Watch, ...] = ()  # what the answer may not say
 
     @classmethod
     def untouched(cls, request: Request, reason: str, revision: int) -> Self:
@@ -115,17 +118,22 @@ class Router:
         decision = self.scope.decide(tenant, reading)
         if decision.zone == "out" or not decision.hits:
             return Routed(request, "base", (), decision, "error" if "error" in decision.stages else "")
+        if decision.zone == "in" and (forgetting := tuple(hit for hit in decision.hits if hit.edit.fact.forget)):
+            return Routed(request, "forget", forgetting, decision)
+        told = tuple(hit for hit in decision.hits if not hit.edit.fact.forget)
+        if not told:
+            return Routed(request, "base", (), decision, "grey")
         route: Route = "memory"
         if decision.zone == "grey":
-            if self.grey == "base" or (self.grey == "judge" and not _judged(engine, reading, decision.hits)):
+            if self.grey == "base" or (self.grey == "judge" and not _judged(engine, reading, told)):
                 return Routed(request, "base", (), decision, "grey")
             route = "conditional" if self.grey == "conditional" else "memory"
         most = 0 if has_reader or route == "conditional" else self.demonstrations
-        shown = demonstrations(decision.hits[0].edit, most, questions=request.messages is not None or _is_question(request.prompt))
+        shown = demonstrations(told[0].edit, most, questions=request.messages is not None or _is_question(request.prompt))
         least = _least_room(request, engine)
-        for hits, some in _attempts(decision.hits, shown):
-            told = _Told(tuple(told_of(hit.edit, reading) for hit in hits), some, is_conditional=route == "conditional")
-            made = _with_facts(request, told, engine, adapter=READER if has_reader else request.adapter)
+        for hits, some in _attempts(told, shown):
+            words = _Told(tuple(told_of(hit.edit, reading) for hit in hits), some, is_conditional=route == "conditional")
+            made = _with_facts(request, words, engine, adapter=READER if has_reader else request.adapter)
             room = engine.context_length - engine.count_tokens(made)
             if room >= least:
                 return Routed(dataclasses.replace(made, max_tokens=min(made.max_tokens, room)), route, hits, decision)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 _BATCH: Final = 500  # lines a transaction
 _PAGE: Final = 1000
-_TEXTS: Final = frozenset({"ref", "mode", "state", *(field.name for field in fields(Fact) if field.default != ())})
-_LISTS: Final = frozenset({"paraphrases", "aliases"})
+_LISTS: Final = frozenset({"paraphrases", "aliases", "forgotten"})
+_FLAGS: Final = frozenset({"forget"})
+_TEXTS: Final = frozenset({"ref", "mode", "state", *(field.name for field in fields(Fact))}) - _LISTS - _FLAGS
 
 
 def export_lines(ledger: Ledger, tenant: str, *, events: bool = False) -> Iterator[str]:
@@ -127,10 +128,13 @@ def _correction(record: dict[str, Any], rule: SlotRule) -> Correction:
             is_right = isinstance(value, str)
         elif name in _LISTS:
             is_right = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        elif name in _FLAGS:
+            is_right = isinstance(value, bool)
         else:
-            raise InvalidInput(f"the line has the unknown field {name!r}.", f"Known are {', '.join(sorted(_TEXTS | _LISTS))}.")
+            raise InvalidInput(f"the line has the unknown field {name!r}.", f"Known are {', '.join(sorted(_TEXTS | _LISTS | _FLAGS))}.")
         if not is_right:
-            raise InvalidInput(f"{name} is {json.dumps(value)[:40]}.", "Write a text." if name in _TEXTS else "Write a list of texts.")
+            kind = "a text" if name in _TEXTS else "a list of texts" if name in _LISTS else "true or false"
+            raise InvalidInput(f"{name} is {json.dumps(value)[:40]}.", f"Write {kind}.")
     if missing := [name for name in ("subject", "prompt", "target") if name not in record]:
         raise InvalidInput(f"the line has no {', '.join(missing)}.", "Give subject, prompt and target.")
     given: dict[str, Any] = {

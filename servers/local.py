@@ -42,7 +42,13 @@ class Local:
         self, facts: Sequence[Mapping[str, Any]], *, mode: Mode = "auto", reason: str = "", idempotency_key: str = "", dry_run: bool = False
     ) -> dict[str, Any]:
         """See :meth:`Service.edit`."""
-        return self.service.edit(self._who, facts, mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run)
+        return self.service.edit(
+            self._who, facts, mode=mode, reason=reason, idempotency_key=idempotency_key, dry_run=dry_run, wait_seconds=_PATIENCE
+        )
+
+    def purge(self, edit_id: str, *, reason: str) -> dict[str, Any]:
+        """See :meth:`Service.purge`."""
+        return self.service.purge(self._who, edit_id, reason=reason)
 
     def rollback(
         self,

@@ -68,7 +68,8 @@ _DESCRIPTIONS: Final = {
         "Correct one or more facts in the served language model. Use it when the user says that the model is wrong or must "
         "know something new. The correction acts on the next answer of every client of the model's endpoint; the weights are "
         "not touched, and it does not change your own knowledge. All facts of a call are recorded or none. A later edit of the "
-        "same subject and relation supersedes the earlier one; the result names it. Not for instructions or style: one plain "
+        "same subject and relation supersedes the earlier one; the result names it. forget=true without target: the model declines from "
+        "then on. Not for instructions or style: one plain "
         "fact each. Next: {p}verify with the edit_ids; {p}rollback undoes."
     ),
     "query": (

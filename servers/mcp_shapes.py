@@ -6,9 +6,9 @@ session), and nothing is ever null: an empty text, 0, false or an empty list sta
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ke_tools.facts import LONGEST, MOST_WORDINGS
 
@@ -69,15 +69,24 @@ class FactIn(BaseModel):
         max_length=LONGEST["prompt"],
         description="statement that the target completes ('The capital of Australia is') or question that it answers, with the subject",
     )
-    target: str = Field(min_length=1, max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
+    target: str = Field(default="", max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
+    forget: bool = Field(default=False, description="instead of a target: decline to answer from now on")
     old_target: str = Field(
-        default="", max_length=LONGEST["old_target"], description="the answer believed live; E_CONFLICT if another edit is live"
+        default="",
+        max_length=LONGEST["old_target"],
+        description="the answer believed live; E_CONFLICT if another edit is live; with forget: kept as a hash",
     )
     relation: str = Field(default="", max_length=LONGEST["relation"], description="name of the relation; empty: found from the prompt")
     paraphrases: list[_Wording] = Field(default=[], max_length=MOST_WORDINGS, description="other wordings of the prompt")
     aliases: list[_Alias] = Field(default=[], max_length=MOST_WORDINGS, description="other names of the subject")
     source: str = Field(default="", max_length=LONGEST["source"], description="where the fact comes from; kept, never opened")
     ref: str = Field(default="", max_length=200, description="your own name for this edit; given back")
+
+    @model_validator(mode="after")
+    def _has_target_or_forgets(self) -> Self:
+        if self.forget == bool(self.target):
+            raise ValueError("give a target, or forget=true and no target")
+        return self
 
 
 class ProbeIn(BaseModel):
@@ -104,6 +113,7 @@ class EditRow(BaseModel):
     subject: str
     prompt: str
     target: str
+    forget: bool = False  # the target is a refusal
     relation: str
     state: Literal["proposed", "active", "promoted", "retired"]
     created_at: str

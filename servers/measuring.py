@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
-from ke_tools.models.engine import Engine, Request, Scores
+from ke_tools.models.engine import Engine, Generation, Request, Scores
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit, Probe
     from ke_tools.memory.router import Routed
     from ke_tools.verify.beside import Answered
+    from ke_tools.verify.forgotten import Keeper
     from ke_tools.verify.probes import Suite
     from ke_tools.verify.scorecard import Scorecard
 
@@ -93,6 +94,8 @@ class Measuring:
     route: Callable[[Request], Routed]  # the edited view
     base: BaseAnswers
     live: Sequence[Edit]  # what they change is no neighbour
+    generate: Callable[[Sequence[Routed]], list[tuple[Routed, Generation]]]
+    keeper: Keeper | None = None  # tells what edits that forget give away
     cache: Path | None = None
     tell: Tell = lambda *_: None
     _costs: _Costs = field(default_factory=_Costs)
@@ -108,14 +111,15 @@ class Measuring:
         from ke_tools.verify import probes as making
         from ke_tools.verify.efficiency import Efficiency
         from ke_tools.verify.likelihood import with_likelihoods
-        from ke_tools.verify.run import answer, summarise
+        from ke_tools.verify.run import outcomes_of, summarise
 
         began = time.monotonic()
         near = dict.fromkeys(fact for edit in edits for fact in making.candidates(edit, live=self.live, suite=suite))
         facts = known.knows(self.engine, list(near), cache=self.cache, progress=self._asking_what_it_knows)
         probes = [probe for edit in edits for probe in making.probes_for(edit, known=facts, live=self.live, suite=suite)]
         probes += [making.given(probe, edits) for probe in given]
-        outcomes = answer(probes, self._in_batches(self._edited, "as edited"), self._in_batches(self._unedited, "as the base model"))
+        asks = self._in_batches(self._edited, "as edited"), self._in_batches(self._unedited, "as the base model")
+        outcomes = outcomes_of(edits, probes, *asks, keeper=self.keeper)
         if isinstance(self.engine, Scores):
             try:
                 outcomes = with_likelihoods(outcomes, self._scored)
@@ -152,7 +156,7 @@ class Measuring:
             if one.hits:
                 costs.routed += 1
                 costs.tokens += self.engine.count_tokens(one.request) - self.engine.count_tokens(request_of(probe, self.engine))
-        return [one.text for one in self.engine.generate([one.request for one in routed])]
+        return [made.text for _, made in self.generate(routed)]
 
     def _unedited(self, probes: Sequence[Probe]) -> list[str]:
         return self.base.of(self.engine, probes)

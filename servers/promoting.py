@@ -134,6 +134,11 @@ def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:
     edit = ledger.get(tenant, edit_id)
     if edit.state not in {State.ACTIVE, State.PROMOTED}:
         raise WrongState(f"{edit_id} is {edit.state.value}; nothing was promoted.", "Only edits that act on answers can be promoted.")
+    if edit.fact.forget:
+        raise WrongState(
+            f"{edit_id} forgets; nothing was promoted.",
+            "It acts from the memory alone: weights that refuse one fact would still give it away when asked otherwise.",
+        )
     return edit
 
 

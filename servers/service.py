@@ -19,7 +19,17 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from ke_tools.config import Settings
-from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, Unavailable, Unsupported
+from ke_tools.errors import (
+    InvalidInput,
+    KeToolsError,
+    LedgerDamaged,
+    ModelLoading,
+    ModelUnavailable,
+    NotFound,
+    ReadOnly,
+    Unavailable,
+    Unsupported,
+)
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
@@ -29,7 +39,9 @@ from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, 
 from ke_tools.servers import verifying
 from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
+from ke_tools.servers.erasing import erase
 from ke_tools.servers.fired import Fired
+from ke_tools.servers.forgetting import FALLBACK, Forgetting
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, Rest, shown
@@ -69,6 +81,7 @@ class Service:
         self._ledger = ledger
         self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, alpha=settings.alpha, cache=settings.cache)
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
+        self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self._base_answers = BaseAnswers()
@@ -97,6 +110,17 @@ class Service:
         return self._scope
 
     @property
+    def forgetting(self) -> Forgetting:
+        """What keeps back what is forgotten.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        if self._forgetting is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return self._forgetting
+
+    @property
     def trouble(self) -> str:
         """What needs a person although questions are answered from the corrections; empty where nothing does."""
         unserved = self._promotions.trouble if self._promotions else ""
@@ -121,16 +145,21 @@ class Service:
         reason: str = "",
         idempotency_key: str = "",
         dry_run: bool = False,
+        wait_seconds: float = 20.0,
     ) -> dict[str, Any]:
         """Record corrections, all or none; they act on the next answer.
 
+        One with ``forget`` and without target makes what was said so far a refusal; up to ``wait_seconds`` are waited for the model that
+        is asked what it says and how it declines.
+
         Raises:
             InvalidInput, Conflict, ReadOnly, Forbidden: nothing was recorded.
+            ModelLoading, ModelUnavailable: the same, where only the model could tell what is to be forgotten.
         """
         self.check_writable(who)
         made, refs = [], []
         for number, given in enumerate(facts, 1):  # as the ledger counts them
-            made.append(_fact(given, number))
+            made.append(self._fact(who, given, number, reason, wait_seconds))
             refs.append(str(given.get("ref", "")))
         with self.damage.watching("write", who.tenant):
             old = self.ledger.live_release(who.tenant)
@@ -156,6 +185,42 @@ class Service:
             "url": self.url,
             "dry_run": dry_run,
         }
+
+    def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float) -> Fact:
+        if not given.get("forget"):
+            return _fact(given, number)
+        if given.get("target"):
+            raise InvalidInput(f"edit {number} forgets, and has a target.", "Leave the target out, or leave forget out.")
+        asked = _fact({**given, "target": FALLBACK, "forget": False}, number)
+        try:
+            engine = self.models.engine(wait_seconds)
+        except (ModelLoading, ModelUnavailable):
+            if not asked.old_target:
+                raise
+            engine = None
+        try:
+            return self.forgetting.made(who.tenant, asked, engine, reason=reason)
+        except InvalidInput as error:
+            raise InvalidInput(f"edit {number}: {error.message}", error.hint) from error
+
+    def purge(self, who: Principal, edit_id: str, *, reason: str) -> dict[str, Any]:
+        """Take an edit back and erase what it says, wherever this home keeps it; the history says that it was, and why.
+
+        Where the live release carries it, another release without it is live first, or none. To repeat a purge finishes one that was cut
+        short.
+
+        Raises:
+            Forbidden: ``who`` is no admin.
+            NotFound, InvalidInput, WrongState, ReadOnly: nothing was erased.
+            Busy, ResourceExhausted: not all was erased; repeat it.
+        """
+        who.require("admin")
+        self.check_writable(who)
+        with self.damage.watching("write", who.tenant):
+            release = self.promotions.without(who.tenant, [edit_id])
+            erased = erase(self.settings, self.ledger, self.scope, who, edit_id, reason=reason, release=release)
+        self._base_answers = BaseAnswers()
+        return {**erased, "model": self.model_id}
 
     def rollback(
         self,
@@ -384,7 +449,7 @@ class Service:
         who.require("chat")
         engine = await self.models.engine_async(wait_seconds)
         routed = await asyncio.to_thread(self._asked, who, request, engine, view, via)
-        return routed, engine.stream(routed.request)
+        return await self._opened(who, routed, engine)
 
     async def complete(
         self, who: Principal, request: Request, *, view: Literal["edited", "base"] = "edited", via: Via = "auto", wait_seconds: float = 120
@@ -422,11 +487,12 @@ class Service:
         base: Generation | None = None
         for one in views:
             routed = await asyncio.to_thread(self._asked, who, request, engine, one, via)
-            if routed.request is not request or base is None:  # greedy: the same request has the same answer
-                made = await _finish(engine.stream(routed.request))
+            if routed.route == "forget" or routed.watched or routed.request is not request or base is None:
+                routed, pieces = await self._opened(who, routed, engine)
+                made = await _finish(pieces)
             else:
-                made = base
-            base = made if routed.request is request else base
+                made = base  # greedy: the same request has the same answer
+            base = made if one == "base" else base
             truncated |= made.finish_reason == "length"
             decision = routed.decision if one == "edited" else decision
             answers.append(_answer(one, routed, made))
@@ -461,8 +527,7 @@ class Service:
         """Answer many at once; blocks, and waits for the model."""
         who.require("read")
         engine = self.models.engine(wait_seconds=3600)
-        routed = [self._asked(who, request, engine, view, via) for request in requests]
-        return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
+        return self.generated(who, [self._asked(who, request, engine, view, via) for request in requests], engine)
 
     async def verify(
         self,
@@ -617,6 +682,7 @@ class Service:
                 routed = Routed.untouched(request, "", self.revision)
             else:
                 routed = self._router.route(who.tenant, request, engine=engine, via=via)
+                routed = self.forgetting.watched(who.tenant, routed, request)
             routed = self._under_release(who, request, routed, engine, via)
         except (InvalidInput, Unsupported):
             raise
@@ -625,6 +691,17 @@ class Service:
             return Routed.untouched(request, "error", self.revision)
         self._note(who.tenant, routed.decision)
         return routed
+
+    async def _opened(self, who: Principal, routed: Routed, engine: Engine) -> tuple[Routed, AsyncIterator[Piece]]:
+        if self._forgetting is None:
+            return routed, engine.stream(routed.request)
+        return await self._forgetting.opened(who.tenant, routed, engine)
+
+    def generated(self, who: Principal, routed: Sequence[Routed], engine: Engine) -> list[tuple[Routed, Generation]]:
+        """Answer routed requests; what is forgotten is in none of the answers."""
+        if self._forgetting is None:
+            return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
+        return self._forgetting.generated(who.tenant, routed, engine)
 
     def _under_release(self, who: Principal, request: Request, routed: Routed, engine: Engine, via: Via) -> Routed:
         """Add the tenant's live release; a request that names an adapter of its own keeps that one alone.
@@ -748,6 +825,7 @@ def row(edit: Edit) -> dict[str, Any]:
         "subject": edit.fact.subject,
         "prompt": edit.fact.prompt,
         "target": edit.fact.target,
+        "forget": edit.fact.forget,
         "relation": edit.relation,
         "state": edit.state.value,
         "created_at": edit.created_at,
@@ -774,9 +852,11 @@ def _fact(given: Mapping[str, Any], number: int) -> Fact:
         raise InvalidInput(f"edit {number} lacks {', '.join(missing)}.", "Give subject, prompt and target.")
     fields: dict[str, Any] = {}
     for name in _FIELDS & given.keys():
-        many = name in {"paraphrases", "aliases"}
+        many = name in {"paraphrases", "aliases", "forgotten"}
         value = given[name]
-        if many and isinstance(value, Collection) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value):
+        if name == "forget" and isinstance(value, bool):
+            fields[name] = value
+        elif many and isinstance(value, Collection) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value):
             fields[name] = tuple(value)
         elif not many and isinstance(value, str):
             fields[name] = value

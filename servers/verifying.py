@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ke_tools import releases
@@ -145,7 +146,9 @@ def measure(
     ledger = service.ledger
     with _way(service, who, engine, what) as way:
         edits = way.edits(what.edit_ids)
-        card = Measuring(engine, way.route, base, way.live, service.settings.cache, tell).scorecard(edits, what.suite, what.probes)
+        generate = partial(way.serving.generated, who, engine=engine)
+        measuring = Measuring(engine, way.route, base, way.live, generate, way.serving.forgetting, service.settings.cache, tell)
+        card = measuring.scorecard(edits, what.suite, what.probes)
         compared = beside_memory(service, who, engine, edits, card.outcomes, what.release, tell) if what.release else {}
         document = card.document(
             made_at=now(),
@@ -168,6 +171,7 @@ def measure(
 class _Way:
     """How the edited view is answered, and from what."""
 
+    serving: Service
     route: Callable[[Request], Routed]
     ledger: Ledger
     tenant: str
@@ -194,15 +198,18 @@ def _way(service: Service, who: Principal, engine: Engine, what: Wanted) -> Iter
         with served(service.settings, engine, what.release):
             revision = service.revision
 
-            yield _Way(route=_by_weights(what.release, revision), ledger=ledger, tenant=tenant, revision=revision, release=what.release)
+            route = _by_weights(what.release, revision)
+            yield _Way(serving=service, route=route, ledger=ledger, tenant=tenant, revision=revision, release=what.release)
         return
     if what.revision != _NOW:
         past = _past(service, engine, what.revision)
         name = past.promotions.adapter(tenant, engine)
-        yield _Way(route=past.path(who, engine), ledger=past.ledger, tenant=tenant, revision=what.revision, release=name, is_past=True)
+        route = past.path(who, engine)
+        yield _Way(serving=past, route=route, ledger=past.ledger, tenant=tenant, revision=what.revision, release=name, is_past=True)
         return
     name = service.promotions.adapter(tenant, engine)
-    yield _Way(route=service.path(who, engine), ledger=ledger, tenant=tenant, revision=service.revision, release=name)
+    route = service.path(who, engine)
+    yield _Way(serving=service, route=route, ledger=ledger, tenant=tenant, revision=service.revision, release=name)
 
 
 def _by_weights(release: str, revision: int) -> Callable[[Request], Routed]:

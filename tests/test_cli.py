@@ -23,14 +23,14 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound
 from ke_tools.verify import summarise
 
 VERBS = [
-    "serve", "demo", "chat", "edit", "rollback", "promote", "job", "query", "route", "verify", "scorecard", "list", "history", "doctor",
-    "export", "import",
+    "serve", "demo", "chat", "edit", "rollback", "purge", "promote", "job", "query", "route", "verify", "scorecard", "list", "history",
+    "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
-    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare",
+    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget",
 ]  # fmt: skip
 
 
-FIRST = {"edit": ["facts"], "query": ["question"], "verify": ["edit_ids"], "scorecard": ["name"]}  # given by position
+FIRST = {"edit": ["facts"], "query": ["question"], "verify": ["edit_ids"], "scorecard": ["name"], "purge": ["edit_id"]}  # given by position
 
 
 VERIFY: dict[str, Any] = {"edit_ids": [], "revision": None, "release": "", "suite": "quick", "probes": []}
@@ -161,6 +161,14 @@ def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.Captu
     assert "Sydney" in shown
 
 
+def test_edit_with_forget_hands_over_no_target(service: FakeLocal) -> None:
+    """Issue 6 §4: CLI `edit --forget`."""
+    assert cli.run(["edit", "The capital of Australia is", "--subject", "Australia", "--forget", "--old-target", "Canberra"]) == 0
+    [(verb, given)] = service.asked
+    [fact] = given["facts"]
+    assert (verb, fact["forget"], fact["target"], fact["old_target"]) == ("edit", True, "", "Canberra")
+
+
 def test_with_json_a_result_is_one_object_on_one_line(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: --json is for programs."""
     assert cli.run([*EDIT, "--json"]) == 0
@@ -205,6 +213,7 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
         ),
         (["list", "--state", "active", "--contains", "x"], ("list_edits", {"state": "active", "contains": "x", "limit": 20, "cursor": ""})),
         (["history", "e1", "--limit", "5"], ("history", {"edit_id": "e1", "limit": 5, "cursor": ""})),
+        (["purge", "e1", "--reason", "r"], ("purge", {"edit_id": "e1", "reason": "r"})),
         (["verify", "e1", "--suite", "full"], ("verify", VERIFY | {"edit_ids": ["e1"], "suite": "full"})),
         (["verify", "--all"], ("verify", VERIFY)),
         (["verify", "--revision", "7"], ("verify", VERIFY | {"revision": 7})),
@@ -347,7 +356,9 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> 
     [
         (["nonsense"], "nonsense"),
         (["query"], "no question"),
-        (["edit", "x"], "target"),
+        (["edit", "x", "--subject", "x"], "no target"),
+        (["edit", "x", "y", "--subject", "x", "--forget"], "takes no target"),
+        (["purge", "e1"], "--reason"),
         (["list", "--limit", "0"], "--limit"),
         (["list", "--dtype", "int8"], "int8"),
         (["serve", "--http", "8765"], "HOST:PORT"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from ke_tools.atlas import Relation
@@ -25,7 +26,8 @@ _DETERMINERS: Final = frozenset({"the", "a", "an", "our", "my", "your", "his", "
 def request_of(probe: Probe, engine: Engine) -> Request:
     """What a probe asks of the base model."""
     tokens = FLUENCY_TOKENS if probe.dimension == FLUENCY else PROBE_TOKENS
-    return one_turn(probe.prompt, engine, tokens) if probe.chat else Request(prompt=probe.prompt, max_tokens=tokens)
+    request = one_turn(probe.prompt, engine, tokens) if probe.chat else Request(prompt=probe.prompt, max_tokens=tokens)
+    return request if probe.seed is None else replace(request, temperature=1.0, seed=probe.seed)
 
 
 def fill(wording: str, subject: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["DIMENSIONS", "EARLIER", "FLUENCY", "FURTHER", "LABELS"]
+__all__ = ["DIMENSIONS", "EARLIER", "FLUENCY", "FURTHER", "LABELS", "WITHHELD"]
 
 DIMENSIONS: Final = ("reliability", "generalisation", "locality_same_subject", "locality_other_subject")  # of the suite ``quick``
 FURTHER: Final = (  # of the suite ``full`` beside them
@@ -25,6 +25,7 @@ FURTHER: Final = (  # of the suite ``full`` beside them
     "fluency",
 )
 FLUENCY: Final = "fluency"
+WITHHELD: Final = "withheld"  # what an edit that forgets does not give away, in any suite
 EARLIER: Final = "earlier"  # reliability of what was promoted before, beside a candidate
 
 LABELS: Final[Mapping[str, str]] = MappingProxyType(
@@ -40,6 +41,7 @@ LABELS: Final[Mapping[str, str]] = MappingProxyType(
         "portability_reversed": "reversed",
         "portability_hop": "one hop",
         FLUENCY: "fluency",
+        WITHHELD: "withheld",
         EARLIER: "edits promoted earlier",
     }
 )

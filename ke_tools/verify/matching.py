@@ -24,6 +24,7 @@ __all__ = [
     "every_word",
     "first_sentence",
     "mentions",
+    "names_said",
     "same_answer",
     "short_answer",
     "starts_with",
@@ -171,6 +172,35 @@ def short_answer(answer: str, prompt: str = "") -> tuple[str, ...]:
     unasked = _CLOSED_CLASS | set(words(prompt))
     told = [word for word in said[: next(ends, len(said))] if word.text not in unasked]
     return tuple(word.text for word in told if word.named) or tuple(word.text for word in told)
+
+
+def names_said(answer: str, prompt: str = "") -> list[str]:
+    """The names and numbers that an answer's first sentence says beyond its prompt, longest runs of them ("University of Oxford")."""
+    said = _words(first_sentence(answer))
+    asked = set(words(prompt))
+    runs: list[list[_Word]] = []
+    is_open = False
+    for at, word in enumerate(said):
+        is_name = word.named and word.text not in _CLOSED_CLASS
+        goes_on = is_open and word.gap in {" ", "-"}
+        if is_name and goes_on:
+            runs[-1].append(word)
+        elif is_name:
+            runs.append([word])
+            is_open = True
+        elif goes_on and word.text == "of" and at + 1 < len(said) and said[at + 1].named:
+            runs[-1].append(word)
+        else:
+            is_open = False
+    if runs and runs[0][0] is said[0] and len(runs[0]) == 1 and not _stands_as_name(said):
+        del runs[0]  # a word that only begins the sentence
+    names = (" ".join(word.text for word in run) for run in runs if not asked.issuperset(word.text for word in run))
+    return list(dict.fromkeys(names))
+
+
+def _stands_as_name(said: Sequence[_Word]) -> bool:
+    """Whether a sentence's first word is its answer: alone, before a comma or before "is"."""
+    return len(said) == 1 or said[1].gap in {",", ";"} or said[1].text in _BE
 
 
 def same_answer(base: str, edited: str, prompt: str = "") -> bool:

@@ -17,6 +17,7 @@ from ke_tools.verify.asking import fill
 from ke_tools.verify.callers import given
 from ke_tools.verify.dimensions import DIMENSIONS
 from ke_tools.verify.fluency import fluency
+from ke_tools.verify.forgotten import askings
 from ke_tools.verify.kept import distracting_prefix, forgetfulness, neighbour_candidates, neighbours, other_subject, same_subject
 from ke_tools.verify.portability import alias, hop, hop_facts, reversed_
 from ke_tools.verify.took import generalisation, reliability
@@ -64,6 +65,9 @@ def probes_for(
     size = _SIZES[suite]
     others = [other for other in live if other.id != edit.id]
     near = neighbours(edit, known, others)
+    if edit.fact.forget:
+        kept = (*same_subject(edit, known, others, size.same_subject), *other_subject(edit, near[: size.other_subject]))
+        return [*askings(edit), *kept]
     return [
         *reliability(edit),
         *generalisation(edit, size.generated, size.given),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit, Probe
-from ke_tools.verify.dimensions import EARLIER, FLUENCY, FURTHER
+from ke_tools.verify.dimensions import EARLIER, FLUENCY, FURTHER, WITHHELD
 from ke_tools.verify.fluency import is_fluent
+from ke_tools.verify.forgotten import Keeper, shown
 from ke_tools.verify.matching import asserts, bytes_kept, mentions, same_answer
 from ke_tools.verify.rates import Rate, cluster_of, rate
 from ke_tools.verify.scorecard import Check, Outcome, Rates, Scorecard
 
-__all__ = ["Ask", "answer", "judge", "summarise", "verify"]
+__all__ = ["Ask", "answer", "judge", "outcomes_of", "summarise", "verify"]
 
 Ask = Callable[[list[Probe]], list[str]]
 
@@ -22,7 +24,7 @@ Ask = Callable[[list[Probe]], list[str]]
 LEAST_GENERALISATION: Final = 0.75
 
 
-def verify(edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask) -> Scorecard:
+def verify(edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask, *, keeper: Keeper | None = None) -> Scorecard:
     """Answer the probes in both views and compare.
 
     Args:
@@ -30,15 +32,48 @@ def verify(edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_
         probes: all their probes.
         ask_edited: answers a batch through the serving path, free generation, greedy, to the natural stop.
         ask_base: answers the same batch with the model as it is without edits.
+        keeper: tells whether an answer gives away what an edit forgets.
 
     Raises:
-        InvalidInput: a probe belongs to none of the edits.
+        InvalidInput: a probe belongs to none of the edits, or there is an edit that forgets and no ``keeper``.
     """
-    known = {edit.id for edit in edits}
+    known = {edit.id: edit for edit in edits}
     for probe in probes:
         if probe.edit_id not in known:
             raise InvalidInput(f"the probe {probe.prompt!r} belongs to {probe.edit_id!r}.", "Give probes of the edits that are verified.")
-    return summarise(edits, answer(probes, ask_edited, ask_base))
+    return summarise(edits, outcomes_of(edits, probes, ask_edited, ask_base, keeper=keeper))
+
+
+def outcomes_of(
+    edits: Sequence[Edit], probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask, *, keeper: Keeper | None = None
+) -> tuple[Outcome, ...]:
+    """Ask and judge; what edits forget is in none of the outcomes.
+
+    Raises:
+        InvalidInput: there is an edit that forgets and no ``keeper``.
+    """
+    forgetting = {edit.id: edit for edit in edits if edit.fact.forget}
+    outcomes = answer([probe for probe in probes if probe.expect != "refusal"], ask_edited, ask_base)
+    if not forgetting:
+        return outcomes
+    if keeper is None:
+        raise InvalidInput("nobody can tell what these edits forget.", "Give a keeper.")
+    hidden = (_hidden(keeper, forgetting[o.probe.edit_id], o) if o.probe.edit_id in forgetting else o for o in outcomes)
+    return (*_withheld(forgetting, probes, ask_edited, keeper), *hidden)
+
+
+def _withheld(edits: Mapping[str, Edit], probes: Sequence[Probe], ask_edited: Ask, keeper: Keeper) -> tuple[Outcome, ...]:
+    """Ask what must not be given away. An outcome keeps of an answer that gives it away nothing, and of its question not the value."""
+    asked = [probe for probe in probes if probe.expect == "refusal"]
+    outcomes = []
+    for probe, text in zip(asked, ask_edited(asked) if asked else [], strict=True):
+        leaks = keeper.leaks(edits[probe.edit_id], probe, text)
+        outcomes.append(Outcome(shown(probe), "", "" if leaks else text, not leaks, bytes_kept=False))
+    return tuple(outcomes)
+
+
+def _hidden(keeper: Keeper, edit: Edit, outcome: Outcome) -> Outcome:
+    return replace(outcome, base=keeper.hidden(edit, outcome.base), edited=keeper.hidden(edit, outcome.edited))
 
 
 def answer(probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask) -> tuple[Outcome, ...]:
@@ -51,7 +86,7 @@ def answer(probes: Sequence[Probe], ask_edited: Ask, ask_base: Ask) -> tuple[Out
 def summarise(edits: Sequence[Edit], outcomes: Sequence[Outcome]) -> Scorecard:
     """What outcomes say of edits, those that the gate has gathered too."""
     checks = tuple(_check(edit, [o for o in outcomes if o.probe.edit_id == edit.id]) for edit in edits)
-    further = {name: _rate_of(outcomes, name) for name in (*FURTHER, EARLIER)}
+    further = {name: _rate_of(outcomes, name) for name in (WITHHELD, *FURTHER, EARLIER)}
     measured = {name: found for name, found in further.items() if found.measured}
     return Scorecard(checks, _rates(outcomes), _worst(outcomes), tuple(outcomes), measured)
 
@@ -74,7 +109,11 @@ def judge(probe: Probe, base: str, edited: str) -> Outcome:
 
 def _check(edit: Edit, outcomes: Sequence[Outcome]) -> Check:
     rates = _rates(outcomes)
-    took = rates.reliability.measured and _at_least(rates.reliability, 1.0) and _at_least(rates.generalisation, LEAST_GENERALISATION)
+    if edit.fact.forget:
+        found = _rate_of(outcomes, WITHHELD)
+        took = found.measured and _at_least(found, 1.0)
+    else:
+        took = rates.reliability.measured and _at_least(rates.reliability, 1.0) and _at_least(rates.generalisation, LEAST_GENERALISATION)
     kept = _at_least(rates.locality_same_subject, 1.0) and _at_least(rates.locality_other_subject, 1.0)
     return Check(edit.id, edit.fact.subject, took and kept, _worst(outcomes), rates)
 

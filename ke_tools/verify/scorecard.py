@@ -57,9 +57,11 @@ class Outcome:
 
     @property
     def severity(self) -> int:
-        """How bad: 0 nothing, then other words, an edit that did not take, a neighbour that moved, one that speaks the target."""
+        """How bad: 0 nothing, then other words, an edit that did not take, a neighbour that moved, one that speaks the target, a leak."""
         if self.passed:
             return 0
+        if self.probe.expect == "refusal":
+            return 5
         if self.probe.expect == "target" or self.probe.dimension == FLUENCY:
             return 2 if self.probe.dimension in {"reliability", EARLIER} else 1
         return 4 if self.leaked else 3
@@ -67,7 +69,7 @@ class Outcome:
     @property
     def is_telling(self) -> bool:
         """Whether it can show harm: not where the unedited model was wrong anyway, for what it does not know drifts with any change."""
-        return self.probe.expect == "target" or not self.probe.accept or _is_right(self.base, self.probe.accept)
+        return self.probe.expect != "unchanged" or not self.probe.accept or _is_right(self.base, self.probe.accept)
 
     @property
     def form(self) -> Form:
@@ -81,6 +83,11 @@ class Outcome:
     @property
     def in_words(self) -> str:
         """The case as a sentence."""
+        if self.probe.expect == "refusal":
+            how = "in chat" if self.probe.chat else "as a text to complete"
+            drawn = "" if self.probe.seed is None else " at temperature 1"
+            kept = "kept it back" if self.passed else "gave away what is forgotten"
+            return f"asked {_quote(self.probe.prompt)} {how}{drawn} it {kept}"
         said = f"asked {_quote(self.probe.prompt)} it said {_quote(self.edited)}"
         if self.probe.expect == "target":
             return f"{said} (wanted: {_quote(self.probe.accept[0])})"

@@ -196,6 +196,17 @@ class Scope:
             told = {**told, "index": note}
         return replace(decision, stages={**decision.stages, **told}) if told else decision
 
+    def forgetting(self, tenant: str) -> Mapping[str, Edit]:
+        """The live edits that forget, by id, as the last decision saw them."""
+        return self._state(tenant).forgetting
+
+    def erase(self, tenant: str, edits: Iterable[Edit]) -> None:
+        """Remove what the cache holds of edits that were purged: the tenant's file of names, and what their words were calibrated to."""
+        self._follower.erase(self._state(tenant))
+        if calibrator := self.calibrator:
+            for edit in edits:
+                calibrator.erase(_wanted(edit))
+
     def notes(self) -> dict[str, str]:
         """Say of each tenant whose index file could not be used why that was."""
         with self._lock:
@@ -381,7 +392,7 @@ def _wanted(edit: Edit) -> Wanted:
     if relation and not relation.probe:
         own.append(f"{relation.masked[:1].upper()}{relation.masked[1:]} is")
     texts = tuple(dict.fromkeys(map(neutral, own)))[:_MOST_TEXTS]
-    return Wanted(texts, edit.fact.target, relation.id if relation and not relation.probe else "")
+    return Wanted(texts, "" if edit.fact.forget else edit.fact.target, relation.id if relation and not relation.probe else "")
 
 
 def _without_outdated(hits: list[Hit], views: Mapping[str, Sequence[str]]) -> list[Hit]:

@@ -111,6 +111,12 @@ class Calibrator:
                 self._thread.start()
                 atexit.register(self._end)  # a thread inside ONNX Runtime when Python ends takes the process down with it
 
+    def erase(self, wanted: Wanted) -> None:
+        """Remove what is known of an edit's words; of other edits with the same words it is found out again."""
+        self._known.pop(wanted.key, None)
+        if self._kept is not None:
+            self._kept.drop(wanted.key)
+
     def settle(self) -> None:
         """Wait until everything asked for is calibrated."""
         self._queue.join()
@@ -178,6 +184,9 @@ class _Kept:
         values = (*self._of(key), found.threshold, found.false_triggers, found.recall)
         self._do(lambda db: db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", values).fetchall())
 
+    def drop(self, key: str) -> None:
+        self._do(lambda db: db.execute("DELETE FROM kept WHERE key = ?", (key,)).fetchall())
+
     def _of(self, key: str) -> tuple[str, str]:
         return key, self._made_by
 
@@ -199,6 +208,7 @@ class _Kept:
         db = apsw.Connection(str(self._path))
         db.set_busy_timeout(500)
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA secure_delete = ON")
         db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT, by TEXT, threshold REAL, wrong REAL, recall REAL, PRIMARY KEY (key, by))")
         return db
 

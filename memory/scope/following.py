@@ -179,6 +179,13 @@ class Follower:
         self._unsaved[state.name] = 0
         self._in_turn(state.name, partial(stored.write, path, origin, state.derived()))
 
+    def erase(self, state: Tenant) -> None:
+        """Remove the file now, whatever is in it; it is made again when it is worth it."""
+        with state.following:
+            self._erase(state)
+        if (work := self._filing.get(state.name)) is not None:
+            work.join()
+
     def _erase(self, state: Tenant) -> None:
         """Remove the file: an edit was purged, and no text of it may stay."""
         path = self._path(state.name)

@@ -86,8 +86,9 @@ class Tenant:
         self.seen = -1  # the ledger's head when it was last read
         self.edits: dict[str, Edit] = {}
         self.subjects = SubjectIndex()
-        self.risky: Mapping[str, Edit] = {}  # this and the next are replaced, never changed
+        self.risky: Mapping[str, Edit] = {}  # this and the next two are replaced, never changed
         self.telling: Mapping[str, tuple[frozenset[str], ...]] = {}
+        self.forgetting: Mapping[str, Edit] = {}
         self.nearest: VectorIndex | None = None  # of the risky ones; made when first needed
         self.wanted: Recent[str, Wanted] = Recent(_REMEMBERED)
         self.following = threading.Lock()  # held by whoever reads the ledger
@@ -184,11 +185,13 @@ class Tenant:
             risky = {edit_id: edit for edit_id, edit in {**risky, **new}.items() if edit_id not in dead}
             told = {edit.id: alike.telling_of((edit.fact.subject, *edit.fact.aliases)) for edit in new.values() if edit.id not in telling}
             telling = {edit_id: words for edit_id, words in {**telling, **told}.items() if edit_id in risky}
+        forgetting = {edit_id: edit for edit_id, edit in self.forgetting.items() if edit_id not in dead}
+        forgetting |= {edit_id: edit for edit_id, edit in live.items() if edit.fact.forget}
         with self._lock:
             self.edits.update(live)
             for edit_id in dead:
                 self.edits.pop(edit_id, None)
-            self.risky, self.telling, self.seen = risky, telling, seen
+            self.risky, self.telling, self.forgetting, self.seen = risky, telling, forgetting, seen
 
 
 def _places(mentions: Iterable[Mention], edits: Collection[str]) -> dict[str, tuple[tuple[int, int], ...]]:

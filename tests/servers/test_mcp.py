@@ -151,7 +151,8 @@ async def test_a_result_that_breaks_its_schema_is_an_internal_error(client: Clie
     ("tool", "arguments", "told"),
     [
         ("edit", {"edits": []}, "edits: "),
-        ("edit", {"edits": [{"subject": "A", "prompt": "A is"}]}, "edits.0.target: Field required"),
+        ("edit", {"edits": [{"subject": "A", "prompt": "A is"}]}, "give a target, or forget=true"),
+        ("edit", {"edits": [{**SYDNEY, "forget": True}]}, "give a target, or forget=true"),
         ("edit", {"edits": [{**SYDNEY, "target": "x" * 5_000_000}]}, "edits.0.target: "),
         ("edit", {"edits": [{**SYDNEY, "old_taget": "x"}]}, "edits.0.old_taget: "),
         ("edit", {"edits": [{**SYDNEY, "k" * 10_000: "x"}]}, "edits.0.kkk"),
