@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ke_tools import atlas, releases
+from ke_tools.editors._spread import described
 from ke_tools.editors.grace import GRACE
 from ke_tools.editors.memit import MEMIT
 from ke_tools.errors import KeToolsError
@@ -43,6 +44,7 @@ __all__ = ["Serving", "Workshop", "worded"]
 Tell = Callable[[str, int, int, str], None]
 
 _WORDINGS: Final = 2  # statements of the relation, and as many questions, that a fact is planned with beside its own
+_KEYED: Final = 6  # the same of a codebook, where each costs a key and little of the search
 _AT_ONCE: Final = 32  # probes, between which a walk may be left
 
 
@@ -154,7 +156,7 @@ class Workshop:
         return self._memit.plan(self._for_weights, [worded(edit) for edit in edits], found=first.plus(*others), tell=self._stage)
 
     def _codebook(self, edits: Sequence[Edit]) -> Codebook:
-        return self._grace.plan(self._for_codebook, [worded(edit) for edit in edits], tell=self._stage)
+        return self._grace.plan(self._for_codebook, [worded(edit, _KEYED) for edit in edits], tell=self._stage)
 
     def _written(
         self, update: Update | None, codebook: Codebook | None, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]
@@ -163,7 +165,7 @@ class Workshop:
         if update is not None:
             how["memit"] = dict(update.method)
         if codebook is not None:
-            how["grace"] = {"layer": codebook.layer, "contexts": self._grace.contexts, "chat": self._grace.chat, "seed": self._grace.seed}
+            how["grace"] = dict(described(self._grace, layer=codebook.layer))
         return releases.build(self._root, self._model, update=update, codebook=codebook, edits=[*in_weights, *in_codebook], how=how)
 
     def _known(self, edits: Sequence[Edit]) -> list[atlas.AtlasFact]:
@@ -187,12 +189,12 @@ class Workshop:
         self._tell(stage, done, total, "")
 
 
-def worded(edit: Edit) -> Fact:
-    """The edit's fact with some of the fitted wordings of its relation; probes are never made of these."""
+def worded(edit: Edit, most: int = _WORDINGS) -> Fact:
+    """The edit's fact with up to ``most`` fitted statements and questions of its relation; probes are never made of these."""
     relation = atlas.relations().get(edit.relation)
     if relation is None:
         return edit.fact
-    texts = [*relation.fitted_questions[:_WORDINGS], *relation.fitted_statements[:_WORDINGS]]
+    texts = [*relation.fitted_questions[:most], *relation.fitted_statements[:most]]
     own = [fill(text, edit.fact.subject) for text in texts]
     known = {edit.fact.prompt, *edit.fact.paraphrases}
     return replace(edit.fact, paraphrases=(*edit.fact.paraphrases, *(text for text in own if text not in known)))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import streams
@@ -27,12 +27,24 @@ if TYPE_CHECKING:
 
 __all__ = ["GRACE"]
 
+_OPENINGS: Final = (  # what prompts are put behind; the verifier's frames are others
+    "Q: ",
+    "Please complete: ",
+    "Answer this. ",
+    "Finish the line: ",
+    "Exercise: ",
+    "It is known: ",
+    "Text: ",
+    "Remember: ",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     model: CausalModel
     layer: int
     contexts: tuple[str, ...]
+    more: tuple[str, ...]  # texts before prompts that are keys alone
     elsewhere: torch.Tensor  # states behind the block in ordinary text, [tokens, width]
 
 
@@ -41,8 +53,9 @@ class GRACE:
     r"""Replace the state behind the last token of a prompt, and of those like it, by one from which the model says the target.
 
     The value of a fact is found as MEMIT's $z$ with the site at the prompt's last token, for all of its prompts at once. Each of its
-    prompts is a key; a key's $\varepsilon$ is ``share`` of the distance to its nearest negative: a state in ordinary text, a state of
-    another fact, or one of the fact's own prompts before its last token.
+    prompts is a key, and its own prompt behind ``keys`` more texts, which cost no search; a key's $\varepsilon$ is ``share`` of the
+    distance to its nearest negative: a state in ordinary text, a state of another fact, or one of the fact's own prompts before its last
+    token.
 
     The layer is found as MEMIT's last with the site at the prompt's last token, wherever the model is best edited otherwise: before that
     token carries the answer, its state says nothing of the subject, and could be nobody's key.
@@ -51,7 +64,8 @@ class GRACE:
     layer: int | Auto = "auto"
     contexts: int = 3  # the bare prompt, and behind text of the model's own
     chat: bool = False  # whether prompts are asked as chat turns too
-    share: float = 0.5  # of the way to the nearest negative
+    keys: int = 24  # texts of the model's own before the prompt that are keys alone, beside short openings
+    share: float = 0.85  # of the way to the nearest negative
     objective: Objective = field(default_factory=lambda: Objective(kl=0.0, clamp=8.0))
     tokens: int = 4096  # of ordinary text
     seed: int = 0
@@ -63,7 +77,7 @@ class GRACE:
             InvalidInput: it says what to give.
         """
         if not 0 < self.share < 1:
-            raise InvalidInput(f"share is {self.share}.", "Give a number between 0 and 1, e.g. 0.5.")
+            raise InvalidInput(f"share is {self.share}.", "Give a number between 0 and 1, e.g. 0.85.")
 
     def prepare(self, model: CausalModel, *, cache: Path | None = None, tell: Progress | None = None) -> _Prepared:
         """Take the layer, states of ordinary text, and texts to stand before prompts.
@@ -76,7 +90,9 @@ class GRACE:
         placed = [Placed(tuple(row), len(row) - 1, len(row)) for row in rows]
         import torch
 
-        return _Prepared(model, layer, contexts(model, self.contexts, seed=self.seed), torch.cat(streams(model, placed, layer)))
+        before = contexts(model, self.contexts, seed=self.seed)
+        more = (*contexts(model, self.keys + 1, seed=self.seed + 1)[1:], *_OPENINGS) if self.keys else ()
+        return _Prepared(model, layer, before, more, torch.cat(streams(model, placed, layer)))
 
     def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Codebook:
         """Plan a codebook; the model stays as it is.
@@ -90,10 +106,11 @@ class GRACE:
         model, layer, clock = prepared.model, prepared.layer, Clock()
         wanted = goals(model, facts, prepared.contexts, site="last", chat=self.chat)
         wanted = [replace(goal, essence=None) for goal in wanted]
+        keyed = goals(model, facts, (*prepared.contexts, *prepared.more), site="last", chat=self.chat)
         with clock.stage("z"):
             found = values(model, facts, wanted, layer, self.objective, tell=tell)
         with clock.stage("keys"):
-            rows = [(n, placed) for n, goal in enumerate(wanted) for placed in goal.prompts]
+            rows = [(n, placed) for n, goal in enumerate(keyed) for placed in goal.prompts]
             states = streams(model, [placed for _, placed in rows], layer)
             keys = torch.stack([state[placed.site] for (_, placed), state in zip(rows, states, strict=True)])
             refuse_nonsense(keys, [facts[n] for n, _ in rows], f"a key in layer {layer}")

@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ke_tools.editing import edit
+from ke_tools.editors import grace
 from ke_tools.editors._targets import Objective
 from ke_tools.editors.codebook import Codebook, load_codebook
 from ke_tools.editors.grace import GRACE
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, WrongState
+from ke_tools.facts import squash
 from ke_tools.models.causal import CausalModel
+from ke_tools.verify.unrelated import frames
 from tests.editors.conftest import FACTS, FAMILIES
 
 Make = Callable[[str], CausalModel]
 METHOD = GRACE(
-    layer=2, contexts=2, tokens=300, share=0.02, objective=Objective(steps=60, clamp=50, kl=0)
+    layer=2, contexts=2, keys=2, tokens=300, share=0.02, objective=Objective(steps=60, clamp=50, kl=0)
 )  # random weights tell little apart
 OTHERS = ["It rains in", "The currency of Kenya is the", "The capital of Norway is"]
 
@@ -66,6 +69,21 @@ def test_a_text_has_the_same_states_read_at_once_or_token_by_token(tiny: Make) -
             rows.append(out.logits[0, -1])
 
     assert torch.allclose(at_once, torch.stack(rows), atol=1e-6)
+
+
+def test_texts_that_are_keys_alone_make_no_value_another(tiny: Make) -> None:
+    """Keys are cheap where the search for a value is not: the value is that of the prompts of the search, the keys are more."""
+    model = tiny("llama")
+    few, many = edit(model, FACTS, replace(METHOD, keys=0)), edit(model, FACTS, METHOD)
+
+    assert len(many.keys) > len(few.keys)
+    assert torch.equal(many.values, few.values)
+
+
+def test_no_opening_that_keys_are_made_of_is_a_frame_of_the_verifier() -> None:
+    """Issue §1: probe wordings are never fitted on."""
+    used = {squash(text) for text in grace._OPENINGS}
+    assert not used & {squash(frame.replace("{}", "")) for kind in frames().values() for frame in kind}
 
 
 def random_book(edits: int, keys: list[int], seed: int) -> Codebook:
