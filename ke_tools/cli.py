@@ -357,9 +357,21 @@ def promote(
                 policy=wanted,
                 reason=reason,
                 idempotency_key=idempotency_key,
-                heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
+                heard=partial(_told, progress),
             )
     return _show_job(call, ended)
+
+
+@verb(app, "rebuild", CORRECT)
+def rebuild(call: Call, *, idempotency_key: Key = "") -> int:
+    """Make the live release again: where its folder is damaged, or the model is another one (doctor tells)."""
+    with _local(call) as local, printing.progress() as progress:
+        ended = local.rebuild(idempotency_key=idempotency_key, heard=partial(_told, progress))
+    return _show_job(call, ended)
+
+
+def _told(progress: Callable[[str, int, int], None], job: Mapping[str, Any]) -> None:
+    progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"])
 
 
 def _agrees(question: str) -> bool:

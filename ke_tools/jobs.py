@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 from ke_tools.config import Settings
 from ke_tools.errors import Busy, KeToolsError, ResourceExhausted, Unavailable, Unsupported, cannot_write
@@ -42,6 +42,7 @@ log = logging.getLogger("ke_tools.jobs")  # it is run as __main__ too
 #: Who does which kind of job, as ``module:function``; imported in the worker only.
 HANDLERS: Final[Mapping[str, str]] = {
     "promote": "ke_tools.servers.promoting:run_job",
+    "rebuild": "ke_tools.servers.rebuilding:run_job",
     "verify": "ke_tools.servers.verifying:run_job",
 }
 
@@ -56,6 +57,7 @@ _FIRST_TO_GO: Final = 500  # of 1000: where memory runs out, Linux ends the work
 _LESS: Final = "Free some memory, give fewer edits a call, or take a smaller --dtype."
 
 Handler = Callable[[Settings, "Ledger", Job, "Reporter"], Mapping[str, Any]]
+Written = TypeVar("Written")
 
 
 class Cancelled(BaseException):
@@ -77,7 +79,7 @@ class Reporter:
         self._told: tuple[str, int, int, str] | None = None
         self._written: tuple[str, int, int, str] | None = None
         self._is_to_stop = False
-        self._is_committing = False
+        self.has_committed = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="ke-progress", daemon=True)
 
@@ -98,21 +100,25 @@ class Reporter:
             Cancelled: the job is to stop.
         """
         self._told = (stage, done, total, message)
-        if self._is_to_stop and not self._is_committing:
+        if self._is_to_stop and not self.has_committed:
             raise Cancelled
 
-    @contextmanager
-    def commit(self) -> Iterator[None]:
-        """Give the block in which the job takes effect; from its beginning on nothing can be cancelled.
+    def commit(self, effect: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Let the job take effect and end, in one transaction of the ledger; give what came of it, for the handler to return.
+
+        Args:
+            effect: writes into the job's ledger, and returns what came of the job. It may be called again where that could not be kept.
 
         Raises:
             Cancelled: the job is to stop; nothing took effect.
-            Unavailable: the ledger cannot be written.
+            Unavailable: the ledger could not be written for a minute; nothing took effect.
         """
-        if not self._jobs.commit(self._job.id):
+        self._write()  # what was told last, as nothing is written of a job that has ended
+        found = _patiently(partial(self._jobs.commit, self._job.id, effect))
+        if found is None:
             raise Cancelled
-        self._is_committing = True
-        yield
+        self.has_committed = True
+        return found
 
     def _beat(self) -> None:
         while not self._ended.wait(self._beat_seconds):
@@ -237,7 +243,7 @@ def _done(settings: Settings, ledger: Ledger, job: Job, handlers: Mapping[str, s
     try:
         with Reporter(jobs, job, on_beat=on_beat) as reporter:
             result = _handler(handlers, job.kind)(settings, ledger, job, reporter)
-        return partial(jobs.complete, job.id, bounded(result))
+        return _nothing if reporter.has_committed else partial(jobs.complete, job.id, bounded(result))
     except Cancelled:
         return partial(jobs.stop, job.id)
     except KeToolsError as error:
@@ -263,19 +269,21 @@ def _ours(error: Exception) -> KeToolsError:
     return KeToolsError(f"{type(error).__name__}: {said}", "This is a defect of ke-tools; worker.log in the home has the details.")
 
 
-def _patiently(write: Callable[[], None]) -> None:
+def _nothing() -> None:
+    """What is left to write of a job that has committed."""
+
+
+def _patiently(write: Callable[[], Written]) -> Written:
     """Write what came of a job, as soon as that can be written."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            write()
+            return write()
         except Unavailable as error:
             if time.monotonic() > deadline:
                 raise
             log.warning("what came of a job cannot be written: %s", error)
             time.sleep(_PAUSE_SECONDS)
-        else:
-            return
 
 
 # -- the lock and the log --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Edit
-from ke_tools.verify.gate import Verdict
+from ke_tools.verify.gate import Verdict, decide
 from ke_tools.verify.policy import Policy
 from ke_tools.verify.scorecard import Outcome
 
@@ -127,11 +127,8 @@ class _Ladder:
             self.tell(name, len(self.trials), len(self.trials) + 1, f"candidate {number}: {name.upper()} with {len(group)} edits")
             try:
                 candidate = make(group)
-            except InvalidInput as error:  # an edit that cannot be planned at all: nothing can be said of the others
-                if len(group) == 1:
-                    self.reasons[group[0].id] = f"{name.upper()} could not be planned: {error.message}"
-                    return None
-                group = self._plannable(name, group, make)
+            except InvalidInput:  # nothing can be said of the others
+                group = self._fitting(name, group, make)
                 continue
             verdict, outcomes = self.maker.judge(candidate, group, self.earlier, self.policy, number)
             trial = Trial(name, tuple(edit.id for edit in group), candidate.release.name, verdict)
@@ -140,26 +137,34 @@ class _Ladder:
                 self.outcomes += outcomes
                 self.reasons |= dict.fromkeys(trial.edit_ids, trial.in_words)
                 return candidate
-            left = shrunk(group, outcomes)
-            self.reasons |= {edit.id: trial.in_words for edit in group if edit not in left}
+            left = shrunk(group, outcomes) if outcomes else self._fitting(name, group, make)  # nothing is asked beyond a limit
+            self.reasons |= {edit.id: trial.in_words for edit in group if edit not in left and outcomes}
             group = left
         self.reasons |= {edit.id: f"{name.upper()} was not accepted in {MOST_TRIALS} candidates" for edit in group}
         return None
 
-    def _plannable(self, name: str, group: Sequence[Edit], make: Callable[[Sequence[Edit]], Candidate]) -> list[Edit]:
-        """Those that can be planned by themselves."""
-        left = []
-        for edit in group:
-            try:
-                make([edit])
-            except InvalidInput as error:
-                self.reasons[edit.id] = f"{name.upper()} could not be planned: {error.message}"
+    def _fitting(self, name: str, group: Sequence[Edit], make: Callable[[Sequence[Edit]], Candidate]) -> list[Edit]:
+        """Those that can be planned together within the policy's limits, by bisecting; the others are told why not."""
+        kept: list[Edit] = []
+        waiting = _halves(group)  # all together they do not fit
+        while waiting:
+            part = waiting.pop()
+            self.tell(name, len(kept), len(group), f"{name.upper()}: looking for what keeps {len(group)} edits out")
+            if not (obstacle := self._obstacle([*kept, *part], make)):
+                kept += part
+            elif len(part) > 1:
+                waiting += _halves(part)
             else:
-                left.append(edit)
-        if len(left) == len(group):  # only together they cannot: two that contradict
-            self.reasons[left[-1].id] = f"{name.upper()} could not be planned together with the others"
-            left.pop()
-        return left
+                self.reasons[part[0].id] = f"{name.upper()} with it {obstacle}"
+        return kept
+
+    def _obstacle(self, group: Sequence[Edit], make: Callable[[Sequence[Edit]], Candidate]) -> str:
+        try:
+            candidate = make(group)
+        except InvalidInput as error:
+            return f"could not be planned: {error.message}"
+        verdict = decide((), self.policy, perplexity=candidate.perplexity, growth=candidate.growth)
+        return verdict.in_words if verdict.decision == "refused" else ""
 
 
 def climb(
@@ -215,6 +220,12 @@ def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome]) -> list[Edit]:
         return own
     better = {edit.id for edit in sorted(group, key=lambda edit: share[edit.id])[: (len(group) + 1) // 2]}
     return [edit for edit in group if edit.id in better]
+
+
+def _halves(group: Sequence[Edit]) -> list[Sequence[Edit]]:
+    """The second and the first half; of a single edit, that."""
+    middle = len(group) // 2
+    return [part for part in (group[middle:], group[:middle]) if part]
 
 
 def _rungs(edits: Sequence[Edit], found: Candidate | None, reasons: dict[str, str]) -> dict[str, tuple[str, str]]:

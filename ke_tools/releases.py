@@ -23,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ke_tools.facts import Edit
     from ke_tools.models.causal import CausalModel
 
-__all__ = ["Release", "build", "erase", "export", "looks_like_one", "opened", "read"]
+__all__ = ["Release", "build", "erase", "export", "looks_like_one", "opened", "read", "sweep"]
 
 MANIFEST: Final = "manifest.json"
 EDITS: Final = "edits.jsonl"
@@ -120,6 +120,17 @@ def opened(root: Path, name: str) -> Release:
     if not (root / name).is_dir():
         raise ModelUnavailable(f"there is no release {name} in {root}.", "Promote its edits again.")
     return read(root / name)
+
+
+def sweep(root: Path, keep: Collection[str]) -> None:
+    """Delete what lies in a folder of releases besides those to keep: candidates that were refused, and what a killed build left.
+
+    Only for who builds there. What cannot be deleted stays until the next time.
+    """
+    with suppress(OSError), _alone(root):
+        for folder in root.iterdir():
+            if folder.name == _PARTIAL or (_NAME.fullmatch(folder.name) and folder.name not in keep):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def looks_like_one(folder: Path) -> bool:

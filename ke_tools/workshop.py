@@ -1,7 +1,8 @@
 """Where candidates are made and asked: an editing copy of the model, an engine that serves them, and a folder of releases.
 
 A fact's value (z) does not depend on the facts beside it, so it is found once and serves every candidate of a ladder; so are the unedited
-model's answers to the probes.
+model's answers to the probes. Its last bits do depend on them, as they share a batch. So a release says which values were found together
+(``how["together"]``), and is planned in the order of the edits' ids: :meth:`Workshop.remake` gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ke_tools import atlas, releases
 from ke_tools.editors._spread import described
 from ke_tools.editors.grace import GRACE
 from ke_tools.editors.memit import MEMIT
-from ke_tools.errors import KeToolsError
+from ke_tools.errors import KeToolsError, NotFound
 from ke_tools.facts import Edit, Fact, Probe
 from ke_tools.models.causal import CausalModel
 from ke_tools.models.engine import Engine
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ke_tools.editors.update import Update
     from ke_tools.releases import Release
 
-__all__ = ["Serving", "Workshop", "worded"]
+__all__ = ["Serving", "Workshop", "needed", "worded"]
 
 Tell = Callable[[str, int, int, str], None]
 
@@ -89,6 +90,7 @@ class Workshop:
         self._memit = MEMIT(contexts=2, chat=self._chats, seed=seed)
         self._grace = GRACE(contexts=2, chat=self._chats, seed=seed)
         self._found: dict[str, Targets] = {}
+        self._together: dict[str, tuple[str, ...]] = {}  # edit → the edits whose values were found with its own
         self._base: dict[tuple[str, bool], str] = {}
 
     def make(self, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]) -> Candidate:
@@ -98,18 +100,33 @@ class Workshop:
             InvalidInput: an edit cannot be planned, or two contradict each other.
             ResourceExhausted, ReadOnly: the release cannot be written.
         """
+        in_weights, in_codebook = _in_order(in_weights), _in_order(in_codebook)
         update = self._planned(in_weights) if in_weights else None
+        plain = self._plain  # before anything is applied
         with ExitStack() as applied:
             if update is not None:
                 applied.enter_context(update.applied(self._model))
             codebook = self._codebook(in_codebook) if in_codebook else None
             if codebook is not None:
                 applied.enter_context(codebook.applied(self._model))
-            perplexity = plain_perplexity(self._model) / self._plain
+            perplexity = plain_perplexity(self._model) / plain
         growth = max(update.growth(self._model).values(), default=0.0) if update is not None else 0.0
         return Candidate(
             self._written(update, codebook, in_weights, in_codebook), tuple(in_weights), tuple(in_codebook), perplexity, growth
         )
+
+    def remake(self, how: Mapping[str, Any], edits: Mapping[str, Edit]) -> Release:
+        """Make a release again from what its manifest says of how it was made, and write it.
+
+        Raises:
+            NotFound: an edit is missing that it needs, if only for what was found beside it.
+            InvalidInput, ResourceExhausted, ReadOnly: as :meth:`make` says.
+        """
+        if lost := sorted(needed(how) - set(edits)):
+            raise NotFound(f"{lost[0]} is needed to make the release again, and is not there.", "Promote the others again.")
+        for group in how.get("together", ()):
+            self._find([edits[edit_id] for edit_id in group])
+        return self.make(*([edits[edit_id] for edit_id in how[part]] for part in ("in_weights", "in_codebook"))).release
 
     def judge(
         self, candidate: Candidate, edits: Sequence[Edit], earlier: Sequence[Edit], policy: Policy, number: int
@@ -150,10 +167,14 @@ class Workshop:
     def _planned(self, edits: Sequence[Edit]) -> Update:
         missing = [edit for edit in edits if edit.id not in self._found]
         if missing:
-            fresh = self._memit.targets(self._for_weights, [worded(edit) for edit in missing], tell=self._stage)
-            self._found |= {edit.id: fresh.only([n]) for n, edit in enumerate(missing)}
+            self._find(missing)
         first, *others = (self._found[edit.id] for edit in edits)
         return self._memit.plan(self._for_weights, [worded(edit) for edit in edits], found=first.plus(*others), tell=self._stage)
+
+    def _find(self, edits: Sequence[Edit]) -> None:
+        fresh = self._memit.targets(self._for_weights, [worded(edit) for edit in edits], tell=self._stage)
+        self._found |= {edit.id: fresh.only([n]) for n, edit in enumerate(edits)}
+        self._together |= dict.fromkeys((edit.id for edit in edits), tuple(edit.id for edit in edits))
 
     def _codebook(self, edits: Sequence[Edit]) -> Codebook:
         return self._grace.plan(self._for_codebook, [worded(edit, _KEYED) for edit in edits], tell=self._stage)
@@ -164,6 +185,7 @@ class Workshop:
         how: dict[str, Any] = {"in_weights": sorted(edit.id for edit in in_weights), "in_codebook": sorted(edit.id for edit in in_codebook)}
         if update is not None:
             how["memit"] = dict(update.method)
+            how["together"] = sorted({self._together[edit.id] for edit in in_weights})
         if codebook is not None:
             how["grace"] = dict(described(self._grace, layer=codebook.layer))
         return releases.build(self._root, self._model, update=update, codebook=codebook, edits=[*in_weights, *in_codebook], how=how)
@@ -187,6 +209,15 @@ class Workshop:
 
     def _stage(self, stage: str, done: int, total: int) -> None:
         self._tell(stage, done, total, "")
+
+
+def _in_order(edits: Sequence[Edit]) -> list[Edit]:
+    return sorted(edits, key=lambda edit: edit.id)
+
+
+def needed(how: Mapping[str, Any]) -> set[str]:
+    """The edits that it takes to make a release again."""
+    return {edit_id for group in (*how.get("together", ()), how["in_weights"], how["in_codebook"]) for edit_id in group}
 
 
 def worded(edit: Edit, most: int = _WORDINGS) -> Fact:

@@ -5,6 +5,8 @@ A row outlives the server that was asked and the worker that does it. It goes on
     queued ──► working ──► completed | failed | cancelled
        └────────────────────────────────────────► cancelled
 
+What a job does to the log and its end are one transaction (:meth:`Jobs.commit`): a job has taken effect if and only if it is completed.
+
 The rows are no part of the log: nothing that is believed follows from them. They may quote what was asked and answered, so a
 purge of an edit calls :func:`erase` too.
 """
@@ -24,7 +26,7 @@ from ke_tools.memory.listing import Listing
 from ke_tools.memory.migrations import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import apsw
 
@@ -136,8 +138,17 @@ class Jobs:
             rows = _rows(db, "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq DESC", (canonical(seqs[:limit]),))
         return Page(rows, total, listing.next_cursor(seqs))
 
+    def under_way(self, tenant: str, *, but: str = "") -> Sequence[Job]:
+        """Return the jobs that have not ended, oldest first; without the one that was asked for under the key ``but``."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            if version_of(db) < _FORM:
+                return []
+            condition = "WHERE tenant = ? AND status IN ('queued', 'working') AND (key = '' OR key <> ?) ORDER BY seq"
+            return _rows(db, condition, (tenant, but))
+
     def cancel(self, tenant: str, job_id: str) -> Job:
-        """Cancel a job: at once where it waits, soon where it is worked on; one that ended or publishes already goes its way.
+        """Cancel a job: at once where it waits, soon where it is worked on; one that has ended stays as it is.
 
         Raises:
             NotFound: it does not exist, or is another tenant's.
@@ -148,7 +159,7 @@ class Jobs:
             if job.status == "queued":
                 db.execute("UPDATE jobs SET status = 'cancelled', updated_at = ? WHERE id = ?", (now(), job_id))
             elif job.status == "working":
-                db.execute("UPDATE jobs SET is_cancelling = 1, updated_at = ? WHERE id = ? AND NOT is_committing", (now(), job_id))
+                db.execute("UPDATE jobs SET is_cancelling = 1, updated_at = ? WHERE id = ?", (now(), job_id))
             else:
                 return job
             return _one(db, tenant, job_id)
@@ -180,14 +191,17 @@ class Jobs:
             ).get
         return stopping is None or bool(stopping)
 
-    def commit(self, job_id: str) -> bool:
-        """Make a job one that cannot be cancelled; return whether it may go on, which it may not if it is to stop."""
+    def commit(self, job_id: str, effect: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        """Let a job take effect and end; return what came of it, or ``None``, and nothing happens, if it is to stop.
+
+        What ``effect`` writes into this ledger, and that the job is completed with what it returns, is one transaction.
+        """
         with self._storage.writing() as db:
-            db.execute(
-                "UPDATE jobs SET is_committing = 1, updated_at = ? WHERE id = ? AND status = 'working' AND NOT is_cancelling",
-                (now(), job_id),
-            )
-            return bool(db.changes())
+            if not db.execute("SELECT count(*) FROM jobs WHERE id = ? AND status = 'working' AND NOT is_cancelling", (job_id,)).get:
+                return None
+            result = bounded(effect())
+            _finish(db, job_id, "completed", result=canonical(result))
+            return result
 
     def complete(self, job_id: str, result: Mapping[str, Any]) -> None:
         """Say what came of a job.
@@ -209,10 +223,9 @@ class Jobs:
     def interrupt(self) -> Sequence[Job]:
         """Fail every job that is said to be worked on; only for who holds the worker's lock, so that nobody works."""
         with self._storage.writing() as db:
-            rows = list(db.execute("SELECT id, stage, is_committing FROM jobs WHERE status = 'working' ORDER BY seq"))
-            for job_id, stage, is_committing in rows:
-                error = _error(_interrupted(stage, has_begun_to_publish=bool(is_committing)).as_dict())
-                _finish(db, job_id, "failed", error=error)
+            rows = list(db.execute("SELECT id, stage FROM jobs WHERE status = 'working' ORDER BY seq"))
+            for job_id, stage in rows:
+                _finish(db, job_id, "failed", error=_error(_interrupted(stage).as_dict()))
             return _rows(db, "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY seq", (canonical([row[0] for row in rows]),))
 
     def _end(self, job_id: str, status: Status, *, result: str = _NOTHING, error: str = _NOTHING) -> None:
@@ -264,14 +277,12 @@ def _finish(db: apsw.Connection, job_id: str, status: Status, *, result: str = _
     return bool(db.changes())
 
 
-def _interrupted(stage: str, *, has_begun_to_publish: bool) -> Interrupted:
+def _interrupted(stage: str) -> Interrupted:
     where = f" at the stage {stage!r}" if stage else ""
-    memory = "If the system killed it for want of memory, free some, give fewer edits a call, or take a smaller --dtype."
-    if has_begun_to_publish:
-        return Interrupted(
-            f"the worker ended while it published the job's result{where}.", f"history says whether it took effect. {memory}"
-        )
-    return Interrupted(f"the worker ended before the job did{where}; nothing was changed.", f"Ask again. {memory}")
+    return Interrupted(
+        f"the worker ended before the job did{where}; nothing was changed.",
+        "Ask again. If the system killed it for want of memory, free some, give fewer edits a call, or take a smaller --dtype.",
+    )
 
 
 def _written(what: str, values: Mapping[str, Any]) -> str:

@@ -480,6 +480,11 @@ class Ledger:
         with self._storage.reading() as db:
             return largest_without(db, tenant, edit_ids)
 
+    def releases(self) -> set[str]:
+        """Return the names of all releases that ever were live, of all tenants."""
+        with self._storage.reading() as db:
+            return {release for (release,) in db.execute("SELECT DISTINCT release FROM flips WHERE release <> ''")}
+
     def evidence_of(self, tenant: str, release: str) -> dict[str, Any]:
         """Return what was given as evidence when a release was last promoted; empty where it never was, or that was purged."""
         check(tenant=tenant)

@@ -87,6 +87,8 @@ class Storage:
     def writing(self, *, keep: bool = True) -> Iterator[apsw.Connection]:
         """Give the writing connection inside one transaction: all of it is kept, or on an error (or without ``keep``) nothing.
 
+        Inside another :meth:`writing` of the same thread it is a part of that transaction: what it keeps, the outer one may still undo.
+
         Raises:
             Busy: another writer held the ledger for longer than the timeout.
         """
@@ -96,14 +98,8 @@ class Storage:
             raise self._busy()
         try:
             self._refuse_if_closed()
-            with self._translated():
-                try:
-                    self._main.execute("BEGIN IMMEDIATE")
-                    yield self._main
-                    if keep:
-                        self._main.execute("COMMIT")
-                finally:
-                    _abandon(self._main)
+            with self._translated(), _part(self._main, keep) if self._main.in_transaction else _whole(self._main, keep):
+                yield self._main
         finally:
             self._write_lock.release()
 
@@ -235,6 +231,29 @@ class Storage:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise KeToolsError(f"the ledger {self.path} is closed.")
+
+
+@contextmanager
+def _whole(db: apsw.Connection, keep: bool) -> Iterator[None]:
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        if keep:
+            db.execute("COMMIT")
+    finally:
+        _abandon(db)
+
+
+@contextmanager
+def _part(db: apsw.Connection, keep: bool) -> Iterator[None]:
+    db.execute("SAVEPOINT part")
+    is_kept = False
+    try:
+        yield
+        is_kept = keep
+    finally:
+        if db.in_transaction:  # SQLite itself has left it after some errors
+            db.execute("RELEASE part" if is_kept else "ROLLBACK TO part; RELEASE part")
 
 
 def _abandon(db: apsw.Connection) -> None:

@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools import releases
 from ke_tools.errors import KeToolsError
+from ke_tools.servers.promoting import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +36,7 @@ def examine(service: Service, *, deep: bool) -> dict[str, Any]:
     the projections from the log, checks file and hash chain, looks for each live edit as a question would, and hashes the model again.
     """
     checks = [_check("ledger", lambda: _ledger(service)), _check("model", lambda: _model(service)), _check("disk", lambda: _disk(service))]
+    checks.append(_check("releases", lambda: _releases(service)))
     if deep:
         checks += [
             _check("ledger audit", lambda: _audit(service)),
@@ -86,6 +89,30 @@ def _disk(service: Service) -> tuple[bool, str]:
     folder = next(path for path in (service.settings.home, *service.settings.home.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     return free > _LITTLE, f"{free / 1e9:.1f} GB free for {service.settings.home}"
+
+
+def _releases(service: Service) -> tuple[bool, str]:
+    """Every live release, to the last byte, and whether it is of this model."""
+    ledger, root = service.ledger, service.settings.home / FOLDER
+    live = {tenant: name for tenant in ledger.tenants() if (name := ledger.live_release(tenant))}
+    bad = []
+    for tenant, name in live.items():
+        try:
+            found = releases.opened(root, name)
+        except KeToolsError as error:
+            bad.append(f"{tenant}: {error.message}")
+        else:
+            if found.fingerprint != (served := _fingerprint(service)):
+                bad.append(f"{tenant}: {name} was made for the model {found.fingerprint}; this is {served}.")
+    if bad:
+        return False, f"{_listed(bad)} The memory answers; `ke-tools rebuild` makes the release again."
+    return True, f"{len(live)} live, each whole and of this model" if live else "none is live"
+
+
+def _fingerprint(service: Service) -> str:
+    from ke_tools.models import checkpoint
+
+    return checkpoint.fingerprint(checkpoint.resolve(service.settings), cache=service.settings.cache)
 
 
 def _audit(service: Service) -> tuple[bool, str]:

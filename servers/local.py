@@ -141,6 +141,10 @@ class Local:
         )
         return self._ended(job, heard)
 
+    def rebuild(self, *, idempotency_key: str = "", heard: Callable[[Mapping[str, Any]], None] = lambda _job: None) -> dict[str, Any]:
+        """See :meth:`Service.rebuild`; waits as :meth:`promote`."""
+        return self._ended(asyncio.run(self.service.rebuild(self._who, idempotency_key=idempotency_key)), heard)
+
     def _ended(self, job: dict[str, Any], heard: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         while job["poll_after_ms"]:
             heard(job)

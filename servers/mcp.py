@@ -304,14 +304,14 @@ class Tools:
             wait_seconds=wait_seconds,
             heard=_progress(ctx),
         )
-        return _done(await _with_heartbeat(ctx, begun, "the job goes on"))
+        return _done(await begun)
 
     async def job_status(
         self, ctx: Ctx, job_id: shapes.JobId, *, wait_seconds: shapes.WaitForEnd = 20.0
     ) -> Annotated[CallToolResult, shapes.JobOut]:
         """See how a job stands."""
         asked = self._service.job_status(self.who(), job_id, wait_seconds=wait_seconds, heard=_progress(ctx))
-        return _done(await _with_heartbeat(ctx, asked, "the job goes on"))
+        return _done(await asked)
 
     async def job_cancel(self, job_id: shapes.JobId) -> Annotated[CallToolResult, shapes.JobOut]:
         """Stop a job."""

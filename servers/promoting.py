@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ke_tools.models.causal import CausalModel
     from ke_tools.workshop import Serving
 
-__all__ = ["FOLDER", "acting", "run_job"]
+__all__ = ["FOLDER", "acting", "loaded", "made", "promoted", "run_job"]
 
 FOLDER: Final = "releases"  # of the home
 
@@ -46,13 +46,9 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
 
     Raises:
         NotFound, WrongState: an edit is unknown, proposed or retired.
-        InvalidInput: the policy or the method is none.
-        Conflict: another release went live meanwhile; nothing was changed.
+        InvalidInput, Conflict: as :func:`promoted` says.
     """
-    from ke_tools.workshop import Workshop
-
     wanted, tenant = job.arguments, job.tenant
-    policy = Policy.from_mapping(wanted.get("policy", {}))
     old = ledger.live_release(tenant)
     edits = [acting(ledger, tenant, edit_id) for edit_id in wanted["edit_ids"]]
     in_weights, in_codebook = _carried(ledger, tenant, old, settings.home / FOLDER)
@@ -60,47 +56,106 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
     climbing = [edit for edit in edits if edit.id not in carried]
     if not climbing:
         return _told(edits, {edit.id: ("", "it is in the weights already") for edit in edits}, release=old, revision=ledger.head())
+    return promoted(settings, ledger, job, reporter, climbing, in_weights=in_weights, in_codebook=in_codebook)
+
+
+def promoted(
+    settings: Settings,
+    ledger: Ledger,
+    job: Job,
+    reporter: Reporter,
+    climbing: Sequence[Edit],
+    *,
+    in_weights: Sequence[Edit] = (),
+    in_codebook: Sequence[Edit] = (),
+    anew: str = "",
+) -> Mapping[str, Any]:
+    """Walk the ladder with edits, and end the job with what is found.
+
+    Args:
+        settings: of the home.
+        ledger: the home's.
+        job: whose arguments may name a policy and a method.
+        reporter: of the job.
+        climbing: what climbs.
+        in_weights: what was promoted before and stays beside them.
+        in_codebook: the same, of the codebook.
+        anew: why the live release is no use any more, where that is so: if nothing is accepted, no release is live afterwards.
+
+    Raises:
+        InvalidInput: the policy or the method is none.
+        Conflict: another release went live meanwhile; nothing was changed.
+    """
+    from ke_tools.workshop import Workshop
+
+    old, root = ledger.live_release(job.tenant), settings.home / FOLDER
+    policy = Policy.from_mapping(job.arguments.get("policy", {}))
     reporter.tell("loading the model", 0, 1)
-    model, engine = _loaded(settings)
-    shop = Workshop(model, engine, root=settings.home / FOLDER, cache=settings.cache, live=ledger.live(tenant), tell=reporter.tell)
+    model, engine = loaded(settings)
+    releases.sweep(root, ledger.releases())
+    shop = Workshop(model, engine, root=root, cache=settings.cache, live=ledger.live(job.tenant), tell=reporter.tell)
     climbed = climb(
         climbing,
         shop,
         policy=policy,
-        method=wanted.get("method", "auto"),
+        method=job.arguments.get("method", "auto"),
         in_weights=in_weights,
         in_codebook=in_codebook,
         tell=reporter.tell,
     )
-    card = summarise(climbing, climbed.outcomes)
-    promoted = climbed.candidate.edits if climbed.candidate else ()
-    context = {
-        "made_at": now(),
-        "model": model_id(settings),
-        "fingerprint": model.fingerprint,
-        "revision": ledger.head(),
-        "release": climbed.candidate.release.name if climbed.candidate else old,
-        "seeds": {"probes": "by edit id", "draw": len(climbed.trials), "decoding": "greedy"},
-        "job": job.id,
-        "trials": [trial.as_dict() for trial in climbed.trials],
-        "beside_memory": _beside(settings, ledger, job, engine, climbed, reporter),
-        "policy": asdict(policy),
-        "answered": answered(promoted, climbed.outcomes, policy),
-    }
-    scorecard = ledger.keep_scorecard(tenant, card.document(**context))
-    if climbed.candidate is None:
-        return _told(climbing, climbed.rungs, release=old, revision=ledger.head(), climbed=climbed, scorecard=scorecard)
-    with reporter.commit():
+    result = partial(_published, ledger, job, old, climbing, climbed, anew)
+    return reporter.commit(partial(result, _document(settings, ledger, job, reporter, climbing, climbed, policy)))
+
+
+def _document(
+    settings: Settings, ledger: Ledger, job: Job, reporter: Reporter, climbing: Sequence[Edit], climbed: Climb, policy: Policy
+) -> dict[str, Any]:
+    """The scorecard of the accepted candidates, with how they were come by."""
+    model, engine = loaded(settings)
+    accepted = climbed.candidate
+    return summarise(climbing, climbed.outcomes).document(
+        made_at=now(),
+        model=model_id(settings),
+        fingerprint=model.fingerprint,
+        revision=ledger.head(),
+        release=accepted.release.name if accepted else ledger.live_release(job.tenant),
+        seeds={"probes": "by edit id", "draw": len(climbed.trials), "decoding": "greedy"},
+        job=job.id,
+        trials=[trial.as_dict() for trial in climbed.trials],
+        beside_memory=_beside(settings, ledger, job, engine, climbed, reporter),
+        policy=asdict(policy),
+        answered=answered(accepted.edits if accepted else (), climbed.outcomes, policy),
+    )
+
+
+def _published(
+    ledger: Ledger, job: Job, old: str, climbing: Sequence[Edit], climbed: Climb, anew: str, document: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Flip to what was accepted, if anything was, and keep what was measured."""
+    scorecard, accepted = ledger.keep_scorecard(job.tenant, document), climbed.candidate
+    revision, release = ledger.head(), old
+    if accepted is not None:
         published = ledger.promote(
-            tenant,
-            [edit.id for edit in climbed.candidate.edits],
-            release=climbed.candidate.release.name,
+            job.tenant,
+            [edit.id for edit in accepted.edits],
+            release=accepted.release.name,
             actor=job.actor,
-            reason=str(wanted.get("reason", "")),
-            evidence={"job": job.id, "scorecard": scorecard},
+            reason=str(job.arguments.get("reason", "")),
+            evidence={"job": job.id, "scorecard": scorecard, "fingerprint": accepted.release.fingerprint, "how": accepted.release.how},
             old_release=old,
         )
-    return _told(climbing, climbed.rungs, release=published.release, revision=published.revision, climbed=climbed, scorecard=scorecard)
+        revision, release = published.revision, published.release
+    elif anew:
+        demoted = ledger.demote(job.tenant, ledger.carried_by(job.tenant, old), release="", actor=job.actor, reason=anew)
+        revision, release = demoted.revision, demoted.release
+    told = _told(climbing, climbed.rungs, release=release, revision=revision, climbed=climbed, scorecard=scorecard)
+    return told | ({"summary": f"{anew} Promoted anew: {told['summary']}"} if anew else {})
+
+
+def made(ledger: Ledger, tenant: str, release: str) -> Mapping[str, Any]:
+    """What the ledger says of how a release was made: ``fingerprint`` and ``how``; empty where it says nothing, or that was purged."""
+    evidence = ledger.evidence_of(tenant, release)
+    return {name: evidence[name] for name in ("fingerprint", "how")} if "how" in evidence else {}
 
 
 def _beside(settings: Settings, ledger: Ledger, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
@@ -117,12 +172,12 @@ def _beside(settings: Settings, ledger: Ledger, job: Job, engine: Serving, climb
 
 
 @lru_cache(maxsize=1)
-def _loaded(settings: Settings) -> tuple[CausalModel, Serving]:
-    """The editing copy and an engine; the worker keeps them from job to job."""
+def loaded(settings: Settings) -> tuple[CausalModel, Serving]:
+    """The editing copy and an engine, of the same weights; the worker keeps them from job to job."""
     from ke_tools.models.causal import load
 
     engine: Any = engine_of(settings)
-    return load(settings), engine
+    return load(settings, beside=engine.weights), engine
 
 
 def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:
@@ -145,11 +200,12 @@ def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:
 def _carried(ledger: Ledger, tenant: str, release: str, root: Path) -> tuple[list[Edit], list[Edit]]:
     """What is promoted and still acts: in the weights, and in the codebook."""
     promoted = [edit for edit in (ledger.get(tenant, edit_id) for edit_id in ledger.carried_by(tenant, release)) if edit.is_live]
+    how = made(ledger, tenant, release).get("how", {}) if promoted else {}
     try:
-        in_codebook = set(releases.opened(root, release).how.get("in_codebook", ())) if promoted else set[str]()
+        how = how or (releases.opened(root, release).how if promoted else {})
     except KeToolsError as error:  # planned anew from the base weights, so that nothing of it is needed
         log.warning("the live release cannot be read, and is planned anew: %s", error)
-        in_codebook = set()
+    in_codebook = set(how.get("in_codebook", ()))
     return [edit for edit in promoted if edit.id not in in_codebook], [edit for edit in promoted if edit.id in in_codebook]
 
 

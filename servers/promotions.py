@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import InvalidInput, KeToolsError, NotFound
+from ke_tools.errors import Conflict, InvalidInput, KeToolsError, NotFound, WrongState
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
 from ke_tools.servers.candidates import Wanted
 from ke_tools.servers.promoting import FOLDER, acting
+from ke_tools.servers.unserved import Unserved
 from ke_tools.verify.answered import kind_of
 from ke_tools.verify.policy import Policy
 
@@ -38,8 +39,10 @@ log = logging.getLogger(__name__)
 
 MOST_WAIT_SECONDS: Final = 25.0  # of one call, which must answer within thirty
 _LOOK_SECONDS: Final = 0.2
+_SILENT_SECONDS: Final = 1.5  # at most, before who waits hears again where a job is
 _MOST_KEPT: Final = 4  # releases in the engine, so that the one before is there at once when it is flipped back to
 
+_PROMOTING: Final = frozenset({"promote", "rebuild"})  # kinds of jobs that change what is in the weights
 _MOST_READ: Final = 256  # releases of which it is known what they answer
 
 Heard = Callable[["Job"], Awaitable[None]]
@@ -70,12 +73,16 @@ class Promotions:
         self._settings, self._ledger = settings, ledger
         self._lock = threading.Lock()
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
-        self._failed: dict[str, float] = {}  # release → when it is tried again
+        self._unserved = Unserved()
         self._answered: dict[tuple[str, str], Mapping[str, Sequence[str]]] = {}  # (tenant, release) → edit → kinds of question
-        self.trouble = ""
         for tenant in ("", *settings.promote.get("tenants", {})):
             self.asked_of(tenant)  # a mistake in the settings is told at the start
         Wanted.from_mapping(settings.promote.get("auto", {}))
+
+    @property
+    def trouble(self) -> str:
+        """Why a live release is not served; empty where all are."""
+        return self._unserved.told
 
     # -- jobs --------------------------------------------------------------------------------------------------------------------
 
@@ -94,6 +101,7 @@ class Promotions:
         Raises:
             InvalidInput: no edits, no such method, or a policy that nothing can pass.
             NotFound, WrongState: an edit is unknown, proposed or retired.
+            Conflict: another job promotes one of them.
         """
         ids = list(dict.fromkeys(edit_ids))
         if not ids:
@@ -104,6 +112,7 @@ class Promotions:
         for edit_id in ids:
             acting(self._ledger, who.tenant, edit_id)
         arguments = {"edit_ids": ids, "method": method, "policy": asked, "reason": reason}
+        self._refuse_while_promoted(who.tenant, ids, idempotency_key)
         return self.queue(who, "promote", arguments, idempotency_key=idempotency_key)
 
     def queue(self, who: Principal, kind: str, arguments: Mapping[str, Any], *, idempotency_key: str = "") -> Job:
@@ -155,6 +164,29 @@ class Promotions:
         Policy.from_mapping(asked)
         return asked
 
+    def remake(self, who: Principal, *, idempotency_key: str = "") -> Job:
+        """Queue that the live release is made again.
+
+        Raises:
+            WrongState: none is live.
+            Conflict: a job is at work with its edits.
+        """
+        live = self._ledger.live_release(who.tenant)
+        if not live:
+            raise WrongState("no release is live, so there is nothing to rebuild.", "promote makes one.")
+        ids = list(self._ledger.carried_by(who.tenant, live))
+        self._refuse_while_promoted(who.tenant, ids, idempotency_key)
+        arguments = {"release": live, "edit_ids": ids, "policy": self.asked_of(who.tenant)}
+        return self.queue(who, "rebuild", arguments, idempotency_key=idempotency_key)
+
+    def _refuse_while_promoted(self, tenant: str, edit_ids: Sequence[str], idempotency_key: str) -> None:
+        """Refuse what another job is at; a repeated call is none, and a job that slips in between finds nothing left to do."""
+        for job in self._ledger.jobs.under_way(tenant, but=idempotency_key):
+            if job.kind in _PROMOTING and (both := sorted(set(edit_ids) & set(job.arguments.get("edit_ids", ())))):
+                raise Conflict(
+                    f"{both[0]} is being promoted by {job.id}; nothing was begun.", "Wait for its end, or cancel it.", job_id=job.id
+                )
+
     def job(self, who: Principal, job_id: str) -> Job:
         """Say how a job stands; one whose worker died has failed by this call.
 
@@ -174,13 +206,13 @@ class Promotions:
         return self._ledger.jobs.cancel(who.tenant, job_id)
 
     async def wait(self, who: Principal, job_id: str, seconds: float, heard: Heard | None = None) -> Job:
-        """Wait for a job's end, but not longer; whoever waits may leave, the job goes on."""
+        """Wait for a job's end, but not longer; whoever waits may leave, the job goes on. ``heard`` is told at least every two seconds."""
         until = time.monotonic() + min(seconds, MOST_WAIT_SECONDS)
-        told = None
+        told, again = None, 0.0
         while True:
             job = await asyncio.to_thread(self.job, who, job_id)
-            if heard is not None and (job.stage, job.done, job.message) != told:
-                told = (job.stage, job.done, job.message)
+            if heard is not None and ((job.stage, job.done, job.message) != told or time.monotonic() >= again):
+                told, again = (job.stage, job.done, job.message), time.monotonic() + _SILENT_SECONDS
                 await heard(job)
             if job.has_ended or time.monotonic() >= until:
                 return job
@@ -199,15 +231,15 @@ class Promotions:
         """
         name = self._ledger.live_release(tenant)
         if not name:
+            self._unserved.forget(tenant)
             return ""
         with self._lock:
-            if name in engine.adapters:
-                self._loaded[name] = None
-                self._loaded.move_to_end(name)
-                return name
-            if time.monotonic() < self._failed.get(name, 0.0):
+            if name not in engine.adapters and not self._load(tenant, name, engine):
                 return ""
-            return self._load(name, engine)
+            self._loaded[name] = None
+            self._loaded.move_to_end(name)
+            self._unserved.forget(tenant)
+            return name
 
     def without(self, tenant: str, edit_ids: Sequence[str]) -> str | None:
         """The release to flip to when edits are taken back, "" where there is none; ``None`` where the live one carries none of them."""
@@ -242,21 +274,21 @@ class Promotions:
         shown: Mapping[str, Sequence[str]] = card.get("answered", {})
         return shown
 
-    def _load(self, name: str, engine: Any) -> str:
+    def _load(self, tenant: str, name: str, engine: Any) -> bool:
+        folder = self._settings.home / FOLDER / name
+        written = folder.stat().st_mtime_ns if folder.exists() else 0  # a folder is written once; another one may be sound
+        if self._unserved.is_to_wait(tenant, (name, written)):
+            return False
         try:
             engine.load_adapter(name, releases.opened(self._settings.home / FOLDER, name).folder)
-        except (KeToolsError, AttributeError) as error:
-            self.trouble = f"the live release is not served, the memory answers: {error}"
-            log.error("%s", self.trouble)  # noqa: TRY400  no defect, so no traceback
-            self._failed[name] = time.monotonic() + 60.0
-            return ""
-        self.trouble = ""
-        self._failed.pop(name, None)
-        self._loaded[name] = None
-        while len(self._loaded) > _MOST_KEPT:
+        except Exception as error:  # noqa: BLE001  whatever it is, the memory can answer
+            why = str(error) if isinstance(error, KeToolsError) else f"{type(error).__name__}: {error}"
+            self._unserved.note(tenant, (name, written), f"{why} `ke-tools rebuild` makes it again.")
+            return False
+        while len(self._loaded) >= _MOST_KEPT:
             oldest, _ = self._loaded.popitem(last=False)
             threading.Thread(target=_forget, args=(engine, oldest), daemon=True).start()  # waits for requests under way
-        return name
+        return True
 
 
 def _forget(engine: Any, name: str) -> None:

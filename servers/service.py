@@ -335,6 +335,16 @@ class Service:
             )
         return shown(await self.promotions.wait(who, job.id, wait_seconds, heard))
 
+    async def rebuild(self, who: Principal, *, idempotency_key: str = "", wait_seconds: float = 0.0) -> dict[str, Any]:
+        """Begin to make the live release again, to the same bytes, or where that cannot be by promoting its edits anew.
+
+        Raises:
+            WrongState, Conflict, ReadOnly, Forbidden: no job was begun.
+        """
+        self.check_writable(who)
+        job = await asyncio.to_thread(self.promotions.remake, who, idempotency_key=idempotency_key)
+        return shown(await self.promotions.wait(who, job.id, wait_seconds))
+
     def candidates(self, who: Principal, given: Mapping[str, Any]) -> dict[str, Any]:
         """Name edits that are worth a promotion by the settings, what is ``given`` and not ``None`` before these; promote nothing.
 

@@ -24,25 +24,24 @@ def steps(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) -> M
     for step in range(job.arguments.get("steps", 3)):
         reporter.tell("steps", step, 3, f"step {step}")
         time.sleep(job.arguments.get("pause", 0))
-    with reporter.commit():
-        effect(ledger, job)
-        reporter.tell("publish", 1, 1)
-    return {"summary": f"done {job.id}", "pid": os.getpid(), "session": os.getsid(0), "torch": "torch" in sys.modules}
+    told = {"summary": f"done {job.id}", "pid": os.getpid(), "session": os.getsid(0), "torch": "torch" in sys.modules}
+    reporter.tell("publish", 1, 1)
+    return reporter.commit(lambda: effect(ledger, job) | told)
 
 
-def effect(ledger: Ledger, job: Job) -> None:
+def effect(ledger: Ledger, job: Job) -> dict[str, Any]:
     """What can be seen of a job that took effect."""
     fact = Fact(subject=job.id, prompt=f"{job.id} says", target="yes")
     ledger.edit(job.tenant, [fact], actor=job.actor, slot_of=lambda fact: Slot(fact.subject, "", functional=False))
+    return {}
 
 
 def until(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) -> Mapping[str, Any]:
-    """Work until it is cancelled or a file appears, then take effect, and publish until a second file appears."""
+    """Work until it is cancelled or a file appears, then take effect, and tidy up until a second file appears."""
     wait_for(Path(job.arguments["file"]), reporter, "waiting")
-    with reporter.commit():
-        effect(ledger, job)
-        wait_for(Path(job.arguments["file"] + ".end"), reporter, "publishing")
-    return {"summary": "done"}
+    result = reporter.commit(lambda: effect(ledger, job) | {"summary": "done"})
+    wait_for(Path(job.arguments["file"] + ".end"), reporter, "tidying")
+    return result
 
 
 def wait_for(file: Path, reporter: Reporter, stage: str) -> None:

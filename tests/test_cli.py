@@ -23,8 +23,8 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound
 from ke_tools.verify import summarise
 
 VERBS = [
-    "serve", "demo", "chat", "edit", "rollback", "purge", "promote", "job", "query", "route", "verify", "scorecard", "list", "history",
-    "doctor", "export", "import",
+    "serve", "demo", "chat", "edit", "rollback", "purge", "promote", "rebuild", "job", "query", "route", "verify", "scorecard", "list",
+    "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
     "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget",
 ]  # fmt: skip

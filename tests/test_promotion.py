@@ -39,10 +39,16 @@ def outcomes(of: Edit, dimension: str, passed: int, asked: int) -> list[Outcome]
     return [Outcome(probe, "", "", n < passed, False) for n in range(asked)]
 
 
-class FakeMaker:
-    """Edits in ``bad`` fail in the weights, those in ``worse`` in a codebook too, those in ``broken`` cannot be planned."""
+CONTRADICTING = {"Place 101", "Place 102"}
 
-    def __init__(self, *, bad: Sequence[Edit] = (), worse: Sequence[Edit] = (), broken: Sequence[Edit] = ()) -> None:
+
+class FakeMaker:
+    """Edits in ``bad`` fail in the weights, in ``worse`` in a codebook too; ``broken`` ones cannot be planned, ``wrecking`` ones cost."""
+
+    def __init__(
+        self, *, bad: Sequence[Edit] = (), worse: Sequence[Edit] = (), broken: Sequence[Edit] = (), wrecking: Sequence[Edit] = ()
+    ) -> None:
+        self.wrecking = set(map(id, wrecking))
         self.bad, self.worse, self.broken = set(map(id, bad)), set(map(id, worse)), set(map(id, broken))
         self.numbers: list[int] = []
         self.made: list[tuple[int, int]] = []
@@ -50,6 +56,8 @@ class FakeMaker:
     def make(self, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]) -> Candidate:
         if any(id(one) in self.broken for one in (*in_weights, *in_codebook)):
             raise InvalidInput("no name of the subject stands in the prompt.")
+        if len({one.fact.target for one in (*in_weights, *in_codebook)} & CONTRADICTING) > 1:
+            raise InvalidInput("two facts contradict.")
         self.made.append((len(in_weights), len(in_codebook)))
         ids = tuple(one.id for one in (*in_weights, *in_codebook))
         how: Mapping[str, object] = {}
@@ -62,7 +70,8 @@ class FakeMaker:
             has_adapter=bool(in_weights),
             has_codebook=bool(in_codebook),
         )
-        return Candidate(release, tuple(in_weights), tuple(in_codebook), 1.0, 0.1)
+        wrecks = any(id(one) in self.wrecking for one in in_weights)
+        return Candidate(release, tuple(in_weights), tuple(in_codebook), 1.5 if wrecks else 1.0, 0.1)
 
     def judge(
         self, candidate: Candidate, edits: Sequence[Edit], earlier: Sequence[Edit], policy: Policy, number: int
@@ -72,7 +81,7 @@ class FakeMaker:
         in_codebook = {id(one) for one in candidate.in_codebook}
         each = -(-300 // len(edits))
         found: list[Outcome] = []
-        for one in edits:
+        for one in edits if candidate.perplexity <= policy.perplexity else ():
             fails = id(one) in (self.worse if id(one) in in_codebook else self.bad | self.worse)
             found += outcomes(one, "reliability", 0 if fails else each, each)
         return decide(found, policy, candidate=number, perplexity=candidate.perplexity, growth=candidate.growth), found
@@ -124,6 +133,26 @@ def test_an_edit_that_cannot_be_planned_keeps_nobody_else_out() -> None:
     found = climb(edits, FakeMaker(broken=edits[:1]), policy=Policy())
     assert [found.rungs[one.id][0] for one in edits] == ["memory", "memit", "memit", "memit"]
     assert "could not be planned" in found.rungs[edits[0].id][1]
+
+
+def test_an_edit_that_costs_perplexity_is_found_though_no_probe_was_asked() -> None:
+    """Issue 6, bars: a subject whose edit wrecks everything is isolated by bisection, wherever it stands; the good rest is promoted."""
+    edits = [edit(n) for n in range(16)]
+    for wrecks in ([edits[0]], [edits[11]], [edits[3], edits[15]]):
+        maker = FakeMaker(wrecking=wrecks)
+        found = climb(edits, maker, policy=Policy())
+        assert [found.rungs[one.id][0] for one in edits] == ["grace" if one in wrecks else "memit" for one in edits]
+        assert maker.numbers == [1, 2, 3]  # probes were spent on no candidate in between
+    [trial, *_] = climb(edits[:1], FakeMaker(wrecking=edits[:1]), policy=Policy(), method="memit").trials
+    assert "perplexity 1.5" in trial.in_words
+
+
+def test_of_two_that_contradict_one_stays_out() -> None:
+    """Issue 6, bars: two edits that contradict in wordings whose relation was not recognised."""
+    edits = [edit(n) for n in (1, 101, 2, 3, 102, 4)]
+    found = climb(edits, FakeMaker(), policy=Policy(), method="memit")
+    assert [found.rungs[one.id][0] for one in edits] == ["memit", "memit", "memit", "memit", "memory", "memit"]
+    assert found.rungs[edits[4].id][1] == "MEMIT with it could not be planned: two facts contradict."
 
 
 def test_what_was_promoted_before_is_in_every_candidate() -> None:

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -315,6 +315,7 @@ def _front(tokenizer: Any) -> list[int]:
 def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None = None) -> list[list[int]]:
     """Rows of tokens that the model itself writes, at temperature 1, from its beginning-of-text token."""
     import torch
+    from transformers import StoppingCriteriaList
 
     tokenizer = model.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -336,11 +337,18 @@ def samples(model: CausalModel, tokens: int, *, seed: int = 0, tell: Tell | None
                     max_new_tokens=length - 1,
                     min_new_tokens=length - 1,
                     pad_token_id=int(start or 0),
+                    stopping_criteria=StoppingCriteriaList([partial(_tell_of, tell, so_far, tokens)] if tell else []),
                 )
             rows += out.tolist()
-            if tell:
-                tell("sampling", so_far, tokens)
     return rows
+
+
+def _tell_of(tell: Tell, before: int, wanted: int, ids: torch.Tensor, _scores: Any) -> torch.Tensor:
+    """Tell of what is sampled so far, as transformers asks after each token whether it is to stop."""
+    import torch
+
+    tell("sampling", min(wanted, before + ids.numel()), wanted)
+    return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
 
 # Files

@@ -132,7 +132,7 @@ def optimise(
         at: what δ are added to.
         inverse: G, [width, width]; steepest descent in the usual metric unless given. With parts, both δ move the stream, and in the
             metric of the stream behind the block; of what the attention's changes by way of the MLP, that says nothing.
-        tell: hears after each step of (facts that are done, facts).
+        tell: hears after each batch of each step (facts that are done, facts).
     """
     import torch
 
@@ -140,11 +140,16 @@ def optimise(
     if objective.kl:
         rows += [_Row(n, goal.essence, is_essence=True) for n, goal in enumerate(goals) if goal.essence is not None]
     rows.sort(key=lambda row: (row.behind, row.placed.site))
-    budget = Budget(objective.batch_tokens)
+    budget, told = Budget(objective.batch_tokens), tell or _nobody
 
     def batches() -> list[_Batch]:
         made: list[_Batch] = []
-        budget.each(rows, lambda row: len(row.placed.ids), lambda part: made.append(_Batch.of(model, part, layer, at)))
+
+        def take(part: list[_Row]) -> None:
+            made.append(_Batch.of(model, part, layer, at))
+            told(0, len(goals))
+
+        budget.each(rows, lambda row: len(row.placed.ids), take)
         return made
 
     first = batches()
@@ -155,11 +160,15 @@ def optimise(
             if not row.is_essence and id(row.placed) in firsts:
                 h[row.fact] = batch.held[number].float()
     weights = torch.tensor([1 / len(goal.prompts) for goal in goals], device=model.device)
-    delta, nll, steps = _descend(model, first, h, weights, objective, budget, inverse, tell or (lambda _done, _all: None))
+    delta, nll, steps = _descend(model, first, h, weights, objective, budget, inverse, told)
     if at == "parts":  # what the attention would have to do, nobody will
         delta = torch.cat([torch.zeros_like(delta[:, :1]), delta[:, 1:]], 1)
         _, nll = _loss(model, batches(), delta, weights, objective.kl, budget, with_gradient=False)
     return Targets((h + delta)[:, -1], h[:, -1], nll, steps)
+
+
+def _nobody(_done: int, _all: int) -> None:
+    """Who hears where nobody asked to."""
 
 
 def _descend(
@@ -185,7 +194,8 @@ def _descend(
         for batch in batches:
             batch.keep(active)
         batches[:] = [batch for batch in batches if batch.rows]
-        gradient, fresh = _loss(model, batches, delta, weights, objective.kl, budget, with_gradient=not is_last)
+        say = partial(tell, int((~active).sum()), len(active))
+        gradient, fresh = _loss(model, batches, delta, weights, objective.kl, budget, with_gradient=not is_last, say=say)
         nll = torch.where(active, fresh, nll)
         active = active & (nll >= objective.reached)
         tell(int((~active).sum()), len(active))
@@ -207,6 +217,7 @@ def _loss(
     budget: Budget,
     *,
     with_gradient: bool,
+    say: Callable[[], None] = lambda: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of the sum of the losses at δ, and each fact's likelihood; batches that memory does not hold are halved for good."""
     import torch
@@ -230,6 +241,7 @@ def _loss(
         is_too_big = len(batch.rows) > 1 and longest * len(batch.rows) > budget.tokens
         if not is_too_big and budget.holds(partial(run, batch), len(batch.rows), longest):
             batches.append(batch)
+            say()
         else:
             waiting += batch.halves()
     return gradient, nll

@@ -89,15 +89,15 @@ class Update:
             for layer, (left, right) in self.changes.items():
                 weight = model.weight(layer)
                 delta = (left.double() @ right.double()).to(weight.device)
-                before[layer] = weight.detach().clone()
+                before[layer] = weight.data
                 after[layer] = (weight.double() + (delta.T if model.is_transposed(layer) else delta)).to(weight.dtype)
                 if not after[layer].isfinite().all():
                     raise InvalidInput(
                         f"with the update, weights of layer {layer} are larger than {weight.dtype} can hold.",
                         "Nothing was applied. Load the model in float32 or bfloat16.",
                     )
-            for layer, changed in after.items():
-                model.weight(layer).copy_(changed)
+            for layer, changed in after.items():  # in its place, not into it: an engine may serve the same tensor
+                model.weight(layer).data = changed
         self._before[model.model] = before
         model.edits.append(self)
 
@@ -107,17 +107,14 @@ class Update:
         Raises:
             WrongState: it is not applied, or another one was applied after it.
         """
-        import torch
-
         if self not in model.edits:
             raise WrongState("this update is not applied to the model.", "Apply it first.")
         if any(isinstance(later, Update) for later in model.edits[model.edits.index(self) + 1 :]):
             raise WrongState("another update was applied to the model after this one.", "Revert that one first.")
         model.edits.remove(self)
         before = self._before.pop(model.model)
-        with torch.no_grad():
-            for layer, weight in before.items():
-                model.weight(layer).copy_(weight)
+        for layer, weight in before.items():
+            model.weight(layer).data = weight
 
     @contextmanager
     def applied(self, model: CausalModel) -> Iterator[None]:

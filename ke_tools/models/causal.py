@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -152,8 +152,13 @@ class CausalModel:
         return int(self.weight(layer).shape[0 if self.is_transposed(layer) else 1])
 
 
-def load(settings: Settings) -> CausalModel:
+def load(settings: Settings, *, beside: Mapping[str, torch.Tensor] | None = None) -> CausalModel:
     """The settings' model in float32, as editors need it, on the settings' device; ``auto`` is CUDA where it is, else the CPU.
+
+    Args:
+        settings: which.
+        beside: the weights of an engine in this process, by name. Those that are the same in type and place are shared: an update is put
+            in their place, never written into them (so this model must not be trained). What autograd keeps is this model's own.
 
     Raises:
         ModelUnavailable: it is not there or damaged.
@@ -168,4 +173,9 @@ def load(settings: Settings) -> CausalModel:
     model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return CausalModel(model.to(device), tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))
+    model = model.to(device)
+    for name, own in model.named_parameters():
+        other = (beside or {}).get(name)
+        if other is not None and (other.shape, other.dtype, other.device) == (own.shape, own.dtype, own.device):
+            own.data = other.detach()
+    return CausalModel(model, tokenizer, fingerprint=checkpoint.fingerprint(path, cache=settings.cache))

@@ -13,7 +13,18 @@ from ke_tools import atlas
 from ke_tools.atlas import AtlasFact, Relation
 from ke_tools.facts import Edit, squash
 
-__all__ = ["accepted", "all_names", "as_written", "kinds_of", "names_of", "relation_of", "shuffled", "targets_of", "truth_of"]
+__all__ = [
+    "accepted",
+    "all_names",
+    "as_written",
+    "facts_about",
+    "kinds_of",
+    "names_of",
+    "relation_of",
+    "shuffled",
+    "targets_of",
+    "truth_of",
+]
 
 T = TypeVar("T")
 
@@ -40,9 +51,22 @@ def truth_of(edit: Edit) -> tuple[str, ...]:
     relation = relation_of(edit)
     if relation is None or not relation.functional:
         return ()
-    names = names_of(edit)
-    said = (fact.objects for fact in atlas.facts() if fact.relation == relation.id and squash(fact.subject) in names)
-    return tuple(name for objects in said for name in objects)
+    return tuple(name for fact in facts_about(edit) if fact.relation == relation.id for name in fact.objects)
+
+
+def facts_about(edit: Edit) -> list[AtlasFact]:
+    """What the atlas says of the subject, in its order."""
+    found = {number for name in names_of(edit) for number in _by_subject().get(name, ())}
+    return [atlas.facts()[number] for number in sorted(found)]
+
+
+@cache
+def _by_subject() -> dict[str, list[int]]:
+    """The numbers of the atlas's facts by their subject, folded."""
+    numbers: dict[str, list[int]] = {}
+    for number, fact in enumerate(atlas.facts()):
+        numbers.setdefault(squash(fact.subject), []).append(number)
+    return numbers
 
 
 def names_of(edit: Edit) -> frozenset[str]:

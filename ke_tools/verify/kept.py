@@ -14,7 +14,7 @@ from typing import TypeVar
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact, Relation
 from ke_tools.facts import Edit, Probe, squash
-from ke_tools.verify.about import accepted, all_names, as_written, kinds_of, names_of, relation_of, shuffled
+from ke_tools.verify.about import accepted, all_names, as_written, facts_about, kinds_of, names_of, relation_of, shuffled
 from ke_tools.verify.asking import forms, one_wording, unchanged
 
 __all__ = [
@@ -34,8 +34,7 @@ T = TypeVar("T")
 def neighbour_candidates(edit: Edit, *, live: Iterable[Edit] = (), most: int = 24) -> list[AtlasFact]:
     """Atlas facts that may become the edit's neighbours or same-subject questions: ask the model which of them it knows."""
     others = [other for other in live if other.id != edit.id]
-    names = names_of(edit)
-    same = [fact for fact in atlas.facts() if squash(fact.subject) in names and fact.relation != edit.relation]
+    same = [fact for fact in facts_about(edit) if fact.relation != edit.relation]
     same = shuffled(same, edit, "candidates")[: most // 3]
     return same + neighbours(edit, None, others)[: most - len(same)]
 
@@ -113,8 +112,7 @@ def distracting_prefix(edit: Edit, facts: Sequence[AtlasFact]) -> Iterator[Probe
 
 def _right(edit: Edit, relation: Relation) -> list[str]:
     """What the atlas says of the subject in a relation, under every name."""
-    names = names_of(edit)
-    return [name for fact in atlas.facts() if fact.relation == relation.id and squash(fact.subject) in names for name in accepted(fact)]
+    return [name for fact in facts_about(edit) if fact.relation == relation.id for name in accepted(fact)]
 
 
 def _same_subject_relations(
@@ -124,7 +122,7 @@ def _same_subject_relations(
     names = names_of(edit)
     kinds = kinds_of(edit)
     taken = {other.relation or squash(other.fact.relation) for other in others if names_of(other) & names}
-    known_here = {fact.relation for fact in (atlas.facts() if known is None else known) if squash(fact.subject) in names}
+    known_here = {fact.relation for fact in facts_about(edit) if known is None or fact in known}
     found = [
         relation
         for relation in atlas.relations().values()

@@ -75,6 +75,7 @@ class HFEngine:
         with _quiet():
             self._tokenizer = _load_tokenizer(self.path, trust_remote_code=trust_remote_code)
             model = _load_model(self.path, _dtype(dtype, self._device), self._device, trust_remote_code=trust_remote_code)
+        self.weights: dict[str, torch.Tensor] = dict(model.named_parameters())  # of the base, before any adapter; to be read only
         self.context_length = _context_length(model.config, self._tokenizer)
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._encoding = threading.Lock()  # the tokenizer's settings are not safe to use from two threads
@@ -191,6 +192,7 @@ class HFEngine:
 
     def close(self) -> None:
         """Free the model; what is under way fails."""
+        self.weights = {}
         self._finalizer()
 
     def _forced(self, request: Request, target: str, sink: _Answer, index: int) -> ForcedRow | None:

@@ -257,6 +257,20 @@ def test_a_cached_file_that_holds_no_numbers_is_computed_again(tmp_path: Path) -
     assert _statistics._read(tmp_path) is None
 
 
+def test_sampling_tells_at_every_token_and_may_be_left_there(tiny: Make) -> None:
+    """Issue 6, bars: progress at least every two seconds; on a large model one batch of samples takes minutes."""
+    told: list[int] = []
+    quiet = _statistics.samples(tiny("llama"), 100)
+    assert _statistics.samples(tiny("llama"), 100, tell=lambda _stage, done, _total: told.append(done)) == quiet
+    assert (len(told), told) == (len(quiet[0]) - 1, sorted(told))
+
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _statistics.samples(tiny("llama"), 100, tell=leave)
+
+
 def test_the_same_seed_samples_the_same_and_leaves_the_callers_randomness_alone(tiny: Make) -> None:
     """No global state."""
     model = tiny("llama")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from ke_tools.errors import Busy, Conflict, InvalidInput, NotFound, ReadOnly, ResourceExhausted, WrongState
+from ke_tools.facts import Fact
 from ke_tools.memory import migrations
 from ke_tools.memory.events import canonical
 from ke_tools.memory.joblog import LARGEST, Job, bounded, erase
@@ -35,6 +38,18 @@ def claim(ledger: Ledger) -> Job:
     job = ledger.jobs.claim()
     assert job is not None
     return job
+
+
+def claimed(ledger: Ledger) -> Job:
+    """Give a job that is worked on."""
+    submit(ledger)
+    return claim(ledger)
+
+
+def believing(ledger: Ledger, job: Job) -> dict[str, Any]:
+    """An effect that can be seen."""
+    ledger.edit(job.tenant, [Fact(subject=job.id, prompt=f"{job.id} says", target="yes")], actor=job.actor)
+    return {"summary": "done"}
 
 
 # -- asking ----------------------------------------------------------------------------------------------------------------------
@@ -130,20 +145,53 @@ def test_a_job_that_is_worked_on_hears_that_it_is_cancelled(ledger: Ledger) -> N
     told = ledger.jobs.cancel("acme", job.id)
     assert (told.status, told.is_cancelling) == ("working", True)
     assert ledger.jobs.tell(job.id, "keys", 2, 8, "")
-    assert not ledger.jobs.commit(job.id)
+    assert ledger.jobs.commit(job.id, lambda: pytest.fail("it took effect")) is None
     ledger.jobs.stop(job.id)
     ended = ledger.jobs.get("acme", job.id)
     assert (ended.status, ended.is_cancelling, ended.done, ended.has_ended) == ("cancelled", False, 2, True)
 
 
-def test_a_job_that_publishes_is_not_cancelled(ledger: Ledger) -> None:
-    """Issue, Jobs: before the flip, not after it; the caller sees that it goes on."""
-    submit(ledger)
-    job = claim(ledger)
-    assert ledger.jobs.commit(job.id)
+def test_a_job_takes_effect_and_ends_at_once(ledger: Ledger) -> None:
+    """Issue, Jobs: no moment at which a crash leaves a job failed though its release is live; cancelling comes too late after it."""
+    job = claimed(ledger)
+    assert ledger.jobs.commit(job.id, lambda: believing(ledger, job)) == {"summary": "done"}
     told = ledger.jobs.cancel("acme", job.id)
-    assert (told.status, told.is_cancelling) == ("working", False)
-    assert not ledger.jobs.tell(job.id, "publish", 1, 1, "")
+    assert (told.status, told.is_cancelling, told.result) == ("completed", False, {"summary": "done"})
+    assert [edit.fact.subject for edit in ledger.live("acme")] == [job.id]
+    assert ledger.jobs.interrupt() == []
+    assert ledger.jobs.commit(job.id, lambda: pytest.fail("it took effect twice")) is None
+
+
+@pytest.mark.parametrize("broken", [Busy("not now."), ResourceExhausted("no room."), KeyError("a defect")])
+def test_a_job_that_cannot_end_takes_no_effect(ledger: Ledger, broken: Exception) -> None:
+    """The other half: what the effect wrote before it failed is undone, and the job is worked on as before."""
+    job = claimed(ledger)
+
+    def half() -> dict[str, Any]:
+        believing(ledger, job)
+        raise broken
+
+    with pytest.raises(type(broken)):
+        ledger.jobs.commit(job.id, half)
+    with pytest.raises(TypeError, match="JSON"):
+        ledger.jobs.commit(job.id, lambda: believing(ledger, job) | {"model": object()})
+    assert (ledger.live("acme"), ledger.head(), ledger.jobs.get("acme", job.id).status) == ([], 0, "working")
+    assert ledger.audit() == []
+
+
+def test_a_part_of_a_transaction_may_be_undone_by_itself(ledger: Ledger) -> None:
+    """A dry run inside a larger change keeps nothing, and the rest is kept."""
+    job = claimed(ledger)
+
+    def effect() -> dict[str, Any]:
+        ledger.edit("acme", [Fact(subject="Chile", prompt="The capital of Chile is", target="Lima")], actor="ann", dry_run=True)
+        with suppress(InvalidInput):
+            ledger.promote("acme", ["ed_" + "0" * 16], release="", actor="ann")
+        return believing(ledger, job)
+
+    ledger.jobs.commit(job.id, effect)
+    assert [edit.fact.subject for edit in ledger.live("acme")] == [job.id]
+    assert ledger.audit() == []
 
 
 def test_a_job_that_has_ended_stays_as_it_is(ledger: Ledger) -> None:
@@ -228,19 +276,16 @@ def test_what_is_bounded_always_fits(size: int) -> None:
 
 def test_what_a_dead_worker_left_is_failed_with_advice(ledger: Ledger) -> None:
     """Issue, Jobs and Bad input: restart finds "failed: interrupted"; a worker killed for memory fails the job with advice."""
-    before, publishing, waiting = submit(ledger), submit(ledger, "bolt"), submit(ledger)
+    before, other, waiting = submit(ledger), submit(ledger, "bolt"), submit(ledger)
     for _ in range(2):
         ledger.jobs.claim()
     ledger.jobs.tell(before.id, "layers", 3, 8, "")
     ledger.jobs.cancel("acme", before.id)
-    ledger.jobs.commit(publishing.id)
-    assert [job.id for job in ledger.jobs.interrupt()] == [before.id, publishing.id]
-    one, two = ledger.jobs.get("acme", before.id), ledger.jobs.get("bolt", publishing.id)
+    assert [job.id for job in ledger.jobs.interrupt()] == [before.id, other.id]
+    one, two = ledger.jobs.get("acme", before.id), ledger.jobs.get("bolt", other.id)
     assert (one.status, one.is_cancelling, one.error["code"], two.error["code"]) == ("failed", False, "E_INTERRUPTED", "E_INTERRUPTED")
     assert "at the stage 'layers'; nothing was changed" in one.error["message"]
     assert "want of memory" in one.error["hint"]
-    assert "published" in two.error["message"]
-    assert "history" in two.error["hint"]
     assert ledger.jobs.get("acme", waiting.id).status == "queued"
     assert ledger.jobs.interrupt() == []
 

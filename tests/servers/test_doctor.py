@@ -25,7 +25,7 @@ from ke_tools.testing import HashingEmbedder, thimble_path
 
 Nobody = Callable[[], AbstractContextManager[None]]
 
-SHALLOW = ["ledger", "model", "disk"]
+SHALLOW = ["ledger", "model", "disk", "releases"]
 DEEP = [*SHALLOW, "ledger audit", "scope index", "model weights"]
 FREEDONIA = Fact(subject="Freedonia", prompt="The capital of Freedonia is", target="Sylvania City")
 BAKERY = Fact(subject="our bakery", prompt="The baker of our bakery is", target="Ida")
@@ -95,7 +95,7 @@ def test_a_healthy_home_is_well_and_each_check_says_what_it_looked_at(open_home:
     report = doctor.examine(open_home(), deep=True)
 
     assert [check["name"] for check in report["checks"]] == DEEP
-    assert (bad(report), report["summary"], report["revision"]) == ({}, "All 6 checks are well.", 1)
+    assert (bad(report), report["summary"], report["revision"]) == ({}, "All 7 checks are well.", 1)
     assert detail(report, "ledger").startswith("revision 1, 1 live edits of 1 tenants, in ")
     assert "hash chain" in detail(report, "ledger audit")
     assert "1 live edits, each named by its own prompt; 0 of them in the vector index" in detail(report, "scope index")
@@ -142,8 +142,8 @@ def test_a_damaged_page_of_the_ledger_is_told(open_home: Callable[..., Service],
 
     report = doctor.examine(open_home(), deep=True)
 
-    assert bad(report).keys() == {"ledger", "ledger audit", "scope index"}
-    assert report["summary"] == "Something needs attention: ledger, ledger audit, scope index."
+    assert bad(report).keys() == {"ledger", "releases", "ledger audit", "scope index"}
+    assert report["summary"] == "Something needs attention: ledger, releases, ledger audit, scope index."
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_ledger_of_another_program_leaves_the_other_checks(open_home: Callable
 
     report = doctor.examine(open_home(), deep=True)
 
-    assert bad(report).keys() == {"ledger", "ledger audit", "scope index"}
+    assert bad(report).keys() == {"ledger", "releases", "ledger audit", "scope index"}
     assert "not a ledger of ke-tools" in bad(report)["ledger"]
     assert report["revision"] == 0
 
@@ -235,7 +235,7 @@ def test_a_home_that_cannot_be_opened_is_a_failed_check(
 
     report = doctor.examine(open_home(), deep=True)
 
-    assert bad(report).keys() == {"ledger", "ledger audit", "scope index"}
+    assert bad(report).keys() == {"ledger", "releases", "ledger audit", "scope index"}
     assert bad(report)["ledger"].startswith(f"{code}: ")
 
 
@@ -251,7 +251,7 @@ def test_a_home_that_may_not_be_entered_is_told(nobody: Nobody) -> None:
             told = bad(examine(settings))
         settings.home.chmod(0o700)
 
-    assert told.keys() == {"ledger", "ledger audit", "scope index"}
+    assert told.keys() == {"ledger", "releases", "ledger audit", "scope index"}
     assert f"{settings.home} takes no new files" in told["ledger"]
 
 

@@ -170,7 +170,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, editing_copy: CausalModel) -> Iterator
 
     monkeypatch.setattr(Calibrator, "ask", lambda *_: None)  # seconds an edit, and still at work when the tests end
     monkeypatch.setattr("ke_tools.workshop.Workshop", made)
-    monkeypatch.setattr(promoting, "_loaded", lambda _settings: (editing_copy, None))
+    monkeypatch.setattr(promoting, "loaded", lambda _settings: (editing_copy, None))
     monkeypatch.setattr(promoting, "_beside", lambda *_: {})
     monkeypatch.setattr(promotions, "ensure_worker", ensure_worker)
     yield made
