@@ -3,8 +3,8 @@
 ========  ==========================================================================================
 rung      what is tried
 ========  ==========================================================================================
-memit     all edits in the weights at once. What the gate refuses shrinks: the edits that failed by
-          themselves leave, else the worse half; what is left is a new candidate, judged by fresh probes
+memit     all edits in the weights at once. What the gate refuses shrinks: the edits by which it falls
+          short leave, else the worse half; what is left is a new candidate, judged by fresh probes
 grace     what did not get in, in a codebook beside the weights' change; it shrinks the same way
 memory    the rest stays where it is
 ========  ==========================================================================================
@@ -16,7 +16,7 @@ What holds a model stands behind :class:`Maker`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -36,7 +36,6 @@ Tell = Callable[[str, int, int, str], None]
 
 METHODS: Final = ("auto", "memit", "grace")
 MOST_TRIALS: Final = 5  # of a rung
-_FAILED_BY_ITSELF: Final = 0.5  # the share of an edit's own probes that failed
 
 
 class Rung:
@@ -137,7 +136,9 @@ class _Ladder:
                 self.outcomes += outcomes
                 self.reasons |= dict.fromkeys(trial.edit_ids, trial.in_words)
                 return candidate
-            left = shrunk(group, outcomes) if outcomes else self._fitting(name, group, make)  # nothing is asked beyond a limit
+            left = (
+                shrunk(group, outcomes, self.policy.minima) if outcomes else self._fitting(name, group, make)
+            )  # nothing is asked beyond a limit
             self.reasons |= {edit.id: trial.in_words for edit in group if edit not in left and outcomes}
             group = left
         self.reasons |= {edit.id: f"{name.upper()} was not accepted in {MOST_TRIALS} candidates" for edit in group}
@@ -205,21 +206,35 @@ def climb(
     return Climb(found, _rungs(edits, found, ladder.reasons), tuple(ladder.trials), tuple(ladder.outcomes))
 
 
-def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome]) -> list[Edit]:
-    """What is left of a refused group: without the edits most of whose probes failed, if these are few; else the better half.
+def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], minima: Mapping[str, float]) -> list[Edit]:
+    """What is left of a refused group: without the edits by which it falls short, the worst first; if no edit stands out, the better half.
 
-    One that was asked nothing counts as one that failed nothing. Of a single edit nothing is left.
+    In each dimension what is left shall have passed halfway between the least share and 1, so that fresh probes can show the least. One
+    that was asked nothing counts as one that failed nothing. Of a single edit nothing is left.
     """
-    if len(group) == 1:
-        return []
-    asked = Counter(outcome.probe.edit_id for outcome in outcomes if outcome.is_telling)
-    failed = Counter(outcome.probe.edit_id for outcome in outcomes if outcome.is_telling and not outcome.passed)
-    share = {edit.id: failed[edit.id] / max(1, asked[edit.id]) for edit in group}
-    own = [edit for edit in group if share[edit.id] <= _FAILED_BY_ITSELF]
-    if len(group) > len(own) >= (len(group) + 1) // 2:
-        return own
-    better = {edit.id for edit in sorted(group, key=lambda edit: share[edit.id])[: (len(group) + 1) // 2]}
+    telling = [outcome for outcome in outcomes if outcome.is_telling]
+    left = list(group)
+    while left and (blamed := _blamed(left, telling, minima)):
+        left = [edit for edit in left if edit.id != blamed]
+    if len(left) < len(group) or len(group) == 1:
+        return left if len(group) > 1 else []
+    failed = Counter(outcome.probe.edit_id for outcome in telling if not outcome.passed)
+    better = {edit.id for edit in sorted(group, key=lambda edit: failed[edit.id])[: (len(group) + 1) // 2]}
     return [edit for edit in group if edit.id in better]
+
+
+def _blamed(left: Sequence[Edit], telling: Sequence[Outcome], minima: Mapping[str, float]) -> str:
+    """The edit to whom most is due of what some dimension lacks; "" where none lacks anything."""
+    ids = {edit.id for edit in left}
+    lacking: dict[str, float] = {}  # failures beyond what is wished for, by edit, of the dimension that lacks most
+    for dimension, least in minima.items():
+        allowed, excess = (1 - least) / 2, Counter[str]()
+        for outcome in telling:
+            if outcome.probe.dimension == dimension and outcome.probe.edit_id in ids:
+                excess[outcome.probe.edit_id] += (not outcome.passed) - allowed
+        if excess.total() > max(0.0, sum(lacking.values())):
+            lacking = dict(excess)
+    return max(lacking, key=lambda edit_id: lacking[edit_id], default="")
 
 
 def _halves(group: Sequence[Edit]) -> list[Sequence[Edit]]:
