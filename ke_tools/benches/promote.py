@@ -10,11 +10,11 @@ import asyncio
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools import cases
 from ke_tools.benches._report import Bar, Progress, Stages, at_most, report
@@ -24,10 +24,17 @@ from ke_tools.errors import KeToolsError
 from ke_tools.models.engine import Request
 from ke_tools.servers.principal import Principal
 from ke_tools.testing import thimble_facts, thimble_path
+from ke_tools.verify import knows, rate
+from ke_tools.verify.asking import request_of
+from ke_tools.verify.probes import candidates
+from ke_tools.verify.run import answer
+from ke_tools.verify.supply import Supply
 
 if TYPE_CHECKING:
     from ke_tools.cases import Case
     from ke_tools.config import Settings
+    from ke_tools.facts import Edit, Probe
+    from ke_tools.memory.joblog import Job
     from ke_tools.memory.router import Via
     from ke_tools.servers.service import Service
 
@@ -41,8 +48,8 @@ SECONDS: Final = 300.0
 THIMBLE_SECONDS: Final = 15.0
 SILENT_SECONDS: Final = 2.0
 FLIP_SECONDS: Final = 0.5
-_LOOK_SECONDS: Final = 0.1
-_RATES: Final = tuple(WITH_MEMORY)
+_PROBES: Final = {"reliability": 4, "generalisation": 6, "locality_same_subject": 6, "locality_other_subject": 4}  # an edit
+_FRESH: Final = 1_000  # a draw that no candidate was judged by
 
 
 def run(
@@ -75,17 +82,18 @@ def run(
             made = service.edit(WHO, [_given(case) for case in chosen])["edits"]
         ids = [edit["edit_id"] for edit in made]
         job, silent = _followed(service, ids, method, stages)
+        live = service.ledger.live(WHO.tenant)
         rungs = Counter(edit["rung"] for edit in job["edits"])
         results: dict[str, Any] = {
             "edits": len(ids),
             "rungs": dict(rungs),
             "decisions": job["decisions"],
             "longest_silence_seconds": round(silent, 2),
-            "with_memory": _verified(service, stages, ids),
+            "with_memory": _rates(service, stages, live, ids, "auto"),
         }
         carried = [edit["edit_id"] for edit in job["edits"] if edit["rung"] != "memory"]
         if carried:
-            results |= _of_release(service, stages, job, carried, [case.prompt for case in chosen])
+            results |= _of_release(service, stages, job, live, carried, [case.prompt for case in chosen])
         fingerprint = service.models.engine(wait_seconds=0).fingerprint
     results["seconds"] = stages.as_dict()
     return report("promote", fingerprint, seed, results, _bars(results, len(carried) / len(ids), _is_thimble(settings)))
@@ -120,37 +128,52 @@ def _opened(settings: Settings) -> Iterator[Service]:
 
 
 def _followed(service: Service, ids: Sequence[str], method: str, stages: Stages) -> tuple[dict[str, Any], float]:
-    """The job at its end, and the longest time in which it said nothing new."""
+    """The job at its end, and the longest time in which nothing was heard of it."""
+    heard_at, silent = time.monotonic(), 0.0
+
+    async def heard(job: Job) -> None:
+        nonlocal heard_at, silent
+        silent, heard_at = max(silent, time.monotonic() - heard_at), time.monotonic()
+        stages.tell(job.stage, job.done, job.total)
+
     with stages.stage("promote"):
         job = asyncio.run(service.promote(WHO, ids, method=method))
-        told, since, silent = None, time.monotonic(), 0.0
         while job["poll_after_ms"]:
-            time.sleep(_LOOK_SECONDS)
-            job = asyncio.run(service.job_status(WHO, job["job_id"]))
-            now = (job["stage"], job["progress"], job["message"])
-            silent = max(silent, time.monotonic() - since)
-            if now != told:
-                told, since = now, time.monotonic()
-                stages.tell(job["stage"], job["progress"], job["total"])
+            job = asyncio.run(service.job_status(WHO, job["job_id"], wait_seconds=20, heard=heard))
     if job["status"] != "completed":
         raise KeToolsError(f"the job {job['status']}: {job['error_message']}", "Its message says why.")
     return job, silent
 
 
-def _verified(service: Service, stages: Stages, ids: Sequence[str] = (), release: str = "") -> dict[str, Any]:
-    with stages.stage("verify"):
-        told = asyncio.run(service.verify(WHO, ids, release=release, wait_seconds=3600, is_patient=True))
-        while told.get("poll_after_ms"):
-            asyncio.run(service.job_status(WHO, told["job_id"], wait_seconds=20))
-            told = service.verified(WHO, told["job_id"])
-    return {name: told["overall"][name] for name in _RATES}
+def _rates(service: Service, stages: Stages, live: Sequence[Edit], ids: Collection[str], via: Via) -> dict[str, Any]:
+    """Of these edits, by fresh probes, counted as the gate counts: what the base model had wrong shows no harm."""
+    asked = [edit for edit in live if edit.id in ids]
+    engine = service.models.engine(wait_seconds=0)
+
+    def ask(probes: list[Probe], view: Literal["edited", "base"]) -> list[str]:
+        made = service.answer_batch(WHO, [request_of(probe, engine) for probe in probes], view=view, via=via)
+        return [one.text for _, one in made]
+
+    with stages.stage("ask"):
+        near = [fact for edit in asked for fact in candidates(edit, live=live, suite="full")]
+        known = knows(engine, list(dict.fromkeys(near)), cache=service.settings.cache, progress=stages.tell)
+        supply = Supply(asked, known=known, live=live, draw=_FRESH)
+        probes = supply.more({name: of_each * len(asked) for name, of_each in _PROBES.items()})
+        outcomes = answer(probes, lambda probes: ask(probes, "edited"), lambda probes: ask(probes, "base"))
+    told = [one for one in outcomes if one.is_telling]
+    return {
+        name: rate(
+            [one.passed for one in told if one.probe.dimension == name], [one.probe.edit_id for one in told if one.probe.dimension == name]
+        ).as_dict()
+        for name in _PROBES
+    }
 
 
 def _of_release(
-    service: Service, stages: Stages, job: Mapping[str, Any], carried: Sequence[str], prompts: Sequence[str]
+    service: Service, stages: Stages, job: Mapping[str, Any], live: Sequence[Edit], carried: Sequence[str], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """What the weights say alone, and how long it takes to flip them out and in again."""
-    alone = _verified(service, stages, release=job["release"])
+    alone = _rates(service, stages, live, carried, "weights")
     before = _said(service, prompts, "weights")
     out = _flipped(service, prompts[0], lambda: service.rollback(WHO, edit_ids=carried, to="memory"))
     in_again = _flipped(service, prompts[0], lambda: service.rollback(WHO, to_revision=job["revision"]))
