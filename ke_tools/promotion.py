@@ -207,7 +207,8 @@ def climb(
 
 
 def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], minima: Mapping[str, float]) -> list[Edit]:
-    """What is left of a refused group: without the edits by which it falls short, the worst first; if no edit stands out, the better half.
+    """What is left of a refused group: without the edits by which it falls short, the worst first; if none does, without those with
+    any failure, if these are few, else the better half.
 
     In each dimension what is left shall have passed halfway between the least share and 1, so that fresh probes can show the least. One
     that was asked nothing counts as one that failed nothing. Of a single edit nothing is left.
@@ -219,7 +220,9 @@ def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], minima: Mapping[s
     if len(left) < len(group) or len(group) == 1:
         return left if len(group) > 1 else []
     failed = Counter(outcome.probe.edit_id for outcome in telling if not outcome.passed)
-    better = {edit.id for edit in sorted(group, key=lambda edit: failed[edit.id])[: (len(group) + 1) // 2]}
+    half = (len(group) + 1) // 2
+    clean = sum(not failed[edit.id] for edit in group)
+    better = {edit.id for edit in sorted(group, key=lambda edit: failed[edit.id])[: clean if half < clean < len(group) else half]}
     return [edit for edit in group if edit.id in better]
 
 

@@ -25,9 +25,10 @@ _PREPARED: Final = ["ke_tools.workshop", "ke_tools.servers.engines.hf", "transfo
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 60 * KILLS)
-def test_a_home_is_whole_whenever_promotion_is_killed(tmp_path: Path) -> None:
+def test_a_home_is_whole_whenever_promotion_is_killed(tmp_path: Path, graphs: Callable[[Path], None]) -> None:
     """Issue, Bars: 0 lost acknowledged edits, 0 half releases, live answers always those of one whole release."""
     settings = Settings(home=tmp_path / "home", cache=tmp_path / "cache", model=str(thimble_path()))
+    graphs(settings.cache)
     journal, dice = tmp_path / "journal", random.Random(6)
     processes = multiprocessing.get_context("forkserver")  # what is read from the disk is read once
     processes.set_forkserver_preload(_PREPARED)
