@@ -984,6 +984,23 @@ def _by_method(fields: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
+@verb(bench_app, "promote")
+def bench_promote(
+    call: Call,
+    *,
+    edits: Annotated[int, typer.Option(min=1, help="How many to promote at once.")] = 50,
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them; else all are the atlas's.")] = None,
+    method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="As for promote.")] = "auto",
+    seed: Seed = 0,
+) -> int:
+    """Promote edits in a home of their own, and measure what came of it and how long it took."""
+    from ke_tools.benches import promote
+
+    settings = call.settings()
+    with printing.progress() as progress:
+        return _bars(call, promote.run(settings, edits=edits, data=data, method=method, seed=seed, progress=progress))
+
+
 @verb(bench_app, "forms")
 def bench_forms(
     call: Call,
