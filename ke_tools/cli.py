@@ -989,7 +989,9 @@ def bench_promote(
     call: Call,
     *,
     edits: Annotated[int, typer.Option(min=1, help="How many to promote at once.")] = 50,
-    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them; else all are the atlas's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them.")
+    ] = None,
     method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="As for promote.")] = "auto",
     seed: Seed = 0,
 ) -> int:

@@ -96,7 +96,7 @@ def run(
             results |= _of_release(service, stages, job, live, carried, [case.prompt for case in chosen])
         fingerprint = service.models.engine(wait_seconds=0).fingerprint
     results["seconds"] = stages.as_dict()
-    return report("promote", fingerprint, seed, results, _bars(results, len(carried) / len(ids), _is_thimble(settings)))
+    return report("promote", fingerprint, seed, results, _bars(results, len(carried) / len(ids), is_thimble=_is_thimble(settings)))
 
 
 def _chosen(settings: Settings, count: int, data: Path | None, seed: int) -> list[Case]:
@@ -199,7 +199,7 @@ def _said(service: Service, prompts: Sequence[str], via: Via, tokens: int = 12) 
     return [made.text for _, made in service.answer_batch(WHO, asked, via=via)]
 
 
-def _bars(results: Mapping[str, Any], carried: float, is_thimble: bool) -> list[Bar]:
+def _bars(results: Mapping[str, Any], carried: float, *, is_thimble: bool) -> list[Bar]:
     seconds = results["seconds"]["promote"]
     bars = [
         *_of_rates("memory included", results["with_memory"], WITH_MEMORY),
