@@ -473,9 +473,10 @@ def verify(
             probes=own,
             heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
         )
+        shown = _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
         if svg is not None:
             _draw(local, result["scorecard"], svg)
-    return _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
+    return shown
 
 
 @verb(app, "scorecard", ASK)
@@ -989,9 +990,7 @@ def bench_promote(
     call: Call,
     *,
     edits: Annotated[int, typer.Option(min=1, help="How many to promote at once.")] = 50,
-    data: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them.")] = None,
     method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="As for promote.")] = "auto",
     seed: Seed = 0,
 ) -> int:

@@ -15,7 +15,7 @@ What holds a model stands behind :class:`Maker`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -201,6 +201,8 @@ def climb(
     weights = tuple(found.in_weights) if found else tuple(in_weights)
     inside = {edit.id for edit in weights}
     rest = [edit for edit in edits if edit.id not in inside]
+    if found is not None:  # the codebook makes another release of them
+        ladder.earlier = found.edits
     if method != "memit" and rest:
         found = ladder.rung(Rung.GRACE, rest, lambda group: maker.make(weights, [*in_codebook, *group])) or found
     return Climb(found, _rungs(edits, found, ladder.reasons), tuple(ladder.trials), tuple(ladder.outcomes))
@@ -231,11 +233,11 @@ def _blamed(left: Sequence[Edit], telling: Sequence[Outcome], minima: Mapping[st
     ids = {edit.id for edit in left}
     lacking: dict[str, float] = {}  # failures beyond what is wished for, by edit, of the dimension that lacks most
     for dimension, least in minima.items():
-        allowed, excess = (1 - least) / 2, Counter[str]()
+        allowed, excess = (1 - least) / 2, defaultdict[str, float](float)
         for outcome in telling:
             if outcome.probe.dimension == dimension and outcome.probe.edit_id in ids:
                 excess[outcome.probe.edit_id] += (not outcome.passed) - allowed
-        if excess.total() > max(0.0, sum(lacking.values())):
+        if sum(excess.values()) > max(0.0, sum(lacking.values())):
             lacking = dict(excess)
     return max(lacking, key=lambda edit_id: lacking[edit_id], default="")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import NotFound, cannot_write
+from ke_tools.errors import NotFound, Unavailable, cannot_write
 from ke_tools.servers.promoting import FOLDER
 
 if TYPE_CHECKING:
@@ -37,11 +37,19 @@ def erase(
         Busy, ReadOnly, ResourceExhausted: not all was erased; repeat it.
     """
     edit = _known(ledger, who.tenant, edit_id)
-    done = ledger.purge(who.tenant, edit_id, actor=who.name, reason=reason, release=release)
-    folders = releases.erase(settings.home / FOLDER, edit_id)
+    late: Unavailable | None = None
+    try:
+        done = ledger.purge(who.tenant, edit_id, actor=who.name, reason=reason, release=release)
+    except Unavailable as error:
+        if edit is None or _known(ledger, who.tenant, edit_id) is not None:
+            raise
+        late = error  # it is gone; only the ledger's old pages wait. What needs its text is done now, as nobody knows it afterwards
     scope.erase(who.tenant, [edit] if edit else [])
     texts = _texts(edit) if edit else []
     logs = [path.name for path in _logs(settings) if _without(path, texts)]
+    folders = releases.erase(settings.home / FOLDER, edit_id)
+    if late is not None:
+        raise late
     left = [str(path.relative_to(settings.home)) for path in _saying(settings.home, texts)]
     places = ["the ledger with its scorecards and jobs", "the scope's caches"]
     places += [f"{len(folders)} release{'' if len(folders) == 1 else 's'}"] if folders else []

@@ -199,7 +199,12 @@ class Local:
     def import_lines(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Record a correction a line; one result for each, in order, errors too."""
         self.service.check_writable(self._who)
-        return transfer.import_lines(self.service.ledger, self._who.tenant, lines, actor=self._who.name)
+        return self._imported(lines)
+
+    def _imported(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+        old = self.service.ledger.live_release(self._who.tenant)
+        yield from transfer.import_lines(self.service.ledger, self._who.tenant, lines, actor=self._who.name)
+        self.service.promote_rest(self._who, old)
 
     def doctor(self, *, deep: bool = False) -> dict[str, Any]:
         """Say how things stand; ``deep`` re-derives everything derived from the log and reports any difference."""

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import KeToolsError, WrongState
+from ke_tools.errors import Conflict, KeToolsError, NotFound, WrongState
 from ke_tools.facts import Edit, State
 from ke_tools.memory.events import now
 from ke_tools.promotion import Climb, Rung, climb
@@ -56,7 +56,7 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
     climbing = [edit for edit in edits if edit.id not in carried]
     if not climbing:
         return _told(edits, {edit.id: ("", "it is in the weights already") for edit in edits}, release=old, revision=ledger.head())
-    return promoted(settings, ledger, job, reporter, climbing, in_weights=in_weights, in_codebook=in_codebook)
+    return promoted(settings, ledger, job, reporter, climbing, old=old, in_weights=in_weights, in_codebook=in_codebook)
 
 
 def promoted(
@@ -66,6 +66,7 @@ def promoted(
     reporter: Reporter,
     climbing: Sequence[Edit],
     *,
+    old: str,
     in_weights: Sequence[Edit] = (),
     in_codebook: Sequence[Edit] = (),
     anew: str = "",
@@ -78,6 +79,7 @@ def promoted(
         job: whose arguments may name a policy and a method.
         reporter: of the job.
         climbing: what climbs.
+        old: the release that was live when it was chosen what climbs, "" for none.
         in_weights: what was promoted before and stays beside them.
         in_codebook: the same, of the codebook.
         anew: why the live release is no use any more, where that is so: if nothing is accepted, no release is live afterwards.
@@ -88,23 +90,35 @@ def promoted(
     """
     from ke_tools.workshop import Workshop
 
-    old, root = ledger.live_release(job.tenant), settings.home / FOLDER
+    root = settings.home / FOLDER
     policy = Policy.from_mapping(job.arguments.get("policy", {}))
     reporter.tell("loading the model", 0, 1)
     model, engine = loaded(settings)
     releases.sweep(root, ledger.releases())
     shop = Workshop(model, engine, root=root, cache=settings.cache, live=ledger.live(job.tenant), tell=reporter.tell)
-    climbed = climb(
-        climbing,
-        shop,
-        policy=policy,
-        method=job.arguments.get("method", "auto"),
-        in_weights=in_weights,
-        in_codebook=in_codebook,
-        tell=reporter.tell,
-    )
-    result = partial(_published, ledger, job, old, climbing, climbed, anew)
-    return reporter.commit(partial(result, _document(settings, ledger, job, reporter, climbing, climbed, policy)))
+    try:
+        climbed = climb(
+            climbing,
+            shop,
+            policy=policy,
+            method=job.arguments.get("method", "auto"),
+            in_weights=in_weights,
+            in_codebook=in_codebook,
+            tell=reporter.tell,
+        )
+        document = _document(settings, ledger, job, reporter, climbing, climbed, policy)
+        return reporter.commit(partial(_published, ledger, job, old, climbing, climbed, anew, document))
+    finally:
+        _erase_purged(ledger, job.tenant, root, (*climbing, *in_weights, *in_codebook))
+
+
+def _erase_purged(ledger: Ledger, tenant: str, root: Path, edits: Sequence[Edit]) -> None:
+    """Candidates are written from edits that were read at the beginning; one that was purged since must be in none of them."""
+    for edit in edits:
+        try:
+            ledger.get(tenant, edit.id)
+        except NotFound:
+            releases.erase(root, edit.id)
 
 
 def _document(
@@ -146,6 +160,8 @@ def _published(
         )
         revision, release = published.revision, published.release
     elif anew:
+        if (live := ledger.live_release(job.tenant)) != old:
+            raise Conflict(f"{live or 'no release'} is live by now, not {old}.", "Nothing was changed. Rebuild again.")
         demoted = ledger.demote(job.tenant, ledger.carried_by(job.tenant, old), release="", actor=job.actor, reason=anew)
         revision, release = demoted.revision, demoted.release
     told = _told(climbing, climbed.rungs, release=release, revision=revision, climbed=climbed, scorecard=scorecard)

@@ -28,6 +28,7 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
 
     Raises:
         WrongState: none is live.
+        Conflict: another release went live meanwhile; nothing was changed.
         ResourceExhausted, ReadOnly: it cannot be written; nothing was changed.
     """
     live = ledger.live_release(job.tenant)
@@ -38,7 +39,7 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
     if not why:
         return {"summary": f"{live} is whole, byte for byte as it was.", "release": live, "revision": ledger.head()}
     edits = [edit for edit in (ledger.get(job.tenant, edit_id) for edit_id in ledger.carried_by(job.tenant, live)) if edit.is_live]
-    return promoted(settings, ledger, job, reporter, edits, anew=why)
+    return promoted(settings, ledger, job, reporter, edits, old=live, anew=why)
 
 
 def _obstacle(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter, live: str) -> str:

@@ -279,6 +279,12 @@ class Service:
             "job_id": job_id,
         }
 
+    def promote_rest(self, who: Principal, old: str) -> None:
+        """Promote anew what fell out of the release that was live, where later edits superseded some of it."""
+        carried = [self.ledger.get(who.tenant, edit_id) for edit_id in self.ledger.carried_by(who.tenant, old)] if old else []
+        if told := self._flip_told(who, old, [edit.id for edit in carried if not edit.is_live])[0]:
+            log.info("%s", told.strip())
+
     def _flip_told(self, who: Principal, old: str, leaving: Collection[str] | None) -> tuple[str, str]:
         """Say which release is live now, if not ``old``; what of it fell out beside ``leaving`` is promoted anew, by the job named.
 
@@ -693,14 +699,21 @@ class Service:
             else:
                 routed = self._router.route(who.tenant, request, engine=engine, via=via)
                 routed = self.forgetting.watched(who.tenant, routed, request)
-            routed = self._under_release(who, request, routed, engine, via)
         except (InvalidInput, Unsupported):
             raise
         except Exception:  # fail towards the base model, whatever broke
             log.exception("routing failed; the base model answers")
             return Routed.untouched(request, "error", self.revision)
         self._note(who.tenant, routed.decision)
-        return routed
+        try:
+            return self._under_release(who, request, routed, engine, via)
+        except (InvalidInput, Unsupported):
+            raise
+        except Exception as error:  # what was routed, a refusal above all, stays
+            log.exception("the live release cannot be looked up; the memory answers")
+            if via == "weights":
+                raise Unsupported("which release is live cannot be looked up.", "Use via auto, and see ke-tools doctor.") from error
+            return routed
 
     async def _opened(self, who: Principal, routed: Routed, engine: Engine) -> tuple[Routed, AsyncIterator[Piece]]:
         if self._forgetting is None:

@@ -164,7 +164,7 @@ def measure(
             sentence=card.sentence(),
             beside_memory=compared,
         )
-    return shown_document(document, _kept(service, ledger, who.tenant, document))
+    return shown_document(document, _kept(service, ledger, who.tenant, document, job))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,13 +252,15 @@ def served(settings: Settings, engine: Any, name: str) -> Iterator[None]:
         engine.unload_adapter(name)
 
 
-def _kept(service: Service, ledger: Ledger, tenant: str, document: Mapping[str, Any]) -> str:
-    """The hash under which the scorecard was kept; "" where nothing can be written."""
+def _kept(service: Service, ledger: Ledger, tenant: str, document: Mapping[str, Any], job: str) -> str:
+    """The hash under which the scorecard was kept; "" where nothing can be written, but for a job, which has no other end."""
     if service.settings.read_only or ledger.read_only:
         return ""
     try:
         return ledger.keep_scorecard(tenant, document)
     except Unavailable as error:
+        if job:
+            raise
         log.warning("a scorecard was not kept: %s", error)
         return ""
 
@@ -287,9 +289,8 @@ def shown_document(document: Mapping[str, Any], scorecard: str, job: Job | None 
 
 def not_yet(job: Job, model_id: str) -> dict[str, Any]:
     """The same of a job that has no scorecard, or none yet."""
-    told = job.error.get("message") or (
-        "Cancelled; nothing was changed." if job.status == "cancelled" else f"{job.id} measures; call job_status until it has ended."
-    )
+    ended = "Cancelled; nothing was changed." if job.status == "cancelled" else "Its scorecard is not there any more; verify again."
+    told = job.error.get("message") or (ended if job.has_ended else f"{job.id} measures; call job_status until it has ended.")
     return {
         "summary": told,
         "suite": str(job.arguments.get("suite", "")),

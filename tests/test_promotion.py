@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +181,23 @@ def test_those_leave_by_whom_one_dimension_falls_short_though_the_rest_of_their_
     found += [made for one in edits[:5] for made in outcomes(one, "locality_same_subject", 4, 4)]
     found += outcomes(edits[5], "locality_same_subject", 1, 4)
     assert shrunk(edits, found, Policy().minima) == edits[:5]
+
+
+def test_what_the_weights_have_just_taken_is_asked_again_beside_the_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 6 §2: no regression of what was promoted earlier; the codebook makes another release of it."""
+    edits = [edit(n) for n in range(4)]
+    maker = FakeMaker(bad=edits[2:])
+    asked: list[int] = []
+    judge = maker.judge
+
+    def noting(candidate: Candidate, group: Sequence[Edit], earlier: Sequence[Edit], *rest: Any) -> Any:
+        asked.append(len(earlier))
+        return judge(candidate, group, earlier, *rest)
+
+    monkeypatch.setattr(maker, "judge", noting)
+    assert rungs(edits, maker) == ["memit", "memit", "grace", "grace"]
+    assert asked[0] == 0
+    assert asked[-1] == 2
 
 
 def test_a_group_without_culprits_loses_its_worse_half() -> None:

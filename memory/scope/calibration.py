@@ -113,9 +113,11 @@ class Calibrator:
 
     def erase(self, wanted: Wanted) -> None:
         """Remove what is known of an edit's words; of other edits with the same words it is found out again."""
-        self._known.pop(wanted.key, None)
-        if self._kept is not None:
-            self._kept.drop(wanted.key)
+        with self._lock:
+            self._asked.discard(wanted.key)
+            self._known.pop(wanted.key, None)
+            if self._kept is not None:
+                self._kept.drop(wanted.key)
 
     def settle(self) -> None:
         """Wait until everything asked for is calibrated."""
@@ -157,9 +159,12 @@ class Calibrator:
                 self._queue.task_done()
 
     def _remember(self, wanted: Wanted, found: Calibrated) -> None:
-        self._known[wanted.key] = found
-        if self._kept is not None:
-            self._kept.put(wanted.key, found)
+        with self._lock:
+            if wanted.key not in self._asked:  # erased meanwhile
+                return
+            self._known[wanted.key] = found
+            if self._kept is not None:
+                self._kept.put(wanted.key, found)
 
     def _best(self, wanted: Wanted, asked: Sequence[str]) -> NDArray[np.float32]:
         pairs = [Pair(text, edit, wanted.target) for text in asked for edit in wanted.texts]

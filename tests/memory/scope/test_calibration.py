@@ -97,7 +97,8 @@ def test_results_are_remembered_across_processes(tmp_path: Path) -> None:
     """A cache: what was calibrated once is not calibrated again."""
     path = tmp_path / "deep" / "thresholds.db"
     first = calibrator(Marked(), path)
-    first._remember(RULER, first.calibrate(RULER))
+    first.ask(RULER)
+    first.settle()
 
     again = calibrator(Marked(), path)
 
@@ -116,5 +117,20 @@ def test_a_file_that_is_no_good_is_not_used(tmp_path: Path, damage: bytes | None
     tried = calibrator(Marked(), path)
 
     assert tried.known(RULER) is None
-    tried._remember(RULER, tried.calibrate(RULER))
+    tried.ask(RULER)
+    tried.settle()
     assert tried.known(RULER) is not None
+
+
+def test_what_was_erased_is_found_out_again_for_another_edit_with_the_same_words(tmp_path: Path) -> None:
+    """A purge takes what is known of an edit's words; another edit that says them keeps its threshold."""
+    path = tmp_path / "thresholds.db"
+    asked = calibrator(Marked(), path)
+    asked.ask(RULER)
+    asked.settle()
+    asked.erase(RULER)
+
+    assert calibrator(Marked(), path).known(RULER) is None
+    assert asked.reached(RULER) is None
+    asked.settle()
+    assert asked.known(RULER) is not None
