@@ -113,6 +113,19 @@ def query(service: Service, question: str, **more: Any) -> dict[str, Any]:
 # The edit
 
 
+def test_a_refusal_stays_where_no_release_can_be_looked_up(open_home: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks behind the routing must not hand a forgotten fact to the base model."""
+
+    def broken(*_: object) -> str:
+        raise OSError("the page cannot be read")
+
+    service = open_home()
+    forget(service, old_target="Sylvania City")
+    monkeypatch.setattr(service.promotions, "adapter", broken)
+
+    assert query(service, "The capital of Freedonia is")["text"] == DECLINED
+
+
 def test_the_refusal_is_the_models_own(open_home: Opener) -> None:
     """Issue §4: the answer becomes a refusal in the model's own style."""
     assert forget(open_home(), old_target="Sylvania City").fact.target == DECLINED
