@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.markup import escape
 
 from ke_tools import atlas
-from ke_tools.errors import TimedOut, Unsupported
+from ke_tools.errors import TimedOut, Unavailable, Unsupported
 from ke_tools.servers import clients
 from ke_tools.verify.matching import asserts
 
@@ -199,11 +199,26 @@ async def _nothing_else(story: Story, model: Model, neighbours: list[Belief], be
 
 async def _verify(story: Story, agent: Any, edit_ids: list[str]) -> None:
     story.chapter("The agent asks for proof")
-    card = await _call(agent, "verify", {"edit_ids": edit_ids})
+    card = await _measured(story, agent, edit_ids)
     for line in card["scorecard_text"].splitlines():
         story.told(line)
     rate = card["overall"]["reliability"]
     story.check(f"reliability {rate['value']:.2f} over {rate['n']} probes", ok=rate["measured"] and rate["value"] >= 0.9, card=card)  # noqa: PLR2004
+
+
+async def _measured(story: Story, agent: Any, edit_ids: list[str]) -> dict[str, Any]:
+    """The scorecard; a machine that is too slow for one call measures in a job."""
+    told = await _call(agent, "verify", {"edit_ids": edit_ids})
+    if not told["poll_after_ms"]:
+        return told
+    story.told(told["summary"])
+    while told["poll_after_ms"]:
+        told = await _call(agent, "job_status", {"job_id": told["job_id"], "wait_seconds": 20})
+    if told["error_code"]:
+        raise Unavailable(f"{told['job_id']} did not measure: {told['error_message']}", "Run the demo again.")
+    found = await agent.read_resource(f"ke://scorecards/{told['scorecard']}")
+    card: dict[str, Any] = json.loads(found.contents[0].text)
+    return card
 
 
 async def _take_back(story: Story, agent: Any, model: Model, wrong: list[Belief], edit_id: str, before: dict[str, str]) -> None:

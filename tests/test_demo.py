@@ -27,6 +27,7 @@ class World:
     fault: str = ""
     edits: list[dict[str, Any]] = field(default_factory=list)
     retired: int = 0
+    card: dict[str, Any] = field(default_factory=dict)
 
     def answer(self, prompt: str) -> str:
         """Say the target of an edit whose subject is named, else what the base says."""
@@ -59,8 +60,17 @@ class World:
                     edit["state"] = "retired"
         if tool == "verify":
             value = 0.5 if self.fault == "does not verify" else 1.0
-            done |= {"scorecard_text": "all well", "overall": {"reliability": {"value": value, "n": 6, "measured": True}}}
+            self.card = {"scorecard_text": "all well", "overall": {"reliability": {"value": value, "n": 6, "measured": True}}}
+            slow = {"poll_after_ms": 1000, "job_id": "job_1", "scorecard_text": "", "overall": {}}
+            done |= slow if self.fault == "measures in a job" else {**self.card, "poll_after_ms": 0}
+        if tool == "job_status":
+            done |= {"poll_after_ms": 0, "job_id": arguments["job_id"], "scorecard": "ab12", "error_code": ""}
         return SimpleNamespace(is_error=False, structured_content=done)
+
+    async def read_resource(self, uri: str) -> Any:
+        """The scorecard that the job kept."""
+        assert uri == "ke://scorecards/ab12"
+        return SimpleNamespace(contents=[SimpleNamespace(text=json.dumps(self.card))])
 
     async def __aenter__(self) -> Self:
         return self
@@ -107,9 +117,12 @@ def tell(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return code, capsys.readouterr().out
 
 
-def test_the_story_holds_on_a_model_that_does_as_it_should(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("machine", ["", "measures in a job"])
+def test_the_story_holds_on_a_model_that_does_as_it_should(
+    machine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Issue 3 §5: ask, correct three, ask again in other words, neighbours, verify, roll back; with --json for programs."""
-    code, printed = tell(World(), monkeypatch, capsys)
+    code, printed = tell(World(machine), monkeypatch, capsys)
     story = json.loads(printed)
     assert (code, story["ok"]) == (0, True)
     claims = [step["claim"] for step in story["steps"] if "claim" in step]

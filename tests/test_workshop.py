@@ -83,7 +83,7 @@ def test_what_the_gate_lets_in_is_said_by_the_weights_and_can_be_taken_back_and_
         assert asserts(told[number], (FACTS[number]["target"],)), told
     carried = [ids[number] for number in inside]
     service.rollback(LOCAL, edit_ids=carried, to="memory")
-    again = promoted(service, carried)
+    again = promoted(service, ids)
     assert (again["release"], answers(service, via="weights")) == (first["release"], told)
     service.rollback(LOCAL, to_revision=0)
     assert answers(service) == base
