@@ -219,11 +219,15 @@ def serve(
 
 
 @verb(app, "demo", SERVE)
-def demo(call: Call) -> int:
+def demo(
+    call: Call,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Also promote corrections into a tiny model, and roll them back.")] = False,
+) -> int:
     """Tell the whole story on the real model: ask, correct, ask again, verify, take back."""
     from ke_tools import demo as story
 
-    return story.run(call.settings(), as_json=call.as_json)
+    return story.run(call.settings(), is_full=full, as_json=call.as_json)
 
 
 @verb(app, "chat", SERVE)
@@ -989,9 +993,7 @@ def bench_promote(
     call: Call,
     *,
     edits: Annotated[int, typer.Option(min=1, help="How many to promote at once.")] = 50,
-    data: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Records for half of them.")] = None,
     method: Annotated[Literal["auto", "memit", "grace"], typer.Option(help="As for promote.")] = "auto",
     seed: Seed = 0,
 ) -> int:
