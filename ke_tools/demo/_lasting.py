@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["tell"]
 
 EDITS: Final = 10
-CAPITALS: Final = 5
+CURRENCIES: Final = 3
+LIMIT: Final = {"growth": 0.5}  # of a layer, as a share of the weight's norm; one edit of the thimble takes about twice that
 _TOKENS: Final = 12
 _SEED: Final = 0
 
@@ -42,8 +43,8 @@ def tell(story: Story, settings: Settings, home: Path) -> None:
     """
     mine = replace(settings, home=home, model=str(thimble_path()), read_only=False, token_file=None, via="auto", promote={})
     ten = atlas_cases(EDITS, _SEED, thimble_facts())
-    capitals = _capitals(ten)
-    questions = [text for case in (*ten, *capitals) for text in (case.prompt, *case.rephrases, *(asked for asked, _ in case.neighbours))]
+    currencies = _currencies(ten)
+    questions = [text for case in (*ten, *currencies) for text in (case.prompt, *case.rephrases, *(asked for asked, _ in case.neighbours))]
     questions = list(dict.fromkeys(questions))
     story.chapter("What is to last is written into the model itself, if a gate lets it")
     story.told(
@@ -56,15 +57,15 @@ def tell(story: Story, settings: Settings, home: Path) -> None:
             local.service.models.engine(wait_seconds=3600)
         before = _said(local, questions)
         _ladder(story, local, ten)
-        _refused_and_taken(story, local, capitals)
+        _refused_and_taken(story, local, currencies)
         _all_taken_back(story, local, questions, before)
 
 
-def _capitals(others: Sequence[Case]) -> list[Case]:
-    """Counterfactual capitals: to the thimble a country's capital and its largest city are hard to tell apart."""
+def _currencies(others: Sequence[Case]) -> list[Case]:
+    """Counterfactual currencies of countries that no other case is about."""
     taken = {case.subject for case in others}
-    known = [fact for fact in thimble_facts() if fact.relation == "capital" and fact.subject not in taken]
-    return atlas_cases(CAPITALS, _SEED, known)
+    known = [fact for fact in thimble_facts() if fact.relation == "currency" and fact.subject not in taken]
+    return atlas_cases(CURRENCIES, _SEED, known)
 
 
 def _ladder(story: Story, local: Local, chosen: Sequence[Case]) -> None:
@@ -81,13 +82,13 @@ def _ladder(story: Story, local: Local, chosen: Sequence[Case]) -> None:
 
 
 def _refused_and_taken(story: Story, local: Local, chosen: Sequence[Case]) -> None:
-    story.chapter(f"{len(chosen)} other capitals: what MEMIT changes moves the largest cities too, and the gate notices")
+    story.chapter(f"{len(chosen)} more, where the policy lets no layer change by more than {LIMIT['growth']:.0%}")
     ids = _edited(story, local, chosen)
-    by_weights = _promoted(story, local, ids, "memit")
+    by_weights = _promoted(story, local, ids, "memit", LIMIT)
     first = next(iter(by_weights["decisions"]), "")
     story.check("the gate refuses MEMIT with all of them", ok=f"{len(ids)} edits refused" in first, decision=first)
     left = [edit_id for edit_id in ids if _rungs(by_weights)[edit_id] == "memory"]
-    by_codebook = _promoted(story, local, left, "grace") if left else by_weights
+    by_codebook = _promoted(story, local, left, "grace", LIMIT) if left else by_weights
     carried = _carried(story, by_codebook, f"of the {len(left)} that MEMIT left in memory, by GRACE", rung="grace")
     _answered(story, local, [case for edit_id, case in zip(ids, chosen, strict=True) if edit_id in carried])
 
@@ -106,11 +107,14 @@ def _edited(story: Story, local: Local, chosen: Sequence[Case]) -> list[str]:
     return [edit["edit_id"] for edit in made["edits"]]
 
 
-def _promoted(story: Story, local: Local, edit_ids: Sequence[str], method: str) -> dict[str, Any]:
+def _promoted(story: Story, local: Local, edit_ids: Sequence[str], method: str, policy: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A promotion followed to its end, with what the gate decided of each candidate."""
     with printing.progress() as progress:
         job = local.promote(
-            edit_ids, method=method, heard=lambda now: progress(now["message"] or now["stage"] or "waiting", now["progress"], now["total"])
+            edit_ids,
+            method=method,
+            policy=policy,
+            heard=lambda now: progress(now["message"] or now["stage"] or "waiting", now["progress"], now["total"]),
         )
     if job["status"] != "completed":
         raise KeToolsError(f"a promotion of the demo {job['status']}: {job['error_message']}", "See `ke-tools doctor`.")
