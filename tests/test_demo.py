@@ -19,6 +19,7 @@ from rich.console import Console
 from ke_tools import atlas, demo
 from ke_tools.config import Settings
 from ke_tools.demo import _lasting
+from ke_tools.demo._story import Story
 from ke_tools.errors import Unsupported
 
 
@@ -173,7 +174,7 @@ async def _started(settings: Settings, monkeypatch: pytest.MonkeyPatch, home: Pa
 
     monkeypatch.setattr(demo.subprocess, "Popen", Process)  # type: ignore[attr-defined]
     monkeypatch.setattr(demo, "_ready", ready)
-    async with demo._server(demo.Story(SimpleNamespace()), settings, home):  # type: ignore[arg-type]
+    async with demo._server(Story(SimpleNamespace()), settings, home):  # type: ignore[arg-type]
         command, environment = seen
         return command, environment
 
@@ -197,7 +198,7 @@ async def test_the_server_gets_the_users_settings_and_a_home_of_its_own(tmp_path
 @pytest.mark.timeout(900)
 def test_what_lasts_is_promoted_refused_taken_by_the_codebook_and_rolled_back(settings: Settings, tmp_path: Path) -> None:
     """Issue 6 §5: ten by whichever rung, a batch refused by MEMIT that GRACE takes, and everything byte-identical afterwards."""
-    story = demo.Story(Console(quiet=True))
+    story = Story(Console(quiet=True))
     _lasting.tell(story, settings, tmp_path / "demo")
     claims = [step for step in story.steps if "claim" in step]
     assert [step for step in claims if not step["ok"]] == []
