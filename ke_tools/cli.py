@@ -341,6 +341,8 @@ def promote(
     """Write edits into the weights as far as the gate lets them; Ctrl-C leaves the job at work (see: job)."""
     if auto is bool(edit_ids):
         raise InvalidInput("promote takes edit ids or --auto, and exactly one of them.", "list shows the ids.")
+    if not auto and (yes or actor or older_than is not None or fired is not None):
+        raise InvalidInput("--older-than, --fired, --actor and --yes choose among edits; these are named already.", "Leave them out.")
     wanted = dict(_asked(text) for text in policy or [])
     with _local(call) as local:
         if auto:

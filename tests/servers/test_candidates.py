@@ -199,3 +199,10 @@ def test_the_settings_file_is_read_by_path(tmp_path: Path) -> None:
     (tmp_path / "ke-tools.toml").write_text("promote = 1\n", "utf-8")
     with pytest.raises(InvalidInput, match="table"):
         Settings.load(home=str(tmp_path))
+
+
+def test_what_chooses_among_edits_is_refused_beside_named_ones(said: Run) -> None:
+    """A flag that is silently left out would look as if it held."""
+    code, output, promoted = said("ed_0123456789abcdef", "--fired", "3")
+    assert (code != 0, promoted) == (True, [])
+    assert "named already" in output
