@@ -68,9 +68,9 @@ class Forgetting:
         """
         secret = Secret.found(self._home) or Secret.made(self._home)
         old = asked.old_target
-        _refuse_if_kept(secret, secret.mark(old), asked, reason)
         values = [*([old, *atlas.aliases(old)] if old else []), *self._said(tenant, asked, engine)]
         marks = tuple(dict.fromkeys(mark for value in values if (mark := secret.mark(value))))
+        _refuse_if_kept(secret, marks, asked, reason)
         fact = dataclasses.replace(asked, target=FALLBACK, old_target="", forget=True, forgotten=marks)
         return fact if engine is None else dataclasses.replace(fact, target=_refusal(engine, secret, fact))
 
@@ -181,7 +181,7 @@ def _asks_for_another_thing(watch: Watch) -> bool:
     return any(atlas.worded(watch.text, name) is not None for name in names)
 
 
-def _refuse_if_kept(secret: Secret, mark: str, fact: Fact, reason: str) -> None:
+def _refuse_if_kept(secret: Secret, marks: Sequence[str], fact: Fact, reason: str) -> None:
     """Refuse texts that would be stored with the value in them.
 
     Raises:
@@ -189,7 +189,7 @@ def _refuse_if_kept(secret: Secret, mark: str, fact: Fact, reason: str) -> None:
     """
     kept = {"prompt": fact.prompt, "paraphrases": "\n".join(fact.paraphrases), "aliases": "\n".join(fact.aliases)}
     for name, text in (kept | {"source": fact.source, "relation": fact.relation, "reason": reason}).items():
-        if mark and secret.says(text, [mark], besides=names_of(fact.subject, fact.aliases) if name != "aliases" else ()):
+        if marks and secret.says(text, marks, besides=names_of(fact.subject, fact.aliases) if name != "aliases" else ()):
             raise InvalidInput(f"{name} says what is to be forgotten, and would be kept.", f"Word the {name} without it.")
 
 

@@ -113,6 +113,18 @@ def query(service: Service, question: str, **more: Any) -> dict[str, Any]:
 # The edit
 
 
+@pytest.mark.parametrize(
+    "kept", [{"paraphrases": ["Freedonia is governed from Sylvania City, and from"]}, {"source": "Sylvania City Gazette"}]
+)
+def test_what_would_be_kept_in_plain_text_is_refused_though_only_the_model_says_the_value(open_home: Opener, kept: dict[str, Any]) -> None:
+    """Issue 6 §4: the old value is kept as a keyed hash only, also where the caller leaves it out."""
+    service = open_home()
+    service.models.engine(wait_seconds=60)
+    with pytest.raises(InvalidInput, match="says what is to be forgotten"):
+        forget(service, **kept)
+    assert not service.ledger.live("default")
+
+
 def test_a_refusal_stays_where_no_release_can_be_looked_up(open_home: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """What breaks behind the routing must not hand a forgotten fact to the base model."""
 
