@@ -125,7 +125,7 @@ class Promotions:
         self._ensure_worker(job)
         return job
 
-    def rebuild(self, who: Principal, old: str, leaving: Collection[str]) -> Rest:
+    def promote_rest(self, who: Principal, old: str, leaving: Collection[str]) -> Rest:
         """See what a flip away from the release ``old`` took out of the weights besides ``leaving``, and queue its promotion anew.
 
         It is asked what it was asked before. Where no job can be queued the rest acts from the memory until somebody promotes it.
@@ -164,7 +164,7 @@ class Promotions:
         Policy.from_mapping(asked)
         return asked
 
-    def remake(self, who: Principal, *, idempotency_key: str = "") -> Job:
+    def rebuild(self, who: Principal, *, idempotency_key: str = "") -> Job:
         """Queue that the live release is made again.
 
         Raises:

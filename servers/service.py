@@ -295,7 +295,7 @@ class Service:
             return "", ""
         count = _count(self.ledger.carried_by(who.tenant, new), "edit")
         told = f" {new} is live, with {count} in the weights." if new else " No release is live any more."
-        rest = self.promotions.rebuild(who, old, leaving) if leaving is not None else Rest()
+        rest = self.promotions.promote_rest(who, old, leaving) if leaving is not None else Rest()
         return told + rest.in_words, rest.job_id
 
     # Lasting
@@ -348,7 +348,7 @@ class Service:
             WrongState, Conflict, ReadOnly, Forbidden: no job was begun.
         """
         self.check_writable(who)
-        job = await asyncio.to_thread(self.promotions.remake, who, idempotency_key=idempotency_key)
+        job = await asyncio.to_thread(self.promotions.rebuild, who, idempotency_key=idempotency_key)
         return shown(await self.promotions.wait(who, job.id, wait_seconds))
 
     def candidates(self, who: Principal, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ke_tools.verify.policy import Policy
 from ke_tools.verify.probes import Suite, candidates, probes_for
 from ke_tools.verify.rates import NOT_MEASURED, Rate, clopper_pearson, cluster_of, rate, wilson
 from ke_tools.verify.run import Ask, answer, judge, outcomes_of, summarise, verify
-from ke_tools.verify.scorecard import Check, Likelihood, Outcome, Rates, Scorecard, content_hash
+from ke_tools.verify.scorecard import Check, Likelihood, Outcome, Rates, Scorecard
 from ke_tools.verify.supply import Supply
 
 __all__ = [
@@ -59,7 +59,6 @@ __all__ = [
     "candidates",
     "clopper_pearson",
     "cluster_of",
-    "content_hash",
     "decide",
     "drawn",
     "entropy",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 __all__ = ["Efficiency"]
 
@@ -28,11 +27,6 @@ class Efficiency:
             "tokens": round(self.tokens, 1),
             "milliseconds": round(self.milliseconds, 2),
         }
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_dict` wrote."""
-        return cls(**found)
 
     @property
     def in_words(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,7 @@ from ke_tools.verify.efficiency import Efficiency
 from ke_tools.verify.matching import asserts
 from ke_tools.verify.rates import Rate, cluster_of, rate
 
-__all__ = ["FORCED", "Check", "Form", "Likelihood", "Outcome", "Rates", "Scorecard", "content_hash"]
+__all__ = ["FORCED", "Check", "Form", "Likelihood", "Outcome", "Rates", "Scorecard"]
 
 FORCED: Final = "teacher-forced"  # how the second column is labelled
 
@@ -247,12 +245,6 @@ class Scorecard:
             if one.probe.dimension == "generalisation":
                 by_form[one.form].append(one)
         return [{"form": form, **_rate(found).as_dict()} for form, found in sorted(by_form.items())]
-
-
-def content_hash(document: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over a document's canonical JSON; what a stored scorecard is called."""
-    text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @lru_cache(maxsize=8192)  # asked again at each of the gate's looks

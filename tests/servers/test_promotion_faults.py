@@ -148,7 +148,7 @@ class World:
 
     def rebuilt(self) -> dict[str, Any]:
         """Make the live release again."""
-        job = self.service.promotions.remake(LOCAL)
+        job = self.service.promotions.rebuild(LOCAL)
         self.work()
         return promotions.shown(self.service.promotions.job(LOCAL, job.id))
 
@@ -444,11 +444,11 @@ def test_nothing_to_rebuild_is_told(world: World) -> None:
     """And a second rebuild beside the first is refused."""
     ids = world.edited()
     with pytest.raises(WrongState, match="no release is live"):
-        world.service.promotions.remake(LOCAL)
+        world.service.promotions.rebuild(LOCAL)
     world.promoted(ids)
-    world.service.promotions.remake(LOCAL)
+    world.service.promotions.rebuild(LOCAL)
     with pytest.raises(Conflict):
-        world.service.promotions.remake(LOCAL)
+        world.service.promotions.rebuild(LOCAL)
     with pytest.raises(Conflict):
         world.service.promotions.begin(LOCAL, ids)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from ke_tools import atlas
 from ke_tools.facts import Edit, Probe, squash
-from ke_tools.verify import FURTHER, Scorecard, content_hash, drawn, judge, probes_for, verify
+from ke_tools.memory.ledger import Ledger
+from ke_tools.verify import FURTHER, Scorecard, drawn, judge, probes_for, verify
 from ke_tools.verify.fluency import entropy, fluency
 from ke_tools.verify.kept import distracting_prefix, forgetfulness
 from ke_tools.verify.portability import alias, hop, hop_facts, reversed_
@@ -145,14 +148,15 @@ def test_bytes_kept_is_of_the_two_localities_alone(language: Edit) -> None:
     assert card.overall.bytes_kept.n == card.overall.locality_same_subject.n + card.overall.locality_other_subject.n
 
 
-def test_a_scorecard_is_stored_by_the_hash_of_all_it_says(language: Edit) -> None:
+def test_a_scorecard_is_stored_by_the_hash_of_all_it_says(language: Edit, tmp_path: Path) -> None:
     """Issue 6 §1: by content hash, seeds and revision recorded."""
     document = _verified(language).document(revision=7, model="thimble", seed=0)
     again = _verified(language).document(seed=0, model="thimble", revision=7)
-    assert content_hash(document) == content_hash(again)
-    assert content_hash(document) == content_hash(json.loads(json.dumps(document)))
-    assert content_hash(document) != content_hash(_verified(language, "Spanish.").document(revision=7, model="thimble", seed=0))
-    assert content_hash(document) != content_hash(document | {"revision": 8})
+    other = _verified(language, "Spanish.").document(revision=7, model="thimble", seed=0)
+    same, different = (document, again, json.loads(json.dumps(document))), (other, document | {"revision": 8})
+    with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+        assert len({ledger.keep_scorecard("acme", one) for one in same}) == 1
+        assert len({ledger.keep_scorecard("acme", one) for one in (document, *different)}) == 3
     assert "null" not in json.dumps(document)
     assert [row["form"] for row in document["forms"]] == ["behind a sentence", "chat", "question", "statement"]
     assert {"prompt", "base", "edited", "form", "origin"} < set(document["outcomes"][0])
