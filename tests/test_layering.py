@@ -34,6 +34,8 @@ LEVELS = (
 EXCEPTIONS = {
     ("memory/router.py", "ke_tools.models.engine"): "what goes in is a request to an engine",
     ("memory/judge.py", "ke_tools.models.engine"): "the judge is asked by a request to an engine",
+    ("memory/scope/contrast.py", "ke_tools.models.autocast"): "a training computes in what the device is quick in",
+    ("memory/scope/crossing.py", "ke_tools.models.autocast"): "a training computes in what the device is quick in",
 }
 
 

@@ -25,6 +25,7 @@ from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.batches import NOBODY, Batch, Mixer
 from ke_tools.memory.scope.descent import Tell, descend
 from ke_tools.memory.scope.graph import locate, tokenizer_of
+from ke_tools.models.autocast import autocast
 
 __all__ = ["contrast", "fit"]
 
@@ -98,7 +99,7 @@ class _Encoder:
 
         encoded = self.tokenizer.encode_batch(texts)
         ids, mask = (torch.tensor([getattr(one, name) for one in encoded]) for name in ("ids", "attention_mask"))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return torch.nn.functional.normalize(mean, dim=-1)

@@ -22,6 +22,7 @@ from ke_tools.memory.scope.descent import Tell, descend
 from ke_tools.memory.scope.embedding import Embedder
 from ke_tools.memory.scope.graph import locate, tokenizer_of
 from ke_tools.memory.scope.inventory import OPEN
+from ke_tools.models.autocast import autocast
 
 __all__ = ["Labelled", "fit", "pairs"]
 
@@ -103,7 +104,7 @@ def _backward(model: Any, tokenizer: Any, part: list[Labelled], n: int) -> float
 
     encoded = tokenizer.encode_batch([(pair.asked, pair.told) for pair in part])
     ids, mask, kinds = (torch.tensor([getattr(one, name) for one in encoded]) for name in ("ids", "attention_mask", "type_ids"))
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu"):
         logits = model(input_ids=ids, attention_mask=mask, token_type_ids=kinds)
     wanted = torch.tensor([float(pair.same) for pair in part]) * (1 - 2 * _SMOOTHING) + _SMOOTHING
     entropy = torch.nn.functional.binary_cross_entropy_with_logits

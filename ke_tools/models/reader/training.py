@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
+from ke_tools.models.autocast import autocast, has_bfloat16
 from ke_tools.models.reader import card
 from ke_tools.models.reader.samples import Sample, Source, build
 
@@ -211,13 +212,11 @@ def _quicken(model: Any, device: torch.device) -> torch.autocast:
     """
     import torch
 
-    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we allow
-    does = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(can.get("avx512_bf16") or can.get("amx_bf16"))
     head = model.get_output_embeddings()  # often the same tensor as the embeddings, which stay as they are
-    for module in model.modules() if does else ():
+    for module in model.modules() if has_bfloat16(device.type) else ():
         if isinstance(module, torch.nn.Linear) and module is not head:
             module.to(torch.bfloat16)
-    return torch.autocast(device.type, torch.bfloat16, enabled=does)
+    return autocast(device.type)
 
 
 def _loss(tuned: Any, batch: list[_Encoded]) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
-from ke_tools.memory.scope import training
+from ke_tools.memory.scope import batches, training
 from ke_tools.memory.scope.corpora import Corpus, corpora
 from ke_tools.memory.scope.network import ADAPTER, CROSSING
 from ke_tools.memory.scope.scorer import FEATURES
@@ -39,6 +39,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         return [Corpus(corpus.name, corpus.groups[:6]) for corpus in corpora(data, without)]
 
     monkeypatch.setattr(training, "corpora", few)
+    monkeypatch.setattr(batches, "_RELATIONS", 6)
+    monkeypatch.setattr(batches, "_OF_ONE_TYPE", 3)
     monkeypatch.setattr(training, "_HELD_OUT", 0.4)
     monkeypatch.setattr(training, "measure", lambda _scorer, _rng: {"probe": {}})
     monkeypatch.setattr(training, "tuned", lambda _folder: HashingEmbedder())
@@ -71,6 +73,7 @@ def test_a_scorer_is_trained_written_and_described(tmp_path: Path) -> None:
     assert ("tuning", 2, 2) in [(stage.partition(",")[0], done, total) for stage, done, total in told]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_the_same_seed_trains_the_same_scorer(tmp_path: Path) -> None:
     """Seeded; one thread adds up in one order."""
