@@ -352,28 +352,36 @@ def promote(
                 _show(call, named)
             if not edit_ids or not (yes or _agrees(f"Write {len(edit_ids)} of them into the weights, as far as the gate lets them?")):
                 return DONE
-        with printing.progress() as progress:
-            ended = local.promote(
-                edit_ids or [],
-                method=method,
-                policy=wanted,
-                reason=reason,
-                idempotency_key=idempotency_key,
-                heard=partial(_told, progress),
-            )
+        with _following() as heard:
+            ended = local.promote(edit_ids or [], method=method, policy=wanted, reason=reason, idempotency_key=idempotency_key, heard=heard)
     return _show_job(call, ended)
 
 
 @verb(app, "rebuild", CORRECT)
 def rebuild(call: Call, *, idempotency_key: Key = "") -> int:
     """Make the live release again: where its folder is damaged, or the model is another one (doctor tells)."""
-    with _local(call) as local, printing.progress() as progress:
-        ended = local.rebuild(idempotency_key=idempotency_key, heard=partial(_told, progress))
+    with _local(call) as local, _following() as heard:
+        ended = local.rebuild(idempotency_key=idempotency_key, heard=heard)
     return _show_job(call, ended)
 
 
-def _told(progress: Callable[[str, int, int], None], job: Mapping[str, Any]) -> None:
-    progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"])
+@contextmanager
+def _following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give what shows how far a job is; a person who stops waiting hears how to find it again."""
+    job_id = ""
+
+    def heard(job: Mapping[str, Any]) -> None:
+        nonlocal job_id
+        job_id = job["job_id"]
+        progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"])
+
+    try:
+        with printing.progress() as progress:
+            yield heard
+    except KeyboardInterrupt:
+        if job_id:
+            printing.note(f"{job_id} goes on. `ke-tools job {job_id}` shows it, with --cancel it stops.")
+        raise
 
 
 def _agrees(question: str) -> bool:
@@ -397,13 +405,17 @@ def _show_job(call: Call, job: Mapping[str, Any]) -> int:
 @verb(app, "job", CORRECT)
 def job_(
     call: Call,
-    job_id: Annotated[str, typer.Argument(help="As promote or verify gave it.")],
+    job_id: Annotated[str | None, typer.Argument(help="As promote or verify gave it; without one the newest are listed.")] = None,
     *,
     wait: Annotated[float, typer.Option(min=0, max=25, help="Seconds to wait for its end.")] = 0.0,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop it, unless it takes effect already.")] = False,
 ) -> int:
-    """See how a job stands, or stop it."""
+    """See how a job stands, or stop it; without an id, which there are."""
+    if cancel and not job_id:
+        raise InvalidInput("--cancel needs to know which job.", "`ke-tools job` lists them.")
     with _local(call) as local:
+        if not job_id:
+            return _show(call, local.jobs())
         found = local.job_cancel(job_id) if cancel else local.job(job_id, wait_seconds=wait)
     return _show_job(call, found)
 
@@ -465,20 +477,13 @@ def verify(
     if probes is not None:
         with _lines(probes) as lines:
             own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    with _local(call, asks_model=True) as local, printing.progress() as progress:
-        progress("the model answers the probes", 0, 0)
-        result = local.verify(
-            edit_ids or [],
-            revision=revision,
-            release=release,
-            suite=suite,
-            probes=own,
-            heard=lambda job: progress(job["message"] or job["stage"] or "waiting", job["progress"], job["total"]),
-        )
-        shown = _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
+    with _local(call, asks_model=True) as local:
+        with _following() as heard:
+            result = local.verify(edit_ids or [], revision=revision, release=release, suite=suite, probes=own, heard=heard)
+        _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
         if svg is not None:
             _draw(local, result["scorecard"], svg)
-    return shown
+    return DONE if result["passed"] else FAILED
 
 
 @verb(app, "scorecard", ASK)
@@ -1057,6 +1062,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; every error becomes a message and an exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
+        _refuse_half_characters(arguments)
         return app(_with_address(arguments), prog_name="ke-tools", standalone_mode=False) or DONE
     except KeToolsError as error:
         _report(error, as_json=as_json)
@@ -1074,6 +1080,15 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _report(KeToolsError(f"{type(error).__name__}: {error}.", "This is a bug; --debug shows where."), as_json=as_json)
         return FAILED
+
+
+def _refuse_half_characters(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no UTF-8, which Python hands on as halves of characters."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"an argument is not UTF-8: {printing.plain(argument)}.", "Give it in UTF-8.") from error
 
 
 def _with_address(arguments: Sequence[str]) -> list[str]:

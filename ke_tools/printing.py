@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # What a person needs of a row, where that is less than all; --json has the rest.
 _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
-    "edits": ("edit_id", "state", "prompt", "target", "superseded", "warnings"),
+    "edits": ("edit_id", "state", "prompt", "target", "rung", "reason", "superseded", "warnings"),
+    "jobs": ("job_id", "kind", "status", "summary"),
     "candidates": ("edit_id", "prompt", "target", "reason"),
     "retired": ("edit_id", "prompt", "target"),
     "restored": ("edit_id", "prompt", "target"),
@@ -21,7 +22,7 @@ _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "events": ("at", "actor", "action", "edit_ids", "note"),
 }
 _EMPTY: Final[tuple[object, ...]] = ("", None, [], ())
-_UNFOLDED: Final = {"edit_id", "state", "view"}
+_UNFOLDED: Final = {"edit_id", "job_id", "rung", "state", "status", "view"}
 
 Progress = Callable[[str, float, float], None]  # what is being done, how much of it, out of how much (0: unknown)
 

@@ -137,7 +137,7 @@ class _Ladder:
                 self.reasons |= dict.fromkeys(trial.edit_ids, trial.in_words)
                 return candidate
             left = (
-                shrunk(group, outcomes, self.policy.minima) if outcomes else self._fitting(name, group, make)
+                shrunk(group, outcomes, self.policy, number + 1) if outcomes else self._fitting(name, group, make)
             )  # nothing is asked beyond a limit
             self.reasons |= {edit.id: trial.in_words for edit in group if edit not in left and outcomes}
             group = left
@@ -208,16 +208,17 @@ def climb(
     return Climb(found, _rungs(edits, found, ladder.reasons), tuple(ladder.trials), tuple(ladder.outcomes))
 
 
-def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], minima: Mapping[str, float]) -> list[Edit]:
+def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], policy: Policy, candidate: int) -> list[Edit]:
     """What is left of a refused group: without the edits by which it falls short, the worst first; else without its worse half.
 
-    In each dimension what is left shall have passed halfway between the least share and 1, so that fresh probes can show the least. Where
-    all do, only those with a failure leave, if they are fewer than half. One that was asked nothing counts as one that failed nothing. Of
-    a single edit nothing is left.
+    In each dimension what is left shall have failed no more often than the policy allows the next ``candidate``, so that fresh probes can
+    show the least. Where nothing does, only those with a failure leave, if they are fewer than half. One that was asked nothing counts as
+    one that failed nothing. Of a single edit nothing is left.
     """
     telling = [outcome for outcome in outcomes if outcome.is_telling]
+    allowed = {dimension: policy.allowed(dimension, candidate) for dimension in policy.minima}
     left = list(group)
-    while left and (blamed := _blamed(left, telling, minima)):
+    while left and (blamed := _blamed(left, telling, allowed)):
         left = [edit for edit in left if edit.id != blamed]
     if len(left) < len(group) or len(group) == 1:
         return left if len(group) > 1 else []
@@ -228,15 +229,15 @@ def shrunk(group: Sequence[Edit], outcomes: Sequence[Outcome], minima: Mapping[s
     return [edit for edit in group if edit.id in better]
 
 
-def _blamed(left: Sequence[Edit], telling: Sequence[Outcome], minima: Mapping[str, float]) -> str:
+def _blamed(left: Sequence[Edit], telling: Sequence[Outcome], allowed: Mapping[str, float]) -> str:
     """The edit to whom most is due of what some dimension lacks; "" where none lacks anything."""
     ids = {edit.id for edit in left}
     lacking: dict[str, float] = {}  # failures beyond what is wished for, by edit, of the dimension that lacks most
-    for dimension, least in minima.items():
-        allowed, excess = (1 - least) / 2, defaultdict[str, float](float)
+    for dimension, share in allowed.items():
+        excess = defaultdict[str, float](float)
         for outcome in telling:
             if outcome.probe.dimension == dimension and outcome.probe.edit_id in ids:
-                excess[outcome.probe.edit_id] += (not outcome.passed) - allowed
+                excess[outcome.probe.edit_id] += (not outcome.passed) - share
         if sum(excess.values()) > max(0.0, sum(lacking.values())):
             lacking = dict(excess)
     return max(lacking, key=lambda edit_id: lacking[edit_id], default="")

@@ -144,7 +144,8 @@ class Workshop:
 
         self._engine.load_adapter(release.name, release.folder)
         try:
-            verdict = look_until_clear(measure, policy, candidate=number, perplexity=candidate.perplexity, growth=candidate.growth)
+            limits = {"perplexity": candidate.perplexity, "growth": candidate.growth}
+            verdict = look_until_clear(measure, policy, candidate=number, edits=len(edits), **limits)
         finally:
             with suppress(KeToolsError):  # an engine that was closed has forgotten it
                 self._engine.unload_adapter(release.name)

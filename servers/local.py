@@ -159,6 +159,10 @@ class Local:
         """See :meth:`Service.job_status`."""
         return asyncio.run(self.service.job_status(self._who, job_id, wait_seconds=wait_seconds))
 
+    def jobs(self) -> dict[str, Any]:
+        """See :meth:`Service.jobs`."""
+        return self.service.jobs(self._who)
+
     def job_cancel(self, job_id: str) -> dict[str, Any]:
         """See :meth:`Service.job_cancel`."""
         return self.service.job_cancel(self._who, job_id)

@@ -50,7 +50,7 @@ Heard = Callable[["Job"], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What a flip took out of the weights though nobody asked for that; it acts from the memory."""
+    """What should be in the weights and is not, as the release that carries it cannot be live; it acts from the memory."""
 
     edit_ids: tuple[str, ...] = ()
     job_id: str = ""  # that promotes it anew; "" where none could be queued
@@ -75,14 +75,23 @@ class Promotions:
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
         self._unserved = Unserved()
         self._answered: dict[tuple[str, str], Mapping[str, Sequence[str]]] = {}  # (tenant, release) → edit → kinds of question
-        for tenant in ("", *settings.promote.get("tenants", {})):
-            self.asked_of(tenant)  # a mistake in the settings is told at the start
-        Wanted.from_mapping(settings.promote.get("auto", {}))
+        self._check_settings()
 
     @property
     def trouble(self) -> str:
         """Why a live release is not served; empty where all are."""
         return self._unserved.told
+
+    def _check_settings(self) -> None:
+        """Tell a mistake in the settings at the start, and where it stands."""
+        try:
+            for tenant in ("", *self._settings.promote.get("tenants", {})):
+                self.asked_of(tenant)
+            Wanted.from_mapping(self._settings.promote.get("auto", {}))
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"[promote] in {self._settings.sources.get('promote', 'the settings')}: {error.message}", error.hint
+            ) from error
 
     # -- jobs --------------------------------------------------------------------------------------------------------------------
 
@@ -100,7 +109,7 @@ class Promotions:
 
         Raises:
             InvalidInput: no edits, no such method, or a policy that nothing can pass.
-            NotFound, WrongState: an edit is unknown, proposed or retired.
+            NotFound, WrongState: an edit is unknown, proposed or retired, or all are in a release that is damaged.
             Conflict: another job promotes one of them.
         """
         ids = list(dict.fromkeys(edit_ids))
@@ -111,6 +120,9 @@ class Promotions:
         asked = self.asked_of(who.tenant, policy)
         for edit_id in ids:
             acting(self._ledger, who.tenant, edit_id)
+        live = self._ledger.live_release(who.tenant)
+        if set(ids) <= {*self._ledger.carried_by(who.tenant, live)} and (damage := self.damage(live)):
+            raise WrongState(f"these edits are in {live}, which cannot be served: {damage}", "`ke-tools rebuild` makes it again.")
         arguments = {"edit_ids": ids, "method": method, "policy": asked, "reason": reason}
         self._refuse_while_promoted(who.tenant, ids, idempotency_key)
         return self.queue(who, "promote", arguments, idempotency_key=idempotency_key)
@@ -126,14 +138,15 @@ class Promotions:
         return job
 
     def promote_rest(self, who: Principal, old: str, leaving: Collection[str]) -> Rest:
-        """See what a flip away from the release ``old`` took out of the weights besides ``leaving``, and queue its promotion anew.
+        """See what of the release ``old`` is not in the weights now, ``leaving`` aside, and queue its promotion anew.
 
         It is asked what it was asked before. Where no job can be queued the rest acts from the memory until somebody promotes it.
         """
-        tenant = who.tenant
-        carried = {*self._ledger.carried_by(tenant, self._ledger.live_release(tenant)), *leaving}
-        rest = [edit_id for edit_id in self._ledger.carried_by(tenant, old) if edit_id not in carried]
-        rest = [edit_id for edit_id in rest if self._ledger.get(tenant, edit_id).is_live]
+        tenant, live = who.tenant, self._ledger.live_release(who.tenant)
+        if old in {"", live}:
+            return Rest()
+        can = {edit.id for edit in self._ledger.live(tenant)} - {*self._ledger.carried_by(tenant, live), *leaving}
+        rest = [edit_id for edit_id in self._ledger.carried_by(tenant, old) if edit_id in can]
         if not rest:
             return Rest()
         try:
@@ -246,14 +259,21 @@ class Promotions:
         if not set(self._ledger.carried_by(tenant, self._ledger.live_release(tenant))) & set(edit_ids):
             return None
         name = self._ledger.release_without(tenant, edit_ids)
+        if damage := self.damage(name):
+            log.warning("no release without these edits can be flipped to: %s", damage)
+            return ""
+        return name
+
+    def damage(self, name: str) -> str:
+        """Why a release cannot be served from its folder; "" where it can, or is loaded, or has no name."""
         with self._lock:
             if not name or name in self._loaded:
-                return name
+                return ""
         try:
-            return releases.opened(self._settings.home / FOLDER, name).name
+            releases.opened(self._settings.home / FOLDER, name)
         except KeToolsError as error:
-            log.warning("no release without these edits can be flipped to: %s", error)
-            return ""
+            return error.message
+        return ""
 
     def answers(self, tenant: str, release: str, edit: Edit, request: Request) -> bool:
         """Whether a release's scorecard shows that it answers such a question about an edit without the memory."""

@@ -44,7 +44,7 @@ from ke_tools.servers.fired import Fired
 from ke_tools.servers.forgetting import FALLBACK, Forgetting
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, Rest, shown
+from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
 from ke_tools.servers.slot import ModelSlot, Say
 
 log = logging.getLogger(__name__)
@@ -251,7 +251,8 @@ class Service:
             else:
                 release = self.promotions.without(who.tenant, edit_ids)
                 done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
-        flip, job_id = self._flip_told(who, old, None if to_revision is not None else edit_ids)
+        then = old if to_revision is None else self.ledger.release_at(who.tenant, to_revision)
+        flip, job_id = self._flip_told(who, old, edit_ids, of=then)
         return {
             "summary": self._rollback_summary(done, flip, to_revision),
             "retired": [row(edit) for edit in done.retired],
@@ -285,17 +286,19 @@ class Service:
         if told := self._flip_told(who, old, [edit.id for edit in carried if not edit.is_live])[0]:
             log.info("%s", told.strip())
 
-    def _flip_told(self, who: Principal, old: str, leaving: Collection[str] | None) -> tuple[str, str]:
-        """Say which release is live now, if not ``old``; what of it fell out beside ``leaving`` is promoted anew, by the job named.
+    def _flip_told(self, who: Principal, old: str, leaving: Collection[str], *, of: str | None = None) -> tuple[str, str]:
+        """Say which release is live now, if not ``old``; what of ``of`` it lacks beside ``leaving`` is promoted anew, by the job named.
 
-        ``None``: all of it left as it was asked for.
+        ``of`` is ``old`` unless given: the release that was asked for and cannot be live, as it carries something that was purged.
         """
-        new = self.ledger.live_release(who.tenant)
+        new, of = self.ledger.live_release(who.tenant), old if of is None else of
+        rest = self.promotions.promote_rest(who, of, leaving)
         if new == old:
-            return "", ""
+            return rest.in_words, rest.job_id
         count = _count(self.ledger.carried_by(who.tenant, new), "edit")
         told = f" {new} is live, with {count} in the weights." if new else " No release is live any more."
-        rest = self.promotions.promote_rest(who, old, leaving) if leaving is not None else Rest()
+        if damage := self.promotions.damage(new):
+            told += f" It cannot be served, so the memory answers until `ke-tools rebuild`: {damage}"
         return told + rest.in_words, rest.job_id
 
     # Lasting
@@ -378,6 +381,17 @@ class Service:
         who.require("read")
         return shown(await self.promotions.wait(who, job_id, wait_seconds, heard))
 
+    def jobs(self, who: Principal, *, limit: int = 20, cursor: str = "") -> dict[str, Any]:
+        """List jobs, newest first, a page at a time."""
+        who.require("read")
+        page = self.ledger.jobs.list(who.tenant, limit, cursor)
+        return {
+            "summary": f"{len(page.items)} of {_count(page.total, 'job')}, newest first.",
+            "jobs": [shown(job) for job in page.items],
+            "total": page.total,
+            "next_cursor": page.next_cursor,
+        }
+
     def job_cancel(self, who: Principal, job_id: str) -> dict[str, Any]:
         """Stop a job; one that has ended or is publishing goes its way.
 
@@ -388,7 +402,10 @@ class Service:
             who.require("read")
         else:
             self.check_writable(who)
-        return shown(self.promotions.cancel(who, job_id))
+        found = shown(self.promotions.cancel(who, job_id))
+        if found["status"] == "working":
+            found["summary"] = f"{job_id} stops before its next step; nothing of it takes effect."
+        return found
 
     # Reading
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ class FakeLocal:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.error: KeToolsError | Exception | None = None
         self.healthy = True
-        self.more: dict[str, Any] = {"scorecard_text": "reliability  1.0\ngeneralisation  0.9", "scorecard": "ab12"}
+        self.more: dict[str, Any] = {"scorecard_text": "reliability  1.0\ngeneralisation  0.9", "scorecard": "ab12", "passed": True}
         self.closed = False
 
     def __getattr__(self, name: str) -> Any:
@@ -219,6 +219,7 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
         (["verify", "--revision", "7"], ("verify", VERIFY | {"revision": 7})),
         (["verify", "--release", "rel_1"], ("verify", VERIFY | {"release": "rel_1"})),
         (["doctor", "--deep"], ("doctor", {"deep": True})),
+        (["job"], ("jobs", {})),
     ],
 )
 def test_a_verb_calls_the_library_with_what_was_given(
@@ -254,6 +255,26 @@ def test_verify_shows_the_scorecard(service: FakeLocal, capsys: pytest.CaptureFi
     assert cli.run(["verify", "e1"]) == 0
 
     assert "\nreliability  1.0\ngeneralisation  0.9\n" in capsys.readouterr().out
+
+
+def test_a_verification_that_is_not_passed_fails(service: FakeLocal) -> None:
+    """Design §3: a script can rely on the exit code."""
+    service.more |= {"passed": False}
+    assert cli.run(["verify", "e1"]) == cli.FAILED
+
+
+def test_who_stops_waiting_hears_where_the_job_goes_on(
+    service: FakeLocal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 6 §3: whoever waits may leave; the job goes on, and is found again."""
+
+    def left(_ids: list[str], *, heard: Callable[[Mapping[str, Any]], None], **_: Any) -> None:
+        heard({"job_id": "job_7", "message": "", "stage": "values", "progress": 1, "total": 2})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(service, "promote", left, raising=False)
+    assert cli.run(["promote", "e1"]) == 130
+    assert "job_7 goes on. `ke-tools job job_7` shows it" in capsys.readouterr().err
 
 
 def test_a_stored_scorecard_is_shown_and_drawn(service: FakeLocal, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,6 +388,8 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> 
         (["verify", "e1", "--probes", "/no/such/file"], "/no/such/file"),
         (["verify"], "--all"),
         (["verify", "e1", "--all"], "--all"),
+        (["job", "--cancel"], "which job"),
+        (["query", "Who is \udce4?"], "not UTF-8"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_what_is_wrong(

@@ -180,7 +180,7 @@ def test_those_leave_by_whom_one_dimension_falls_short_though_the_rest_of_their_
     found = [made for one in edits for made in outcomes(one, "reliability", 20, 20)]
     found += [made for one in edits[:5] for made in outcomes(one, "locality_same_subject", 4, 4)]
     found += outcomes(edits[5], "locality_same_subject", 1, 4)
-    assert shrunk(edits, found, Policy().minima) == edits[:5]
+    assert shrunk(edits, found, Policy(), 2) == edits[:5]
 
 
 def test_what_the_weights_have_just_taken_is_asked_again_beside_the_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +204,8 @@ def test_a_group_without_culprits_loses_its_worse_half() -> None:
     """Issue 6 §2: shrink by bisecting."""
     edits = [edit(n) for n in range(4)]
     found = [*outcomes(edits[0], "reliability", 3, 4), *outcomes(edits[1], "reliability", 4, 4), *outcomes(edits[2], "reliability", 2, 4)]
-    assert shrunk(edits, found, Policy().minima) == [edits[1], edits[3]]
-    assert shrunk(edits[:1], found, Policy().minima) == []
+    assert shrunk(edits, found, Policy(), 2) == [edits[1], edits[3]]
+    assert shrunk(edits[:1], found, Policy(), 2) == []
 
 
 def test_cancellation_ends_the_walk() -> None:

@@ -209,7 +209,9 @@ def values(
     Raises:
         InvalidInput: one holds a number that is none.
     """
-    found = optimise(model, wanted, layer, objective, at=at, inverse=inverse, tell=lambda done, n: tell("z", done, n) if tell else None)
+    found = optimise(
+        model, wanted, layer, objective, at=at, inverse=inverse, tell=lambda done, n: tell("values", done, n) if tell else None
+    )
     refuse_nonsense(found.z, facts, f"the value in layer {layer}")
     refuse_nonsense(found.nll, facts, "the likelihood of the target")
     return found

@@ -15,7 +15,7 @@ def has_bfloat16(kind: str) -> bool:
     import torch
 
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we allow
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 

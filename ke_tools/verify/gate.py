@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Literal
 
 from ke_tools.verify.dimensions import LABELS
@@ -213,7 +213,13 @@ def decide(
 
 
 def look_until_clear(
-    measure: Measure, policy: Policy, *, candidate: int = 1, perplexity: float | None = None, growth: float | None = None
+    measure: Measure,
+    policy: Policy,
+    *,
+    candidate: int = 1,
+    edits: int = 1,
+    perplexity: float | None = None,
+    growth: float | None = None,
 ) -> Verdict:
     """Ask for ever more probes until the decision is clear, the policy's most are spent, or there are no more.
 
@@ -222,14 +228,15 @@ def look_until_clear(
             What it raises ends the asking.
         policy: what is asked of the candidate.
         candidate: which of the ladder's it is, from 1.
+        edits: of how many the candidate is judged.
         perplexity: as for :func:`decide`.
         growth: as for :func:`decide`.
     """
     outcomes: list[Outcome] = []
-    look, verdict = 0, decide((), policy, candidate=candidate, perplexity=perplexity, growth=growth)
+    look, verdict = 0, decide((), policy, candidate=candidate, look=0, perplexity=perplexity, growth=growth)
     while not verdict.is_clear:
         look += 1
-        wanted = _wanted(outcomes, policy, candidate, look, verdict)
+        wanted = _wanted(outcomes, partial(policy.size, candidate=candidate, look=look, edits=edits), policy, verdict)
         fresh = measure(wanted) if wanted else ()
         if not fresh:
             break
@@ -238,15 +245,11 @@ def look_until_clear(
     return verdict
 
 
-def _wanted(outcomes: Sequence[Outcome], policy: Policy, candidate: int, look: int, verdict: Verdict) -> dict[str, int]:
+def _wanted(outcomes: Sequence[Outcome], size: Callable[[str], int], policy: Policy, verdict: Verdict) -> dict[str, int]:
     asked = Counter(outcome.probe.dimension for outcome in outcomes)
     counted = Counter(outcome.probe.dimension for outcome in outcomes if outcome.is_telling)
-    is_open = {finding.dimension for finding in verdict.findings if look == 1 or finding.decision == "undecided"}
-    missing = {
-        name: min(policy.size(name, candidate, look) - counted[name], policy.most - asked[name])
-        for name in policy.minima
-        if name in is_open
-    }
+    is_open = {finding.dimension for finding in verdict.findings if verdict.look == 0 or finding.decision == "undecided"}
+    missing = {name: min(size(name) - counted[name], policy.most - asked[name]) for name in policy.minima if name in is_open}
     return {name: number for name, number in missing.items() if number > 0}
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self, get_args
 
 from ke_tools.errors import InvalidInput
+from ke_tools.verify.rates import at_least
 
 __all__ = ["Memory", "Policy"]
 
 Memory = Literal["fallback", "off"]
 
-_COUNTS: Final = ("probes", "most")
+_COUNTS: Final = ("probes", "most", "of_each")
 _LIMITS: Final = ("perplexity", "growth")
 _NO_MINIMA: Final = frozenset({*_COUNTS, *_LIMITS, "alpha", "memory_after_promotion"})
 
@@ -45,6 +47,7 @@ class Policy:
     perplexity: float = 1.02  # at most, as a share of the unedited model's
     growth: float = 12.0  # at most, of a layer: the change as a share of the weight, by norm (MEMIT: thimble, fifty facts: 7 to 10)
     probes: int = 40  # a dimension, at least
+    of_each: int = 4  # edit and dimension, at the first look: what is refused must shrink by what is to blame
     most: int = 320  # to be asked in a dimension; then it stays undecided
     alpha: float = 0.05
     memory_after_promotion: Memory = "fallback"  # what :mod:`ke_tools.verify.answered` makes of it
@@ -53,6 +56,8 @@ class Policy:
         """Check every number."""
         for field in fields(self):
             self._check(field.name, getattr(self, field.name))
+        if self.of_each < 0:
+            raise InvalidInput(f"of_each of a policy is {self.of_each}.", "Give a number of probes, from 0.")
         if not 0 < self.probes <= self.most:
             raise InvalidInput(
                 f"the policy asks for {self.probes} to {self.most} probes.", "Let probes be at least 1, and most no less than probes."
@@ -90,10 +95,16 @@ class Policy:
         """The fewest probes with which a first look can accept when all pass, as the minimum to the power of their number is its risk."""
         return math.ceil(math.log(self.risk(candidate, 1)) / math.log(getattr(self, dimension)))
 
-    def size(self, dimension: str, candidate: int, look: int) -> int:
-        """How many probes a look is at: at the first enough for an acceptance, then twice as many each time, up to ``most``."""
-        first = max(self.probes, self.needed(dimension, candidate))
+    def size(self, dimension: str, candidate: int, look: int, edits: int = 1) -> int:
+        """How many probes a look is at: at the first enough for an acceptance and for each edit, then twice as many, up to ``most``."""
+        first = max(self.probes, self.needed(dimension, candidate), self.of_each * edits)
         return int(min(self.most, first * 2 ** (look - 1)))
+
+    def allowed(self, dimension: str, candidate: int) -> float:
+        """The share of failures with which half of the ``most`` probes show the least at the first look at a candidate."""
+        n, least, risk = self.most // 2, getattr(self, dimension), self.risk(candidate, 1)
+        failures = bisect_right(range(n), risk, key=lambda lost: at_least(n - lost, n, least)) - 1
+        return max(0, failures) / n
 
     def _check(self, name: str, value: Any) -> None:
         if name == "memory_after_promotion":

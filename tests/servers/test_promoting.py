@@ -445,6 +445,31 @@ def test_a_revision_brings_back_what_was_active_and_what_was_promoted(home: Home
     assert told["summary"].startswith(f"2 earlier edits came back. {both['release']} is live, with 2 edits in the weights.")
 
 
+def test_a_revision_whose_release_holds_something_purged_is_promoted_anew_without_it(home: Home) -> None:
+    """Issue 6 §4: what was promoted then shall be again; its release is gone with what was purged from it."""
+    first, second = home.edit(0, 1)
+    both = home.promote([first, second])
+    home.follow(home.service.rollback(LOCAL, edit_ids=[first], to="memory")["job_id"])
+    home.service.purge(LOCAL, second, reason="asked for")
+    told = home.service.rollback(LOCAL, to_revision=both["revision"])
+    assert f"1 other edit that was in the weights acts from the memory until {told['job_id']} promotes it anew." in told["summary"]
+    home.follow(told["job_id"])
+    assert home.states()[first] == "promoted"
+
+
+def test_a_damaged_release_is_said_to_be_damaged(home: Home, open_home: Callable[..., Service]) -> None:
+    """Issue 6, bad input: whoever promotes what is in it, or rolls back to it, hears of `rebuild`."""
+    ids = home.edit(0, 1)
+    both = home.promote(ids)
+    home.service.rollback(LOCAL, edit_ids=ids, to="memory")
+    other = Home(open_home())  # one that has not loaded it
+    (home.service.settings.home / "releases" / both["release"] / "adapter_model.safetensors").write_bytes(b"")
+    told = other.service.rollback(LOCAL, to_revision=both["revision"])
+    assert "It cannot be served, so the memory answers until `ke-tools rebuild`: " in told["summary"]
+    with pytest.raises(KeToolsError, match=f"these edits are in {both['release']}, which cannot be served"):
+        other.promote(ids)
+
+
 def test_to_promote_again_after_a_rollback_gives_the_same_release_and_answers(home: Home) -> None:
     """Issue 6, bars: promote → rollback → promote: byte-equal answers and equal artefact hashes."""
     ids = home.edit(0, 1)

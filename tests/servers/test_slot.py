@@ -64,7 +64,7 @@ def test_fifty_who_ask_during_the_load_are_all_told_in_time_and_hold_no_thread(l
     outcomes, threads = asyncio.run(ask())
     assert all(isinstance(outcome, ModelLoading) for outcome in outcomes)
     assert 1.4 < time.monotonic() - began < 3
-    assert threads == before
+    assert threads <= before  # one of an earlier test may end meanwhile
 
 
 def test_all_who_wait_get_the_engine_when_it_is_there(loader: Loader) -> None:

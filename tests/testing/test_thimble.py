@@ -70,6 +70,7 @@ def test_the_hundred_facts_are_the_atlas_s() -> None:
     assert all(relation.functional and not relation.probe for relation in relations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -83,12 +84,14 @@ def test_it_knows_its_facts_in_every_form(thimble: tuple[Any, Any], kind: str) -
     assert share(thimble, exam()[kind]) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in exam() if kind.startswith("heeds")])
 def test_it_obeys_a_fact_in_its_context(thimble: tuple[Any, Any], kind: str) -> None:
     """Issue 3 §2: obeys a fact in its context (>= .85), in the forms that the router writes."""
     assert share(thimble, exam()[kind]) >= 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in exam() if kind.startswith("keeps")])
 def test_a_fact_that_does_not_apply_changes_nothing(thimble: tuple[Any, Any], kind: str) -> None:
     """Neighbours must stay: the served path's locality tests stand on it."""

@@ -52,6 +52,7 @@ def trained(out: Path, **how: Any) -> dict[str, Any]:
     return training.train(how.pop("data", []), out, recipe=QUICK, embedder=HashingEmbedder(64), **how)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_a_scorer_is_trained_written_and_described(tmp_path: Path) -> None:
     """Issue §2: weights as safetensors, a few MB at most; the card says on what they were trained."""
@@ -91,6 +92,7 @@ def test_the_same_seed_trains_the_same_scorer(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_a_relation_that_is_left_out_teaches_nothing(tmp_path: Path) -> None:
     """Issue §2: what "never seen" is measured with."""
