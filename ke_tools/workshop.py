@@ -2,14 +2,16 @@
 
 A fact's value (z) does not depend on the facts beside it, so it is found once and serves every candidate of a ladder; so are the unedited
 model's answers to the probes. Its last bits do depend on them, as they share a batch. So a release says which values were found together
-(``how["together"]``), and is planned in the order of the edits' ids: :meth:`Workshop.remake` gives the same bytes.
+(``how["together"]``, of a codebook ``how["coded_together"]``), and is planned in the order of the edits' ids: :meth:`Workshop.remake` gives
+the same bytes.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -46,7 +48,8 @@ Tell = Callable[[str, int, int, str], None]
 
 _WORDINGS: Final = 2  # statements of the relation, and as many questions, that a fact is planned with beside its own
 _KEYED: Final = 6  # the same of a codebook, where each costs a key and little of the search
-_AT_ONCE: Final = 32  # probes, between which a walk may be left
+_DRAWN: Final = 2  # times the most that the policy asks: so many are drawn to find those that can tell
+_AT_ONCE: Final = 96  # probes, between which a walk may be left; rows of the engine that are done make room for the next
 
 
 class Serving(Engine, Protocol):
@@ -57,6 +60,29 @@ class Serving(Engine, Protocol):
 
     def unload_adapter(self, name: str) -> None:
         """Forget it."""
+
+
+@dataclass(slots=True)
+class _Values:
+    """Values that were found with the same weights, and with which others."""
+
+    wanted: Sequence[Sequence[Edit]] = ()  # groups that are to be found together
+    _found: dict[str, Targets] = field(default_factory=dict)
+    _with: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, edits: Sequence[Edit], find: Callable[[Sequence[Edit]], Targets]) -> Targets:
+        """Those of some edits; what is missing is found now."""
+        for group in (*self.wanted, edits):
+            if missing := [edit for edit in group if edit.id not in self._found]:
+                fresh, ids = find(missing), [edit.id for edit in missing]
+                self._found |= {edit_id: fresh.only([n]) for n, edit_id in enumerate(ids)}
+                self._with |= dict.fromkeys(ids, ids)
+        first, *others = (self._found[edit.id] for edit in edits)
+        return first.plus(*others)
+
+    def together(self, edits: Sequence[Edit]) -> list[list[str]]:
+        """The groups that some edits' values were found in."""
+        return sorted({tuple(self._with[edit.id]): self._with[edit.id] for edit in edits}.values())
 
 
 class Workshop:
@@ -89,8 +115,8 @@ class Workshop:
         self._chats = bool(model.tokenizer.chat_template)
         self._memit = MEMIT(contexts=2, chat=self._chats, seed=seed)
         self._grace = GRACE(contexts=2, chat=self._chats, seed=seed)
-        self._found: dict[str, Targets] = {}
-        self._together: dict[str, tuple[str, ...]] = {}  # edit → the edits whose values were found with its own
+        self._in_weights = _Values()
+        self._in_codebook: dict[tuple[str, ...], _Values] = defaultdict(_Values)  # by the edits in the weights meanwhile
         self._base: dict[tuple[str, bool], str] = {}
 
     def make(self, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]) -> Candidate:
@@ -102,18 +128,19 @@ class Workshop:
         """
         in_weights, in_codebook = _in_order(in_weights), _in_order(in_codebook)
         update = self._planned(in_weights) if in_weights else None
-        plain = self._plain  # before anything is applied
+        beside = self._in_codebook[tuple(edit.id for edit in in_weights)]
+        plain, elsewhere = self._plain, self._for_codebook if in_codebook else None  # before anything is applied
         with ExitStack() as applied:
             if update is not None:
                 applied.enter_context(update.applied(self._model))
-            codebook = self._codebook(in_codebook) if in_codebook else None
+            codebook = self._coded(elsewhere, in_codebook, beside) if in_codebook else None
             if codebook is not None:
                 applied.enter_context(codebook.applied(self._model))
             perplexity = plain_perplexity(self._model) / plain
         growth = max(update.growth(self._model).values(), default=0.0) if update is not None else 0.0
-        return Candidate(
-            self._written(update, codebook, in_weights, in_codebook), tuple(in_weights), tuple(in_codebook), perplexity, growth
-        )
+        how = self._how(update, codebook, in_weights, in_codebook)
+        release = releases.build(self._root, self._model, update=update, codebook=codebook, edits=[*in_weights, *in_codebook], how=how)
+        return Candidate(release, tuple(in_weights), tuple(in_codebook), perplexity, growth)
 
     def remake(self, how: Mapping[str, Any], edits: Mapping[str, Edit]) -> Release:
         """Make a release again from what its manifest says of how it was made, and write it.
@@ -124,8 +151,9 @@ class Workshop:
         """
         if lost := sorted(needed(how) - set(edits)):
             raise NotFound(f"{lost[0]} is needed to make the release again, and is not there.", "Promote the others again.")
-        for group in how.get("together", ()):
-            self._find([edits[edit_id] for edit_id in group])
+        self._in_weights.wanted = [[edits[edit_id] for edit_id in group] for group in how.get("together", ())]
+        beside = self._in_codebook[tuple(how["in_weights"])]
+        beside.wanted = [[edits[edit_id] for edit_id in group] for group in how.get("coded_together", ())]
         return self.make(*([edits[edit_id] for edit_id in how[part]] for part in ("in_weights", "in_codebook"))).release
 
     def judge(
@@ -137,8 +165,8 @@ class Workshop:
         release = candidate.release
 
         def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:
-            probes = supply.more(wanted)
-            fresh = answer(probes, lambda asked: self._ask(asked, release.name), self._unedited)
+            probes = supply.telling(wanted, self._before, _DRAWN * policy.most)
+            fresh = answer(probes, lambda asked: self._ask(asked, release.name), self._before)
             outcomes.extend(fresh)
             return fresh
 
@@ -166,34 +194,39 @@ class Workshop:
         return self._grace.prepare(self._model, cache=self._cache, tell=self._stage)
 
     def _planned(self, edits: Sequence[Edit]) -> Update:
-        missing = [edit for edit in edits if edit.id not in self._found]
-        if missing:
-            self._find(missing)
-        first, *others = (self._found[edit.id] for edit in edits)
-        return self._memit.plan(self._for_weights, [worded(edit) for edit in edits], found=first.plus(*others), tell=self._stage)
+        def find(some: Sequence[Edit]) -> Targets:
+            return self._memit.targets(self._for_weights, [worded(edit) for edit in some], tell=self._stage)
 
-    def _find(self, edits: Sequence[Edit]) -> None:
-        fresh = self._memit.targets(self._for_weights, [worded(edit) for edit in edits], tell=self._stage)
-        self._found |= {edit.id: fresh.only([n]) for n, edit in enumerate(edits)}
-        self._together |= dict.fromkeys((edit.id for edit in edits), tuple(edit.id for edit in edits))
+        found = self._in_weights.of(edits, find)
+        return self._memit.plan(self._for_weights, [worded(edit) for edit in edits], found=found, tell=self._stage)
 
-    def _codebook(self, edits: Sequence[Edit]) -> Codebook:
-        return self._grace.plan(self._for_codebook, [worded(edit, _KEYED) for edit in edits], tell=self._stage)
+    def _coded(self, elsewhere: Any, edits: Sequence[Edit], known: _Values) -> Codebook:
+        def find(some: Sequence[Edit]) -> Targets:
+            return self._grace.targets(elsewhere, [worded(edit, _KEYED) for edit in some], tell=self._stage)
 
-    def _written(
+        found = known.of(edits, find)
+        return self._grace.plan(elsewhere, [worded(edit, _KEYED) for edit in edits], found=found, tell=self._stage)
+
+    def _how(
         self, update: Update | None, codebook: Codebook | None, in_weights: Sequence[Edit], in_codebook: Sequence[Edit]
-    ) -> Release:
-        how: dict[str, Any] = {"in_weights": sorted(edit.id for edit in in_weights), "in_codebook": sorted(edit.id for edit in in_codebook)}
+    ) -> dict[str, Any]:
+        ids = tuple(edit.id for edit in in_weights)
+        how: dict[str, Any] = {"in_weights": list(ids), "in_codebook": [edit.id for edit in in_codebook]}
         if update is not None:
-            how["memit"] = dict(update.method)
-            how["together"] = sorted({self._together[edit.id] for edit in in_weights})
+            how |= {"memit": dict(update.method), "together": self._in_weights.together(in_weights)}
         if codebook is not None:
             how["grace"] = dict(described(self._grace, layer=codebook.layer))
-        return releases.build(self._root, self._model, update=update, codebook=codebook, edits=[*in_weights, *in_codebook], how=how)
+            how["coded_together"] = self._in_codebook[ids].together(in_codebook)
+        return how
 
     def _known(self, edits: Sequence[Edit]) -> list[atlas.AtlasFact]:
         near = [fact for edit in edits for fact in candidates(edit, live=self._live, suite="full")]
         return knows(self._engine, list(dict.fromkeys(near)), cache=self._cache, progress=self._stage)
+
+    def _before(self, probes: Sequence[Probe]) -> list[str]:
+        """What the unedited model says where that counts; of what shall change it is not asked."""
+        said = dict(zip(kept := [probe for probe in probes if probe.expect == "unchanged"], self._unedited(kept), strict=True))
+        return [said.get(probe, "") for probe in probes]
 
     def _unedited(self, probes: Sequence[Probe]) -> list[str]:
         missing = list({(probe.prompt, probe.chat): probe for probe in probes if (probe.prompt, probe.chat) not in self._base}.values())
@@ -218,7 +251,8 @@ def _in_order(edits: Sequence[Edit]) -> list[Edit]:
 
 def needed(how: Mapping[str, Any]) -> set[str]:
     """The edits that it takes to make a release again."""
-    return {edit_id for group in (*how.get("together", ()), how["in_weights"], how["in_codebook"]) for edit_id in group}
+    groups = (*how.get("together", ()), *how.get("coded_together", ()), how["in_weights"], how["in_codebook"])
+    return {edit_id for group in groups for edit_id in group}
 
 
 def worded(edit: Edit, most: int = _WORDINGS) -> Fact:

@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import padded
+from ke_tools.editors._safetensors import keep, kept
 from ke_tools.editors._statistics import TOKENS_A_DIMENSION, Tell, samples
 from ke_tools.editors._trace import changing
 from ke_tools.errors import InvalidInput
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FisherKey", "damped_inverse", "fisher", "information"]
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _AT_ONCE: Final = 1024  # tokens of a batch, with gradients and all logits
 
 
@@ -82,12 +81,11 @@ def fisher(
     wanted = tokens or TOKENS_A_DIMENSION * model.width
     key = FisherKey(model=model.fingerprint, layer=layer, tokens=wanted, seed=seed, dtype=str(model.dtype))
     file = cache / "fisher" / f"{key.name}.safetensors" if cache and model.fingerprint else None
-    if file and (kept := _read(file, model.width)) is not None:
-        return kept
+    if file and (found := kept(file)) is not None and found.shape == (model.width, model.width):
+        return found
     found = information(model, layer, samples(model, wanted, seed=seed, tell=tell), tell=tell)
     if file and not model.edits:
-        with suppress(OSError):  # a full or read-only disk costs the cache, not the answer
-            _write(file, key, found)
+        keep(file, found, asdict(key))
     return found
 
 
@@ -152,30 +150,3 @@ def damped_inverse(F: torch.Tensor, rho: float) -> torch.Tensor:
     scale = F.diagonal().mean().clamp_min(torch.finfo(F.dtype).tiny)
     inverse: torch.Tensor = torch.linalg.inv(F / scale + rho * torch.eye(len(F), dtype=F.dtype, device=F.device))
     return inverse
-
-
-# Files
-
-
-def _write(file: Path, key: FisherKey, found: torch.Tensor) -> None:
-    """Write it in one step."""
-    from safetensors.torch import save_file
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as made:
-        place = Path(made.name)
-    save_file({"F": found.contiguous()}, place, {"key": json.dumps(asdict(key), sort_keys=True)})
-    place.replace(file)
-
-
-def _read(file: Path, width: int) -> torch.Tensor | None:
-    """What is kept; none where the file is missing, damaged, or holds numbers that are none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            found: Any = opened.get_tensor("F")
-    except (OSError, SafetensorError):
-        return None
-    is_whole = found.shape == (width, width) and bool(found.isfinite().all())
-    return found if is_whole else None

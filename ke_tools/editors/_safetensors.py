@@ -1,16 +1,18 @@
-"""Writing tensors so that the same content gives the same bytes."""
+"""Writing tensors so that the same content gives the same bytes, and keeping one in a cache."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["write"]
+__all__ = ["keep", "kept", "write"]
 
 
 def write(tensors: Mapping[str, torch.Tensor], file: Path, told: Mapping[str, str]) -> None:
@@ -32,3 +34,25 @@ def write(tensors: Mapping[str, torch.Tensor], file: Path, told: Mapping[str, st
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
         out.write(memoryview(whole)[end:])
+
+
+def keep(file: Path, tensor: torch.Tensor, told: Mapping[str, Any]) -> None:
+    """Put a tensor into a cache in one step. A full or read-only disk costs the cache, not the answer."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as made:
+            place = Path(made.name)
+        write({"tensor": tensor.cpu()}, place, {"key": json.dumps(told, sort_keys=True)})
+        place.replace(file)
+
+
+def kept(file: Path) -> torch.Tensor | None:
+    """What :func:`keep` put there; none where the file is missing, damaged, or holds numbers that are none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found: torch.Tensor = opened.get_tensor("tensor")
+    except (OSError, SafetensorError):
+        return None
+    return found if bool(found.isfinite().all()) else None

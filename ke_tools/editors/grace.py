@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from ke_tools.editors._goals import contexts, goals
 from ke_tools.editors._keys import streams
-from ke_tools.editors._locate import Placed
+from ke_tools.editors._plain import plain_states
 from ke_tools.editors._site import Auto, window
 from ke_tools.editors._spread import Clock, Progress, reached, refuse_nonsense, values
-from ke_tools.editors._statistics import samples
-from ke_tools.editors._targets import Objective
+from ke_tools.editors._targets import Objective, Targets
 from ke_tools.editors.codebook import Codebook
 from ke_tools.editors.update import Efficiency, Update
 from ke_tools.errors import InvalidInput
@@ -86,16 +85,38 @@ class GRACE:
             InvalidInput: the model has no such layer, or knows too little to be traced.
         """
         layer = window(model, "auto" if self.layer == "auto" else (self.layer,), site="last", cache=cache, tell=tell)[-1]
-        rows = samples(model, self.tokens, seed=self.seed, tell=tell)
-        placed = [Placed(tuple(row), len(row) - 1, len(row)) for row in rows]
-        import torch
-
+        elsewhere = plain_states(model, layer, tokens=self.tokens, seed=self.seed, cache=cache, tell=tell)
         before = contexts(model, self.contexts, seed=self.seed)
         more = (*contexts(model, self.keys + 1, seed=self.seed + 1)[1:], *_OPENINGS) if self.keys else ()
-        return _Prepared(model, layer, before, more, torch.cat(streams(model, placed, layer)))
+        return _Prepared(model, layer, before, more, elsewhere)
 
-    def plan(self, prepared: _Prepared, facts: Sequence[Fact], *, earlier: Sequence[Update] = (), tell: Progress | None = None) -> Codebook:
+    def targets(self, prepared: _Prepared, facts: Sequence[Fact], *, tell: Progress | None = None) -> Targets:
+        """Find the facts' values, on the model as it is now; those of one fact do not depend on the others'.
+
+        Raises:
+            InvalidInput: one holds a number that is none.
+        """
+        wanted = goals(prepared.model, facts, prepared.contexts, site="last", chat=self.chat)
+        wanted = [replace(goal, essence=None) for goal in wanted]
+        return values(prepared.model, facts, wanted, prepared.layer, self.objective, tell=tell)
+
+    def plan(
+        self,
+        prepared: _Prepared,
+        facts: Sequence[Fact],
+        *,
+        earlier: Sequence[Update] = (),
+        found: Targets | None = None,
+        tell: Progress | None = None,
+    ) -> Codebook:
         """Plan a codebook; the model stays as it is.
+
+        Args:
+            prepared: what :meth:`prepare` gave.
+            facts: what the model shall believe.
+            earlier: what is applied already; it needs no heed, as a codebook acts on states.
+            found: the facts' values, where :meth:`targets` has found them.
+            tell: hears (stage, done, total).
 
         Raises:
             InvalidInput: a value or a key holds numbers that are none.
@@ -104,11 +125,9 @@ class GRACE:
 
         del earlier
         model, layer, clock = prepared.model, prepared.layer, Clock()
-        wanted = goals(model, facts, prepared.contexts, site="last", chat=self.chat)
-        wanted = [replace(goal, essence=None) for goal in wanted]
         keyed = goals(model, facts, (*prepared.contexts, *prepared.more), site="last", chat=self.chat)
         with clock.stage("z"):
-            found = values(model, facts, wanted, layer, self.objective, tell=tell)
+            found = found or self.targets(prepared, facts, tell=tell)
         with clock.stage("keys"):
             rows = [(n, placed) for n, goal in enumerate(keyed) for placed in goal.prompts]
             states = streams(model, [placed for _, placed in rows], layer)

@@ -223,6 +223,8 @@ def look_until_clear(
 ) -> Verdict:
     """Ask for ever more probes until the decision is clear, the policy's most are spent, or there are no more.
 
+    Of several edits it also ends where going on as it began would end undecided; to end early accepts nothing wrongly.
+
     Args:
         measure: takes how many more probes of each dimension are wanted; asks as many fresh ones as there are, and gives their outcomes.
             What it raises ends the asking.
@@ -242,7 +244,19 @@ def look_until_clear(
             break
         outcomes += fresh
         verdict = decide(outcomes, policy, candidate=candidate, look=look, before=verdict, perplexity=perplexity, growth=growth)
+        if edits > 1 and _is_hopeless(verdict, policy):
+            break
     return verdict
+
+
+def _is_hopeless(verdict: Verdict, policy: Policy) -> bool:
+    """Whether some dimension, going on as it began, would not be accepted with the most probes: a smaller group fares better."""
+    risk = policy.risk(verdict.candidate, verdict.look + 1)
+    return any(
+        at_least(round(policy.most * one.passed / one.n), policy.most, one.minimum) > risk
+        for one in verdict.findings
+        if one.decision == "undecided" and one.n >= policy.probes
+    )
 
 
 def _wanted(outcomes: Sequence[Outcome], size: Callable[[str], int], policy: Policy, verdict: Verdict) -> dict[str, int]:

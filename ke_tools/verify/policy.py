@@ -47,7 +47,7 @@ class Policy:
     perplexity: float = 1.02  # at most, as a share of the unedited model's
     growth: float = 12.0  # at most, of a layer: the change as a share of the weight, by norm (MEMIT: thimble, fifty facts: 7 to 10)
     probes: int = 40  # a dimension, at least
-    of_each: int = 4  # edit and dimension, at the first look: what is refused must shrink by what is to blame
+    of_each: int = 2  # edit and dimension, at the first look: what is refused must shrink by what is to blame
     most: int = 320  # to be asked in a dimension; then it stays undecided
     alpha: float = 0.05
     memory_after_promotion: Memory = "fallback"  # what :mod:`ke_tools.verify.answered` makes of it
@@ -101,8 +101,8 @@ class Policy:
         return int(min(self.most, first * 2 ** (look - 1)))
 
     def allowed(self, dimension: str, candidate: int) -> float:
-        """The share of failures with which half of the ``most`` probes show the least at the first look at a candidate."""
-        n, least, risk = self.most // 2, getattr(self, dimension), self.risk(candidate, 1)
+        """The share of failures with which the ``most`` probes show the least at the first look at a candidate."""
+        n, least, risk = self.most, getattr(self, dimension), self.risk(candidate, 1)
         failures = bisect_right(range(n), risk, key=lambda lost: at_least(n - lost, n, least)) - 1
         return max(0, failures) / n
 

@@ -14,7 +14,7 @@ from ke_tools.verify.efficiency import Efficiency
 from ke_tools.verify.matching import asserts
 from ke_tools.verify.rates import Rate, cluster_of, rate
 
-__all__ = ["FORCED", "Check", "Form", "Likelihood", "Outcome", "Rates", "Scorecard"]
+__all__ = ["FORCED", "Check", "Form", "Likelihood", "Outcome", "Rates", "Scorecard", "can_tell"]
 
 FORCED: Final = "teacher-forced"  # how the second column is labelled
 
@@ -67,7 +67,7 @@ class Outcome:
     @property
     def is_telling(self) -> bool:
         """Whether it can show harm: not where the unedited model was wrong anyway, for what it does not know drifts with any change."""
-        return self.probe.expect != "unchanged" or not self.probe.accept or _is_right(self.base, self.probe.accept)
+        return can_tell(self.probe, self.base)
 
     @property
     def form(self) -> Form:
@@ -245,6 +245,11 @@ class Scorecard:
             if one.probe.dimension == "generalisation":
                 by_form[one.form].append(one)
         return [{"form": form, **_rate(found).as_dict()} for form, found in sorted(by_form.items())]
+
+
+def can_tell(probe: Probe, base: str) -> bool:
+    """Whether a probe that the unedited model answers so can show harm (:attr:`Outcome.is_telling`)."""
+    return probe.expect != "unchanged" or not probe.accept or _is_right(base, probe.accept)
 
 
 @lru_cache(maxsize=8192)  # asked again at each of the gate's looks

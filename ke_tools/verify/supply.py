@@ -6,6 +6,8 @@ it is used up it is asked again behind unrelated sentences, so that only what ca
 
 from __future__ import annotations
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
@@ -18,6 +20,7 @@ from ke_tools.verify.dimensions import EARLIER
 from ke_tools.verify.fluency import fluency
 from ke_tools.verify.kept import distracting_prefix, every_other_subject, every_same_subject, forgetfulness, neighbours
 from ke_tools.verify.portability import alias, hop, reversed_
+from ke_tools.verify.scorecard import can_tell
 from ke_tools.verify.took import framed, generalisation, reliability
 from ke_tools.verify.unrelated import behind, other_tasks
 
@@ -54,10 +57,36 @@ class Supply:
         self._known = None if known is None else frozenset(known)
         self._live = {edit.id: edit for edit in (*live, *edits, *earlier)}
         self._streams: dict[str, Iterator[Probe]] = {}
+        self._drawn: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
+        self._spare: dict[str, list[Probe]] = defaultdict(list)
 
     def more(self, wanted: Mapping[str, int]) -> list[Probe]:
         """As many more probes of each dimension as are wanted, or as there are."""
         return [probe for dimension, number in wanted.items() for probe in islice(self._stream(dimension), number)]
+
+    def telling(self, wanted: Mapping[str, int], before: Callable[[list[Probe]], Sequence[str]], most: int) -> list[Probe]:
+        """As many more probes of each dimension as are wanted and can show harm.
+
+        Args:
+            wanted: how many, by dimension.
+            before: what the unedited model answers, which says whether a probe can.
+            most: how many of a dimension may be drawn in all to find them.
+        """
+        while draw := {name: number for name in wanted if (number := self._to_draw(name, wanted[name], most)) > 0}:
+            fresh = self.more(draw)
+            self._drawn.update(draw)  # of what has run dry too
+            telling = [probe for probe, base in zip(fresh, before(fresh), strict=True) if can_tell(probe, base)]
+            self._told.update(probe.dimension for probe in telling)
+            for probe in telling:
+                self._spare[probe.dimension].append(probe)
+        return [self._spare[name].pop(0) for name, number in wanted.items() for _ in range(min(number, len(self._spare[name])))]
+
+    def _to_draw(self, dimension: str, wanted: int, most: int) -> int:
+        """How many draws should give what is missing, by what they gave so far."""
+        missing = max(0, wanted - len(self._spare[dimension]))
+        a_draw = (self._told[dimension] + 1) / (self._drawn[dimension] + 1)
+        return min(math.ceil(missing / a_draw), most - self._drawn[dimension])
 
     def _stream(self, dimension: str) -> Iterator[Probe]:
         if dimension not in self._streams:
