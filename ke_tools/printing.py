@@ -35,7 +35,7 @@ def show(result: Mapping[str, Any], *, as_json: bool) -> None:
     console = _console()
     if summary := result.get("summary"):
         console.print(plain(summary), markup=False, highlight=False)
-    for key, value in result.items():
+    for key, value in _apart(result):
         if key == "summary":
             continue
         if isinstance(value, Mapping):
@@ -87,6 +87,18 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(soft_wrap=True)
+
+
+def _apart(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values; what inside a mapping would be no cell of a table (a list, a table of its own) comes after it by itself."""
+    for key, value in result.items():
+        inside = {name: item for name, item in value.items() if _is_table(item)} if isinstance(value, Mapping) else {}
+        yield key, {name: item for name, item in value.items() if name not in inside} if inside else value
+        yield from inside.items()
+
+
+def _is_table(item: Any) -> bool:
+    return isinstance(item, list) or (isinstance(item, Mapping) and any(isinstance(part, Mapping) for part in item.values()))
 
 
 def _columns(item: Any) -> dict[str, Any]:

@@ -469,6 +469,15 @@ def test_chat_keeps_the_turns(service: FakeLocal, monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out == "Sydney.\nSydney.\n"
 
 
+def test_a_table_inside_a_result_is_a_table_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """What bench prints is read by people too: no cell holds a table or a list."""
+    rates = {"reliability": {"value": 0.9, "n": 3}, "generalisation": {"value": 0.8, "n": 4}}
+    printing.show({"results": {"edits": 50, "decisions": ["one", "two"], "with_memory": rates}}, as_json=False)
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for row in (["edits", "50"], ["decisions"], ["one"], ["with", "memory"], ["reliability", "0.9", "3"], ["generalisation", "0.8", "4"]):
+        assert row in told
+
+
 def test_what_a_model_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Answers are untrusted text: escape sequences and markup are shown, not obeyed."""
     printing.show({"summary": "a\x1b[2Jb [bold]c", "answers": [{"text": "d\x1b]0;e [red]f"}]}, as_json=False)

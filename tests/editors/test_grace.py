@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ke_tools.editing import edit
-from ke_tools.editors import grace
+from ke_tools.editors import _plain, grace
+from ke_tools.editors._statistics import samples
 from ke_tools.editors._targets import Objective
 from ke_tools.editors.codebook import Codebook, load_codebook
 from ke_tools.editors.grace import GRACE
@@ -53,6 +54,37 @@ def test_a_codebook_answers_its_prompts_and_leaves_the_rest_bit_for_bit(tiny: Ma
     assert all(torch.equal(one, two) for one, two in zip(base, other, strict=True))
     assert all(torch.equal(weight, before[key]) for key, weight in model.model.state_dict().items())
     assert all(torch.equal(logits(model, text), one) for text, one in zip(OTHERS, base, strict=True))
+
+
+def test_ordinary_text_is_sampled_once_and_a_damaged_file_of_it_costs_no_more_than_time(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 6, bars: seconds of every promotion; what follows from the model alone is kept, and is the same when it is read."""
+    model, sampled = tiny("llama"), 0
+
+    def counting(*args: Any, **how: Any) -> list[list[int]]:
+        nonlocal sampled
+        sampled += 1
+        return samples(*args, **how)
+
+    monkeypatch.setattr(_plain, "samples", counting)
+    first = METHOD.prepare(model, cache=tmp_path).elsewhere
+    assert torch.equal(METHOD.prepare(model, cache=tmp_path).elsewhere, first)
+    (file,) = (tmp_path / "plain").iterdir()
+    file.write_bytes(b"damaged")
+    assert torch.equal(METHOD.prepare(model, cache=tmp_path).elsewhere, first)
+    assert sampled == 2
+    replace(METHOD, layer=3).prepare(model, cache=tmp_path)
+    assert sampled == 3
+
+
+def test_values_found_before_make_the_same_codebook(tiny: Make) -> None:
+    """A ladder's candidates are planned of values that are found once."""
+    model = tiny("llama")
+    prepared = METHOD.prepare(model)
+    found = METHOD.targets(prepared, FACTS)
+    one, two = METHOD.plan(prepared, FACTS), METHOD.plan(prepared, FACTS, found=found)
+    assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("keys", "epsilons", "owners", "values"))
 
 
 def test_a_text_has_the_same_states_read_at_once_or_token_by_token(tiny: Make) -> None:

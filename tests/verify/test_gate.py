@@ -125,6 +125,30 @@ def test_probes_grow_until_the_budget_is_spent() -> None:
     assert sum(asked) == ONE.most
 
 
+def test_of_several_edits_what_would_end_undecided_is_not_asked_on() -> None:
+    """Issue 6 §2, bars: a group that falls short shrinks; asking it on would cost minutes and accept nothing."""
+    asked: list[int] = []
+
+    def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:
+        asked.append(wanted["reliability"])
+        return _some("reliability", round(0.93 * wanted["reliability"]), wanted["reliability"])
+
+    verdict = look_until_clear(measure, ONE, edits=10)
+    assert (verdict.decision, asked) == ("undecided", [42])
+
+
+def test_each_edit_is_asked_at_the_first_look() -> None:
+    """What is refused shrinks by what is to blame, which takes some probes of each."""
+    asked: list[int] = []
+
+    def measure(wanted: Mapping[str, int]) -> Sequence[Outcome]:
+        asked.append(wanted["reliability"])
+        return _some("reliability", wanted["reliability"], wanted["reliability"])
+
+    assert look_until_clear(measure, ONE, edits=60).decision == "accepted"
+    assert asked == [60 * ONE.of_each]
+
+
 def test_only_what_is_open_is_asked_on() -> None:
     """What is decided stays so, and costs nothing more."""
     asked: list[set[str]] = []

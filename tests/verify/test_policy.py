@@ -8,6 +8,7 @@ import pytest
 
 from ke_tools.errors import InvalidInput
 from ke_tools.verify.policy import Policy
+from ke_tools.verify.rates import at_least
 
 
 def test_the_defaults_are_those_of_the_issue() -> None:
@@ -53,3 +54,13 @@ def test_the_risk_spent_over_all_candidates_and_looks_is_alpha() -> None:
     spent = sum(Policy().risk(j, k) for j in range(1, 400) for k in range(1, 40))
     assert spent == pytest.approx(0.05, rel=0.01)
     assert spent <= 0.05
+
+
+def test_so_many_failures_are_allowed_as_the_most_probes_forgive() -> None:
+    """What is left of a refused group shall be able to pass: with one failure more it could not."""
+    policy = Policy()
+    for name, least in policy.minima.items():
+        for candidate in (1, 2, 5):
+            failures = round(policy.allowed(name, candidate) * policy.most)
+            risk = policy.risk(candidate, 1)
+            assert at_least(policy.most - failures, policy.most, least) <= risk < at_least(policy.most - failures - 1, policy.most, least)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from ke_tools import atlas
-from ke_tools.facts import Edit
+from ke_tools.facts import Edit, Probe
 from ke_tools.verify import DIMENSIONS, EARLIER, FURTHER, Policy, Supply, accepted
 
 MakeEdit = Callable[..., Edit]
@@ -36,6 +36,38 @@ def test_more_gives_what_was_not_given_before(capital: Edit) -> None:
     assert Counter(probe.dimension for probe in second) == {"reliability": 10, "generalisation": 5}
     assert not {(p.prompt, p.chat) for p in first} & {(p.prompt, p.chat) for p in second}
     assert supply.more({"no such dimension": 3}) == []
+
+
+def test_telling_gives_only_probes_by_which_harm_can_be_seen(capital: Edit) -> None:
+    """What the unedited model has wrong drifts with any change and shows nothing; asking the candidate about it is a waste."""
+    supply, asked = Supply([capital]), 0
+
+    def before(probes: list[Probe]) -> list[str]:
+        nonlocal asked
+        asked += len(probes)
+        return [probe.accept[0] if number % 4 == 0 and probe.accept else "Nonsense." for number, probe in enumerate(probes)]
+
+    found = supply.telling({"locality_same_subject": 30, "reliability": 10}, before, 500)
+    assert Counter(probe.dimension for probe in found) == {"locality_same_subject": 30, "reliability": 10}
+    assert len(set(found)) == 40
+    assert asked < 10 + 30 * 8, "drawn by the share that told so far"
+    more = supply.telling({"locality_same_subject": 30}, before, 500)
+    assert not set(more) & set(found)
+
+
+def test_telling_draws_no_more_than_it_may(capital: Edit) -> None:
+    """A subject of which the model knows nothing else ends the asking."""
+    drawn: list[Probe] = []
+
+    def before(probes: list[Probe]) -> list[str]:
+        drawn.extend(probes)
+        return ["Nonsense."] * len(probes)
+
+    supply = Supply([capital])
+    assert supply.telling({"locality_same_subject": 40}, before, 100) == []
+    assert len(drawn) == 100
+    assert supply.telling({"locality_same_subject": 40}, before, 100) == []
+    assert len(drawn) == 100
 
 
 def test_the_edits_of_a_batch_take_turns(capital: Edit, house_rule: Edit) -> None:
