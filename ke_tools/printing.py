@@ -114,11 +114,12 @@ def _table(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> N
 
     chosen = _COLUMNS.get(title) or dict.fromkeys(name for row in rows for name in row)
     names = [name for name in chosen if any(row.get(name) not in _EMPTY for row in rows)]
-    table = Table(box=box.SIMPLE_HEAD, title=title.replace("_", " "), title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in _UNFOLDED)
     for row in rows:
         table.add_row(*(Text(plain(row.get(name, ""))) for name in names))
+    console.print(Text(title.replace("_", " "), style="bold"))  # as the table's own title it would be folded to the table's width
     console.print(table, soft_wrap=False)
 
 
