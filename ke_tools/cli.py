@@ -219,11 +219,15 @@ def serve(
 
 
 @verb(app, "demo", SERVE)
-def demo(call: Call) -> int:
+def demo(
+    call: Call,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Also promote corrections into a tiny model, and roll them back.")] = False,
+) -> int:
     """Tell the whole story on the real model: ask, correct, ask again, verify, take back."""
     from ke_tools import demo as story
 
-    return story.run(call.settings(), as_json=call.as_json)
+    return story.run(call.settings(), is_full=full, as_json=call.as_json)
 
 
 @verb(app, "chat", SERVE)

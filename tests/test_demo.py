@@ -14,9 +14,12 @@ from typing import Any, Self
 import mcp
 import openai
 import pytest
+from rich.console import Console
 
 from ke_tools import atlas, demo
 from ke_tools.config import Settings
+from ke_tools.demo import _lasting
+from ke_tools.demo._story import Story
 from ke_tools.errors import Unsupported
 
 
@@ -184,7 +187,7 @@ async def _started(settings: Settings, monkeypatch: pytest.MonkeyPatch, home: Pa
 
     monkeypatch.setattr(demo.subprocess, "Popen", Process)  # type: ignore[attr-defined]
     monkeypatch.setattr(demo, "_ready", ready)
-    async with demo._server(demo.Story(SimpleNamespace()), settings, home):  # type: ignore[arg-type]
+    async with demo._server(Story(SimpleNamespace()), settings, home):  # type: ignore[arg-type]
         command, environment = seen
         return command, environment
 
@@ -202,3 +205,14 @@ async def test_the_server_gets_the_users_settings_and_a_home_of_its_own(tmp_path
     assert "--token-file" not in command
     assert "--read-only" not in command
     assert "KE_READ_ONLY" not in environment
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_lasts_is_promoted_refused_taken_by_the_codebook_and_rolled_back(settings: Settings, tmp_path: Path) -> None:
+    """Issue 6 §5: ten by whichever rung, a batch refused by MEMIT that GRACE takes, and everything byte-identical afterwards."""
+    story = Story(Console(quiet=True))
+    _lasting.tell(story, settings, tmp_path / "demo")
+    claims = [step for step in story.steps if "claim" in step]
+    assert [step for step in claims if not step["ok"]] == []
+    assert "byte for byte" in claims[-1]["claim"]

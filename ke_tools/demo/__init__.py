@@ -1,7 +1,7 @@
 """The main job as a story: a real server, a real MCP client, the ``openai`` client, three corrections, one taken back.
 
 Nothing is staged: which two facts the model gets wrong is found at run time, every claim is checked, and the exit code is 1
-when any step is not as told.
+when any step is not as told. The full story goes on with what lasts (:mod:`ke_tools.demo._lasting`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.markup import escape
-
 from ke_tools import atlas
+from ke_tools.demo import _lasting
+from ke_tools.demo._story import Story
 from ke_tools.errors import TimedOut, Unavailable, Unsupported
 from ke_tools.servers import clients
 from ke_tools.verify.matching import asserts
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from rich.console import Console
 
     from ke_tools.config import Settings
 
@@ -48,33 +47,6 @@ _CANDIDATES: Final = 24  # asked about together
 _ROUNDS: Final = 4  # of candidates, until the model is wrong about two
 _NEIGHBOURS: Final = 2
 _NOT_THE_DEMOS: Final = ("KE_HOME", "KE_READ_ONLY", "KE_TOKEN_FILE")  # the demo has a home of its own and lets itself in
-
-
-@dataclass(slots=True)
-class Story:
-    """What was told and whether it was true."""
-
-    console: Console
-    steps: list[dict[str, Any]] = field(default_factory=list)
-
-    def chapter(self, title: str) -> None:
-        """Open a chapter."""
-        self.console.print(f"\n[bold cyan]{title}[/]")
-
-    def told(self, line: str, *, aside: str = "", **facts: Any) -> None:
-        """Say something that needs no proof; an aside stands behind it in red."""
-        self.console.print(f"  {escape(line)}" + (f"  [red]({escape(aside)})[/]" if aside else ""), highlight=False)
-        self.steps.append({"told": f"{line}  ({aside})" if aside else line, **facts})
-
-    def check(self, claim: str, *, ok: bool, **facts: Any) -> None:
-        """Say something that must be so."""
-        self.console.print(f"  [{'green' if ok else 'bold red'}]{'✓' if ok else '✗'}[/] {escape(claim)}", highlight=False)
-        self.steps.append({"claim": claim, "ok": ok, **facts})
-
-    @property
-    def ok(self) -> bool:
-        """Whether all claims held."""
-        return all(step.get("ok", True) for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +95,12 @@ def _asked(fact: atlas.AtlasFact, number: int) -> str:
     return atlas.relations()[fact.relation].questions[number].replace("{}", fact.subject)
 
 
-def run(settings: Settings, *, as_json: bool = False) -> int:
-    """Tell the story; 0 when all of it was true.
+def run(settings: Settings, *, is_full: bool = False, as_json: bool = False) -> int:
+    """Tell the story, the full one with what is written into the model; 0 when all of it was true.
 
     Raises:
         Unsupported: the ``openai`` client is not installed.
+        KeToolsError: a step could not be done.
     """
     try:
         import openai  # noqa: F401
@@ -139,6 +112,9 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ke-demo-") as folder:
         asyncio.run(_tell(story, settings, Path(folder)))
+    if is_full:
+        with tempfile.TemporaryDirectory(prefix="ke-demo-") as folder:
+            _lasting.tell(story, settings, Path(folder))
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         sys.stdout.write(json.dumps({"ok": story.ok, "seconds": seconds, "steps": story.steps}, ensure_ascii=False) + "\n")
