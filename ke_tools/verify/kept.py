@@ -79,9 +79,16 @@ def same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequen
 
 
 def every_same_subject(edit: Edit, known: Collection[AtlasFact] | None, others: Sequence[Edit]) -> Iterator[Probe]:
-    """Every wording of the subject's other relations that the model knows; else of those that the atlas knows, else of all."""
+    """Every wording of the subject's other relations that the model knows; else of all.
+
+    Where it is not known what the model knows, of those that the atlas knows; where the model has all of these wrong, none: what it gets
+    wrong shows nothing.
+    """
     familiar, strange = _same_subject_relations(edit, known, others)
-    for relation in familiar or [relation for relation in strange if _right(edit, relation)] or strange:
+    told = [relation for relation in strange if _right(edit, relation)]
+    if told and not familiar and known is not None:
+        return
+    for relation in familiar or told or strange:
         for asked in forms(relation, as_written(edit)):
             if squash(asked[0]) != squash(edit.fact.prompt):
                 yield unchanged(edit, "locality_same_subject", asked, right=_right(edit, relation))
