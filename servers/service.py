@@ -240,6 +240,8 @@ class Service:
             InvalidInput, NotFound, WrongState, ReadOnly, Forbidden: nothing was changed.
         """
         self.check_writable(who)
+        if to == "memory" and to_revision is not None:
+            raise InvalidInput("to=memory takes edits out of the weights, and a revision says what is in them.", "Give edit_ids alone.")
         if to == "memory":
             return self._to_memory(who, edit_ids, reason)
         if bool(edit_ids) == (to_revision is not None):
@@ -284,7 +286,7 @@ class Service:
         """Promote anew what fell out of the release that was live, where later edits superseded some of it."""
         carried = [self.ledger.get(who.tenant, edit_id) for edit_id in self.ledger.carried_by(who.tenant, old)] if old else []
         if told := self._flip_told(who, old, [edit.id for edit in carried if not edit.is_live])[0]:
-            log.info("%s", told.strip())
+            log.warning("%s", told.strip())  # those who import see it on stderr
 
     def _flip_told(self, who: Principal, old: str, leaving: Collection[str], *, of: str | None = None) -> tuple[str, str]:
         """Say which release is live now, if not ``old``; what of ``of`` it lacks beside ``leaving`` is promoted anew, by the job named.

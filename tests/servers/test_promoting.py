@@ -425,6 +425,8 @@ def test_to_memory_takes_edits_out_of_the_weights_only(home: Home) -> None:
     assert (told["release"], told["job_id"]) == ("", "")
     with pytest.raises(KeToolsError, match="not in a live release"):
         home.service.rollback(LOCAL, edit_ids=ids, to="memory")
+    with pytest.raises(KeToolsError, match="Give edit_ids alone"):
+        home.service.rollback(LOCAL, to_revision=0, to="memory")
 
 
 def test_a_revision_brings_back_what_was_active_and_what_was_promoted(home: Home) -> None:
