@@ -6,19 +6,24 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ke_tools import atlas
 from ke_tools.config import Settings
+from ke_tools.editors.update import Factors, Update
 from ke_tools.facts import Edit, Fact, State
+from ke_tools.models.causal import load
 from ke_tools.models.engine import Request
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.testing import thimble_path
 from ke_tools.verify.matching import asserts
-from ke_tools.workshop import worded
+from ke_tools.verify.perplexity import plain_perplexity
+from ke_tools.workshop import Workshop, worded
 
 LOCAL = Principal()
 DEADLINE_SECONDS = 400
@@ -32,8 +37,7 @@ FACTS = [
 def test_a_fact_is_planned_with_wordings_that_no_probe_is_made_of() -> None:
     """The gate judges by probe wordings; an edit that was planned on them would show nothing."""
     fact = Fact(subject="France", prompt="The capital of France is", target="Rome", paraphrases=("France is governed from",))
-    more: dict[str, Any] = {"slot": "s", "functional": True, "revision": 1, "created_at": "2026-01-01T00:00:00Z", "actor": "test"}
-    edit = Edit(id="ed_0123456789abcdef", tenant="acme", fact=fact, state=State.ACTIVE, relation="capital", **more)
+    edit = _edit(fact)
     relation = atlas.relations()["capital"]
     made = worded(edit).paraphrases
     assert made[0] == "France is governed from"
@@ -42,6 +46,34 @@ def test_a_fact_is_planned_with_wordings_that_no_probe_is_made_of() -> None:
     assert not probes & {*made, fact.prompt}
     assert len({fact.prompt, *made}) == 1 + len(made)
     assert worded(replace(edit, relation="")) == fact
+
+
+def test_perplexity_is_a_share_of_the_unedited_models(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 6 §2: at most p points of perplexity; measured with a change applied, the base would hide what the change costs."""
+    import torch
+
+    model = load(replace(settings, model=str(thimble_path())))
+    torch.manual_seed(0)
+    size = float(model.weight(2).detach().norm()) / (model.width * model.key_width(2)) ** 0.5
+    factors = Factors(torch.randn(model.width, 2) * size * 40, torch.randn(2, model.key_width(2)))
+    change = Update({"name": "random"}, {2: factors}, fingerprint=model.fingerprint)
+    monkeypatch.setattr(Workshop, "_planned", lambda *_: change)
+    monkeypatch.setattr(Workshop, "_how", lambda *_: {"in_weights": ["ed_0123456789abcdef"], "in_codebook": []})
+    shop = Workshop(model, SimpleNamespace(), root=tmp_path)  # type: ignore[arg-type]
+    edits = [_edit(Fact(subject="France", prompt="The capital of France is", target="Rome"))]
+
+    costs = [shop.make(edits, ()).perplexity for _ in range(2)]
+
+    plain = plain_perplexity(model)
+    with change.applied(model):
+        cost = plain_perplexity(model) / plain
+    assert costs == pytest.approx([cost] * 2)
+    assert cost > 1.02
+
+
+def _edit(fact: Fact) -> Edit:
+    more: dict[str, Any] = {"slot": "s", "functional": True, "revision": 1, "created_at": "2026-01-01T00:00:00Z", "actor": "test"}
+    return Edit(id="ed_0123456789abcdef", tenant="acme", fact=fact, state=State.ACTIVE, relation="capital", **more)
 
 
 @pytest.fixture
