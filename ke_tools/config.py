@@ -100,6 +100,11 @@ class Settings:
         """Where the home's ledger lies."""
         return self.home / "ledger.db"
 
+    @property
+    def releases(self) -> Path:
+        """Where the home's releases lie."""
+        return self.home / "releases"
+
     def to_json(self) -> dict[str, Any]:
         """Write for another process of ours."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sources"}

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
 from ke_tools.errors import KeToolsError
-from ke_tools.servers.promoting import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +92,7 @@ def _disk(service: Service) -> tuple[bool, str]:
 
 def _releases(service: Service) -> tuple[bool, str]:
     """Every live release, to the last byte, and whether it is of this model."""
-    ledger, root = service.ledger, service.settings.home / FOLDER
+    ledger, root = service.ledger, service.settings.releases
     live = {tenant: name for tenant in ledger.tenants() if (name := ledger.live_release(tenant))}
     bad = []
     for tenant, name in live.items():

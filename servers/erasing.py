@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
 from ke_tools.errors import NotFound, Unavailable, cannot_write
-from ke_tools.servers.promoting import FOLDER
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
@@ -47,7 +46,7 @@ def erase(
     scope.erase(who.tenant, [edit] if edit else [])
     texts = _texts(edit) if edit else []
     logs = [path.name for path in _logs(settings) if _without(path, texts)]
-    folders = releases.erase(settings.home / FOLDER, edit_id)
+    folders = releases.erase(settings.releases, edit_id)
     if late is not None:
         raise late
     left = [str(path.relative_to(settings.home)) for path in _saying(settings.home, texts)]

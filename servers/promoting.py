@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ke_tools import releases
 from ke_tools.errors import Conflict, KeToolsError, NotFound, WrongState
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from ke_tools.models.causal import CausalModel
     from ke_tools.workshop import Serving
 
-__all__ = ["FOLDER", "acting", "loaded", "made", "promoted", "run_job"]
-
-FOLDER: Final = "releases"  # of the home
+__all__ = ["acting", "loaded", "made", "promoted", "run_job"]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
     wanted, tenant = job.arguments, job.tenant
     old = ledger.live_release(tenant)
     edits = [acting(ledger, tenant, edit_id) for edit_id in wanted["edit_ids"]]
-    in_weights, in_codebook = _carried(ledger, tenant, old, settings.home / FOLDER)
+    in_weights, in_codebook = _carried(ledger, tenant, old, settings.releases)
     carried = {edit.id for edit in (*in_weights, *in_codebook)}
     climbing = [edit for edit in edits if edit.id not in carried]
     if not climbing:
@@ -90,7 +88,7 @@ def promoted(
     """
     from ke_tools.workshop import Workshop
 
-    root = settings.home / FOLDER
+    root = settings.releases
     policy = Policy.from_mapping(job.arguments.get("policy", {}))
     reporter.tell("loading the model", 0, 1)
     model, engine = loaded(settings)

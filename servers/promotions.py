@@ -20,7 +20,7 @@ from ke_tools.errors import Conflict, InvalidInput, KeToolsError, NotFound, Wron
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
 from ke_tools.servers.candidates import Wanted
-from ke_tools.servers.promoting import FOLDER, acting
+from ke_tools.servers.promoting import acting
 from ke_tools.servers.unserved import Unserved
 from ke_tools.verify.answered import kind_of
 from ke_tools.verify.policy import Policy
@@ -270,7 +270,7 @@ class Promotions:
             if not name or name in self._loaded:
                 return ""
         try:
-            releases.opened(self._settings.home / FOLDER, name)
+            releases.opened(self._settings.releases, name)
         except KeToolsError as error:
             return error.message
         return ""
@@ -295,12 +295,12 @@ class Promotions:
         return shown
 
     def _load(self, tenant: str, name: str, engine: Any) -> bool:
-        folder = self._settings.home / FOLDER / name
+        folder = self._settings.releases / name
         written = folder.stat().st_mtime_ns if folder.exists() else 0  # a folder is written once; another one may be sound
         if self._unserved.is_to_wait(tenant, (name, written)):
             return False
         try:
-            engine.load_adapter(name, releases.opened(self._settings.home / FOLDER, name).folder)
+            engine.load_adapter(name, releases.opened(self._settings.releases, name).folder)
         except Exception as error:  # noqa: BLE001  whatever it is, the memory can answer
             why = str(error) if isinstance(error, KeToolsError) else f"{type(error).__name__}: {error}"
             self._unserved.note(tenant, (name, written), f"{why} `ke-tools rebuild` makes it again.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ke_tools import releases
 from ke_tools.errors import InvalidInput, NotFound, WrongState
-from ke_tools.servers.promoting import FOLDER, loaded, made, promoted
+from ke_tools.servers.promoting import loaded, made, promoted
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
@@ -47,7 +47,7 @@ def _obstacle(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter, 
     from ke_tools.workshop import Workshop, needed
 
     model, engine = loaded(settings)
-    root, told = settings.home / FOLDER, made(ledger, job.tenant, live)
+    root, told = settings.releases, made(ledger, job.tenant, live)
     if not told:
         return f"How {live} was made is not known any more."
     if told["fingerprint"] != model.fingerprint:

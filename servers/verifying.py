@@ -20,7 +20,6 @@ from ke_tools.memory.router import Routed
 from ke_tools.models.engine import Request
 from ke_tools.servers.measuring import BaseAnswers, Measuring, Tell, answered_by
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promoting import FOLDER
 from ke_tools.servers.slot import ModelSlot
 from ke_tools.servers.working import engine_of
 
@@ -122,7 +121,7 @@ def wanted(
 
 def _carried(settings: Settings, ledger: Ledger, tenant: str, name: str) -> list[Edit]:
     """The edits of a release, all of which must be the tenant's: a folder of releases is of all tenants."""
-    release = releases.opened(settings.home / FOLDER, name)
+    release = releases.opened(settings.releases, name)
     try:
         return [ledger.get(tenant, edit_id) for edit_id in release.edit_ids]
     except NotFound as error:
@@ -245,7 +244,7 @@ def served(settings: Settings, engine: Any, name: str) -> Iterator[None]:
         return
     if not hasattr(engine, "load_adapter"):
         raise Unsupported("this engine takes no releases.", "Verify through the one that serves them.")
-    engine.load_adapter(name, releases.opened(settings.home / FOLDER, name).folder)
+    engine.load_adapter(name, releases.opened(settings.releases, name).folder)
     try:
         yield
     finally:

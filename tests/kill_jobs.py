@@ -19,7 +19,6 @@ from ke_tools.memory.joblog import Job
 from ke_tools.memory.ledger import Ledger
 from ke_tools.models.engine import Request
 from ke_tools.servers import promoting
-from ke_tools.servers.promoting import FOLDER
 from ke_tools.servers.promotions import Promotions
 from ke_tools.testing import thimble_facts
 from ke_tools.verify.asking import fill
@@ -129,7 +128,7 @@ def look(settings: Settings, journal: Path) -> Found:
     """Examine a home after a kill."""
     from ke_tools.servers.engines.loading import load_engine
 
-    root = settings.home / FOLDER
+    root = settings.releases
     engine: Any = load_engine(settings, lambda _said: None)
     with Ledger(settings.ledger_file) as ledger:
         damage = [*_untrue(ledger, journal), *(f"{finding.kind}: {finding.message}" for finding in ledger.audit())]

@@ -14,7 +14,6 @@ from typing import Final
 import pytest
 
 from ke_tools.config import Settings
-from ke_tools.servers.promoting import FOLDER
 from ke_tools.testing import thimble_path
 from tests.kill_jobs import MARK, Found, change, look
 
@@ -61,7 +60,7 @@ def _check(found: Found, answers: dict[str, tuple[str, ...]]) -> None:
 
 def _wait(settings: Settings, journal: Path, dice: random.Random, *, is_first: bool) -> None:
     """Wait for a random moment: any, or one about when a release is written, when it goes live, or when something else is written."""
-    mark, partial, before = settings.home / MARK, settings.home / FOLDER / ".partial", _size(journal)
+    mark, partial, before = settings.home / MARK, settings.releases / ".partial", _size(journal)
     mark.unlink(missing_ok=True)
     aims: dict[str, Callable[[], bool]] = {
         "any": lambda: True,

@@ -16,7 +16,6 @@ from ke_tools.config import Settings
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.ledger import Ledger
 from ke_tools.promotion import Candidate
-from ke_tools.servers.promoting import FOLDER
 from ke_tools.testing import thimble_facts, thimble_path
 from ke_tools.verify.asking import fill
 from ke_tools.verify.gate import Verdict
@@ -98,7 +97,7 @@ def test_a_release_is_made_again_to_the_same_bytes_by_a_fresh_process(home: Sett
             patched.setattr(Workshop, "judge", refusing)
             told = done(home, ledger, "promote", edit_ids=[edit.id for edit in edits], policy=LENIENT)
         assert [row["rung"] for row in told["edits"][1:]] == ["memit"] * 3
-        folder = home.home / FOLDER / told["release"]
+        folder = home.releases / told["release"]
         contents = {file.name: file.read_bytes() for file in folder.iterdir()}
         shutil.rmtree(folder)
         ledger.jobs.submit(TENANT, "rebuild", {}, actor="test")

@@ -14,7 +14,8 @@ import pytest
 
 from ke_tools import atlas
 from ke_tools.config import Settings
-from ke_tools.editors.update import Factors, Update
+from ke_tools.editors._solve import Factors
+from ke_tools.editors.update import Update
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.models.causal import load
 from ke_tools.models.engine import Request
@@ -59,7 +60,7 @@ def test_perplexity_is_a_share_of_the_unedited_models(settings: Settings, tmp_pa
     change = Update({"name": "random"}, {2: factors}, fingerprint=model.fingerprint)
     monkeypatch.setattr(Workshop, "_planned", lambda *_: change)
     monkeypatch.setattr(Workshop, "_how", lambda *_: {"in_weights": ["ed_0123456789abcdef"], "in_codebook": []})
-    shop = Workshop(model, SimpleNamespace(), root=tmp_path)  # type: ignore[arg-type]
+    shop = Workshop(model, SimpleNamespace(), root=tmp_path)
     edits = [_edit(Fact(subject="France", prompt="The capital of France is", target="Rome"))]
 
     costs = [shop.make(edits, ()).perplexity for _ in range(2)]

@@ -130,7 +130,7 @@ class World:
     @property
     def root(self) -> Path:
         """Where releases lie."""
-        return self.settings.home / promoting.FOLDER
+        return self.settings.releases
 
     def edited(self, count: int = 2) -> list[str]:
         """Correct some facts."""
