@@ -370,8 +370,8 @@ def rebuild(call: Call, *, idempotency_key: Key = "") -> int:
 
 
 @contextmanager
-def _following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give what shows how far a job is; a person who stops waiting hears how to find it again."""
+def _following(begins: str = "") -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give what shows how far a job is; a person who stops waiting hears how to find it again. ``begins``: what is done before there is one."""
     job_id = ""
 
     def heard(job: Mapping[str, Any]) -> None:
@@ -381,6 +381,8 @@ def _following() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
     try:
         with printing.progress() as progress:
+            if begins:
+                progress(begins, 0, 0)
             yield heard
     except KeyboardInterrupt:
         if job_id:
@@ -482,7 +484,7 @@ def verify(
         with _lines(probes) as lines:
             own = [_object(line, f"{probes}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     with _local(call, asks_model=True) as local:
-        with _following() as heard:
+        with _following("the model answers the probes") as heard:
             result = local.verify(edit_ids or [], revision=revision, release=release, suite=suite, probes=own, heard=heard)
         _show(call, result if call.as_json else {name: result[name] for name in ("summary", "scorecard_text", "scorecard")})
         if svg is not None:
