@@ -371,7 +371,7 @@ def rebuild(call: Call, *, idempotency_key: Key = "") -> int:
 
 @contextmanager
 def _following(begins: str = "") -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give what shows how far a job is; a person who stops waiting hears how to find it again. ``begins``: what is done before there is one."""
+    """Give what shows how far a job is, first what ``begins``; a person who stops waiting hears how to find it again."""
     job_id = ""
 
     def heard(job: Mapping[str, Any]) -> None:
