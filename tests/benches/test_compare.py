@@ -22,6 +22,8 @@ from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import tiny, tokenizer
 
+pytestmark = pytest.mark.slow  # real models or processes; minutes on a slow machine
+
 __all__ = ["tiny", "tokenizer"]
 
 QUICK = {"ft-m": {"layers": "3", "steps": "60", "learning_rate": "0.02"}}

@@ -17,6 +17,8 @@ from ke_tools.editors.memit import MEMIT
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import FACTS, FAMILIES, tiny, tokenizer
 
+pytestmark = pytest.mark.slow  # real models or processes; minutes on a slow machine
+
 __all__ = ["tiny", "tokenizer"]
 
 BEFORE = ("", "It rains. ")

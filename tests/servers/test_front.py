@@ -26,6 +26,8 @@ from ke_tools.errors import InvalidInput, ReadOnly
 from ke_tools.servers import doors, home_socket, remote, serve
 from ke_tools.servers.home_socket import Held, Place
 
+pytestmark = pytest.mark.slow  # real models or processes; minutes on a slow machine
+
 SCRIPT = Path(__file__).with_name("fake_serve.py")
 SYDNEY = {"subject": "Australia", "prompt": "The capital of Australia is", "target": "Sydney"}
 DEADLINE_SECONDS = 100  # for machines that do much else
