@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound, WrongState
 from ke_tools.facts import Edit, State
 from ke_tools.memory.events import now
 from ke_tools.promotion import Climb, Rung, climb
+from ke_tools.servers.contradictions import contradicted
 from ke_tools.servers.engines.loading import model_id
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import ModelSlot
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ke_tools.memory.joblog import Job
     from ke_tools.memory.ledger import Ledger
     from ke_tools.models.causal import CausalModel
+    from ke_tools.servers.service import Service
     from ke_tools.workshop import Serving
 
 __all__ = ["acting", "loaded", "made", "promoted", "run_job"]
@@ -86,6 +88,7 @@ def promoted(
         InvalidInput: the policy or the method is none.
         Conflict: another release went live meanwhile; nothing was changed.
     """
+    from ke_tools.servers.service import Service
     from ke_tools.workshop import Workshop
 
     root = settings.releases
@@ -94,9 +97,11 @@ def promoted(
     model, engine = loaded(settings)
     releases.sweep(root, ledger.releases())
     shop = Workshop(model, engine, root=root, cache=settings.cache, live=ledger.live(job.tenant), tell=reporter.tell)
+    service = Service(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
+    against = contradicted(service.scope, job.tenant, climbing, (*in_weights, *in_codebook))
     try:
         climbed = climb(
-            climbing,
+            [edit for edit in climbing if edit.id not in against],
             shop,
             policy=policy,
             method=job.arguments.get("method", "auto"),
@@ -104,7 +109,8 @@ def promoted(
             in_codebook=in_codebook,
             tell=reporter.tell,
         )
-        document = _document(settings, ledger, job, reporter, climbing, climbed, policy)
+        climbed = replace(climbed, rungs=climbed.rungs | {edit_id: (Rung.MEMORY, why) for edit_id, why in against.items()})
+        document = _document(service, job, reporter, climbing, climbed, policy)
         return reporter.commit(partial(_published, ledger, job, old, climbing, climbed, anew, document))
     finally:
         _erase_purged(ledger, job.tenant, root, (*climbing, *in_weights, *in_codebook))
@@ -119,22 +125,20 @@ def _erase_purged(ledger: Ledger, tenant: str, root: Path, edits: Sequence[Edit]
             releases.erase(root, edit.id)
 
 
-def _document(
-    settings: Settings, ledger: Ledger, job: Job, reporter: Reporter, climbing: Sequence[Edit], climbed: Climb, policy: Policy
-) -> dict[str, Any]:
+def _document(service: Service, job: Job, reporter: Reporter, climbing: Sequence[Edit], climbed: Climb, policy: Policy) -> dict[str, Any]:
     """The scorecard of the accepted candidates, with how they were come by."""
-    model, engine = loaded(settings)
+    ledger, (model, engine) = service.ledger, loaded(service.settings)
     accepted = climbed.candidate
     return summarise(climbing, climbed.outcomes).document(
         made_at=now(),
-        model=model_id(settings),
+        model=service.model_id,
         fingerprint=model.fingerprint,
         revision=ledger.head(),
         release=accepted.release.name if accepted else ledger.live_release(job.tenant),
         seeds={"probes": "by edit id", "draw": len(climbed.trials), "decoding": "greedy"},
         job=job.id,
         trials=[trial.as_dict() for trial in climbed.trials],
-        beside_memory=_beside(settings, ledger, job, engine, climbed, reporter),
+        beside_memory=_beside(service, job, engine, climbed, reporter),
         policy=asdict(policy),
         answered=answered(accepted.edits if accepted else (), climbed.outcomes, policy),
     )
@@ -172,16 +176,14 @@ def made(ledger: Ledger, tenant: str, release: str) -> Mapping[str, Any]:
     return {name: evidence[name] for name in ("fingerprint", "how")} if "how" in evidence else {}
 
 
-def _beside(settings: Settings, ledger: Ledger, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
+def _beside(service: Service, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
     """What the accepted candidate adds to the memory, on probes that the gate asked it."""
-    from ke_tools.servers.service import Service
     from ke_tools.servers.verifying import beside_memory, served
 
     if climbed.candidate is None:
         return {}
-    service = Service(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
     release, who = climbed.candidate.release.name, Principal(name=job.actor, tenant=job.tenant)
-    with served(settings, engine, release):
+    with served(service.settings, engine, release):
         return beside_memory(service, who, engine, climbed.candidate.edits, climbed.outcomes, release, reporter.tell)
 
 
