@@ -21,16 +21,13 @@ Like C (:mod:`ke_tools.editors._statistics`), F depends on the model alone, and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ke_tools.editors._budget import Budget
 from ke_tools.editors._locate import padded
-from ke_tools.editors._safetensors import keep, kept
+from ke_tools.editors._safetensors import SampledKey, keep, kept
 from ke_tools.editors._statistics import TOKENS_A_DIMENSION, Tell, samples
 from ke_tools.editors._trace import changing
 from ke_tools.errors import InvalidInput
@@ -39,27 +36,9 @@ from ke_tools.models.causal import CausalModel
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FisherKey", "damped_inverse", "fisher", "information"]
+__all__ = ["damped_inverse", "fisher", "information"]
 
-_VERSION: Final = 2
 _AT_ONCE: Final = 1024  # tokens of a batch, with gradients and all logits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FisherKey:
-    """All that F depends on."""
-
-    model: str  # fingerprint of the weights
-    layer: int
-    tokens: int
-    seed: int  # of the samples
-    dtype: str
-    version: int = _VERSION
-
-    @property
-    def name(self) -> str:
-        """A name for its file."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def fisher(
@@ -79,13 +58,13 @@ def fisher(
         InvalidInput: the gradients hold numbers that are none.
     """
     wanted = tokens or TOKENS_A_DIMENSION * model.width
-    key = FisherKey(model=model.fingerprint, layer=layer, tokens=wanted, seed=seed, dtype=str(model.dtype))
+    key = SampledKey(model=model.fingerprint, layer=layer, tokens=wanted, seed=seed, dtype=str(model.dtype))
     file = cache / "fisher" / f"{key.name}.safetensors" if cache and model.fingerprint else None
     if file and (found := kept(file)) is not None and found.shape == (model.width, model.width):
         return found
     found = information(model, layer, samples(model, wanted, seed=seed, tell=tell), tell=tell)
     if file and not model.edits:
-        keep(file, found, asdict(key))
+        keep(file, found, key)
     return found
 
 

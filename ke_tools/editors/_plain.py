@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ke_tools.editors._keys import streams
 from ke_tools.editors._locate import Placed
-from ke_tools.editors._safetensors import keep, kept
+from ke_tools.editors._safetensors import SampledKey, keep, kept
 from ke_tools.editors._statistics import Tell, samples
 from ke_tools.models.causal import CausalModel
 
@@ -18,24 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["plain_states"]
-
-_VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Key:
-    """All that the states depend on."""
-
-    model: str  # fingerprint of the weights
-    layer: int
-    tokens: int
-    seed: int  # of the samples
-    dtype: str
-    version: int = _VERSION
-
-    @property
-    def name(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def plain_states(
@@ -53,12 +32,12 @@ def plain_states(
     """
     import torch
 
-    key = _Key(model=model.fingerprint, layer=layer, tokens=tokens, seed=seed, dtype=str(model.dtype))
+    key = SampledKey(model=model.fingerprint, layer=layer, tokens=tokens, seed=seed, dtype=str(model.dtype))
     file = cache / "plain" / f"{key.name}.safetensors" if cache and model.fingerprint and not model.edits else None
     if file and (found := kept(file)) is not None and found.shape[1:] == (model.width,):
         return found
     rows = samples(model, tokens, seed=seed, tell=tell)
     found = torch.cat(streams(model, [Placed(tuple(row), len(row) - 1, len(row)) for row in rows], layer))
     if file:
-        keep(file, found, asdict(key))
+        keep(file, found, key)
     return found

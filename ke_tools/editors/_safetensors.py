@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["keep", "kept", "write"]
+__all__ = ["SampledKey", "keep", "kept", "write"]
+
+_VERSION: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledKey:
+    """All that a tensor depends on that follows from a model's own samples."""
+
+    model: str  # fingerprint of the weights
+    layer: int
+    tokens: int
+    seed: int  # of the samples
+    dtype: str
+    version: int = _VERSION
+
+    @property
+    def name(self) -> str:
+        """A name for its file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write(tensors: Mapping[str, torch.Tensor], file: Path, told: Mapping[str, str]) -> None:
@@ -36,13 +57,13 @@ def write(tensors: Mapping[str, torch.Tensor], file: Path, told: Mapping[str, st
         out.write(memoryview(whole)[end:])
 
 
-def keep(file: Path, tensor: torch.Tensor, told: Mapping[str, Any]) -> None:
+def keep(file: Path, tensor: torch.Tensor, key: SampledKey) -> None:
     """Put a tensor into a cache in one step. A full or read-only disk costs the cache, not the answer."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as made:
             place = Path(made.name)
-        write({"tensor": tensor.cpu()}, place, {"key": json.dumps(told, sort_keys=True)})
+        write({"tensor": tensor.cpu()}, place, {"key": json.dumps(asdict(key), sort_keys=True)})
         place.replace(file)
 
 

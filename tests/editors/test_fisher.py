@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ke_tools.editors import _fisher
-from ke_tools.editors._fisher import FisherKey, damped_inverse, fisher, information
+from ke_tools.editors._fisher import damped_inverse, fisher, information
 from ke_tools.editors._goals import goals
+from ke_tools.editors._safetensors import SampledKey
 from ke_tools.editors._statistics import samples
 from ke_tools.editors._targets import Objective, Steepest, optimise
 from ke_tools.editors.memit import MEMIT
@@ -150,10 +151,10 @@ def test_it_is_computed_once(tiny: Make, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(list((tmp_path / "fisher").iterdir())) == 5
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(FisherKey)])
+@pytest.mark.parametrize("name", [field.name for field in fields(SampledKey)])
 def test_the_key_depends_on_everything(name: str) -> None:
     """As that of C does."""
-    key = FisherKey(model="m", layer=1, tokens=10, seed=0, dtype="float32")
+    key = SampledKey(model="m", layer=1, tokens=10, seed=0, dtype="float32")
     changed: Any = {name: 7 if isinstance(getattr(key, name), int) else "other"}
 
     assert replace(key, **changed).name != key.name
