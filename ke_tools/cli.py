@@ -85,6 +85,10 @@ def _options(
     home: Annotated[str | None, _shared(metavar="DIR", help="Keeps ledger and revisions. [KE_HOME]")] = None,
     model: Annotated[str | None, _shared(metavar="embedded|ID|PATH", help="The model that is served. [KE_MODEL]")] = None,
     engine: Annotated[str | None, _shared(metavar="hf", help="What runs the model. [KE_ENGINE]")] = None,
+    upstream: Annotated[
+        str | None, _shared(metavar="URL", help="Instead: a server with OpenAI's API that runs the model. [KE_UPSTREAM]")
+    ] = None,
+    upstream_key_file: Annotated[str | None, _shared(metavar="FILE", help="That server's key. [KE_UPSTREAM_KEY: the key itself]")] = None,
     dtype: Annotated[str | None, _shared(metavar="auto|float32|bfloat16|float16", help="Numbers to compute in. [KE_DTYPE]")] = None,
     device: Annotated[str | None, _shared(metavar="auto|cpu|cuda|mps", help="Where to compute. [KE_DEVICE]")] = None,
     read_only: Annotated[bool | None, _shared("--read-only", help="Refuse every write. [KE_READ_ONLY]")] = None,
@@ -138,7 +142,7 @@ def verb(group: typer.Typer, name: str, panel: str | None = None) -> Callable[[V
 def _local(call: Call, *, asks_model: bool = False) -> Iterator[Local]:
     """The service of this home, in this process; where a model will be asked, it is fetched before, visibly."""
     settings = call.settings()
-    if asks_model:
+    if asks_model and not settings.upstream:
         _checkpoint(settings)
     from ke_tools.servers.local import Local
 

@@ -30,10 +30,11 @@ MOST_DEMONSTRATIONS: Final = 32
 # A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
 _ONLY_FLAGS: Final = frozenset({"http"})
 _ONLY_FILES: Final = frozenset({"promote"})  # a table; a variable holds one value
-_PATHS: Final = frozenset({"home", "cache", "token_file"})
+_PATHS: Final = frozenset({"home", "cache", "token_file", "upstream_key_file"})
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_URL: Final = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 Via = Literal["auto", "ike", "reader", "weights"]
@@ -49,6 +50,8 @@ class Settings:
     cache: Path  # what can: model, statistics, indexes
     model: str = "embedded"  # or a checkpoint's folder, or a hub id
     engine: str = "hf"
+    upstream: str | None = None  # address of a server that runs the model, in place of an engine of ours
+    upstream_key_file: Path | None = None  # its key; else KE_UPSTREAM_KEY, which is no setting, so that nothing shows it
     dtype: str = "auto"
     device: str = "auto"
     demonstrations: int = 6  # how many an IKE prompt shows
@@ -252,6 +255,8 @@ _READERS: Final[Mapping[str, Reader]] = {
     "cache": _path,
     "model": _model,
     "engine": _one_of(*ENGINES),
+    "upstream": _matching(_URL, "the address of a server, without a key in it, e.g. http://127.0.0.1:8000"),
+    "upstream_key_file": _path,
     "dtype": _one_of(*DTYPES),
     "device": _matching(_DEVICE, "auto, cpu, mps, cuda or cuda:N"),
     "demonstrations": _count,

@@ -18,10 +18,11 @@ from starlette.routing import BaseRoute, Route
 
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
-from ke_tools.servers.auth import Guard, HostRule, TokenFile, drain, not_found, too_large
+from ke_tools.servers.auth import LARGEST_BODY, LARGEST_PASSED, Guard, HostRule, TokenFile, drain, not_found, too_large
 from ke_tools.servers.http_errors import error_response
 from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
 from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
+from ke_tools.servers.passing import Passing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -57,7 +58,9 @@ def build_app(
     metrics = Metrics(service)
     hosts = HostRule.of(allowed_hosts)
     status = Status(service, metrics, guarded=token_file is not None, read_only=read_only, has_mcp=mcp is not None)
-    routes: list[BaseRoute] = [*status.routes(), *OpenAI(service, metrics, load_wait_seconds=load_wait_seconds).routes()]
+    is_passing = bool(service.settings.upstream)
+    endpoint: OpenAI | Passing = (Passing if is_passing else OpenAI)(service, metrics, load_wait_seconds=load_wait_seconds)
+    routes: list[BaseRoute] = [*status.routes(), *endpoint.routes()]
     if mcp is not None:
         inner = mcp.streamable_http_app(streamable_http_path="/mcp", transport_security=_security(hosts, allowed_hosts))
         routes.append(Route("/mcp", _Door(inner)))
@@ -70,10 +73,13 @@ def build_app(
                 yield
         finally:
             status.close()
+            if isinstance(endpoint, Passing):
+                await endpoint.aclose()
 
+    largest = LARGEST_PASSED if is_passing else LARGEST_BODY
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Counted, metrics=metrics), Middleware(Guard, tokens=token_file, hosts=hosts)],
+        middleware=[Middleware(Counted, metrics=metrics), Middleware(Guard, tokens=token_file, hosts=hosts, largest=largest)],
         exception_handlers={HTTPException: _http_error, KeToolsError: _known_error, Exception: _unknown_error},
         lifespan=lifespan,
     )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 LARGEST_BODY: Final = 4 * 1024 * 1024
+LARGEST_PASSED: Final = 64 * 1024 * 1024  # before a model that another server runs: pictures and sounds go there
 OPEN_PATHS: Final = frozenset({"/", "/healthz"})  # what needs no token
 _DRAINED: Final = 64 * 1024 * 1024  # bytes of an oversized body that are read before it is refused
 _KEYS: Final = {"name", "sha256", "tenant", "scopes"}
@@ -181,8 +182,9 @@ class Guard:
     The principal is left in ``scope["ke.principal"]``.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: TokenFile | None = None, hosts: HostRule) -> None:
+    def __init__(self, app: ASGIApp, *, tokens: TokenFile | None = None, hosts: HostRule, largest: int = LARGEST_BODY) -> None:
         self._app = app
+        self._largest = largest
         self._tokens = tokens
         self._hosts = hosts
 
@@ -196,9 +198,9 @@ class Guard:
             return
         headers = Headers(scope=scope)
         refusal = self._refusal(headers)
-        if refusal is None and _declared_size(headers) > LARGEST_BODY:
+        if refusal is None and _declared_size(headers) > self._largest:
             await drain(receive)
-            refusal = too_large()
+            refusal = too_large(self._largest)
         if refusal is None:
             try:
                 principal = self._principal(scope["path"], headers)
@@ -228,9 +230,9 @@ class Guard:
         return authenticate(headers.get("authorization"), self._tokens)
 
 
-def too_large() -> Response:
-    """Answer a body over :data:`LARGEST_BODY`."""
-    return error_response(InvalidInput(f"the body is larger than {LARGEST_BODY} bytes.", "Send less at once."), 413)
+def too_large(largest: int = LARGEST_BODY) -> Response:
+    """Answer a body that is over the most that is taken."""
+    return error_response(InvalidInput(f"the body is larger than {largest} bytes.", "Send less at once."), 413)
 
 
 async def drain(receive: Receive) -> None:

@@ -16,7 +16,18 @@ from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput
 
 NAME: Final = "ke-tools"
-_OPTIONS: Final = ("home", "model", "engine", "dtype", "device", "read_only", "token_file", "trust_remote_code")  # of the command line
+_OPTIONS: Final = (  # of the command line
+    "home",
+    "model",
+    "engine",
+    "upstream",
+    "upstream_key_file",
+    "dtype",
+    "device",
+    "read_only",
+    "token_file",
+    "trust_remote_code",
+)
 _VARIABLES: Final = ("cache", "demonstrations", "alpha", "via", "grey")  # which have none
 _STARTUP_SECONDS: Final = 60
 _CALL_SECONDS: Final = 120

@@ -78,10 +78,26 @@ def _model(service: Service) -> tuple[bool, str]:
     from ke_tools.models import checkpoint, embedded
 
     settings = service.settings
+    if settings.upstream:
+        return _upstream(service)
     if settings.model == "embedded" and embedded.locate(settings.cache) is None:
         return True, "the embedded model is not fetched yet; `ke-tools model fetch` does it, or the first question"
     card = checkpoint.describe(checkpoint.resolve(settings), cache=settings.cache)
     return True, f"{card.architecture}, {card.parameters:,} parameters, {card.fingerprint}, in {card.path}"
+
+
+def _upstream(service: Service) -> tuple[bool, str]:
+    """The server that runs the model, asked anew."""
+    from ke_tools.servers.engines.loading import load_engine
+    from ke_tools.servers.engines.upstream import UNKNOWN_LENGTH
+
+    engine = load_engine(service.settings, lambda _message: None)
+    try:
+        length = f"{engine.context_length:,} tokens" if engine.context_length < UNKNOWN_LENGTH else "an unknown length"
+        forms = "conversations" if engine.chat_roles else "texts to complete"
+        return True, f"{engine.model_id} behind {service.settings.upstream}, takes {forms} of {length}; its weights are not at hand"
+    finally:
+        engine.close()
 
 
 def _disk(service: Service) -> tuple[bool, str]:
@@ -101,7 +117,9 @@ def _releases(service: Service) -> tuple[bool, str]:
         except KeToolsError as error:
             bad.append(f"{tenant}: {error.message}")
         else:
-            if found.fingerprint != (served := _fingerprint(service)):
+            if service.settings.upstream:
+                bad.append(f"{tenant}: {name} acts on no answer, as another server runs the model.")
+            elif found.fingerprint != (served := _fingerprint(service)):
                 bad.append(f"{tenant}: {name} was made for the model {found.fingerprint}; this is {served}.")
     if bad:
         return False, f"{_listed(bad)} The memory answers; `ke-tools rebuild` makes the release again."
@@ -146,6 +164,8 @@ def _weights(service: Service) -> tuple[bool, str]:
     from ke_tools.models import checkpoint, embedded
 
     settings = service.settings
+    if settings.upstream:
+        return True, "another server's"
     if settings.model == "embedded" and embedded.locate(settings.cache) is None:
         return True, "not fetched yet"
     path = checkpoint.resolve(settings)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
-from ke_tools.models.engine import Engine, Generation, Request, Scores
+from ke_tools.models.engine import Engine, Generation, Request, Scores, tells_weights
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit, Probe
@@ -36,7 +36,7 @@ _BASE_ANSWERS_KEPT: Final = 4096
 
 
 class BaseAnswers:
-    """The base model's greedy answers to probes; they never change, so they are kept."""
+    """The base model's greedy answers to probes; they never change while its weights do not, so they are kept."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, str, bool], str] = OrderedDict()
@@ -45,6 +45,8 @@ class BaseAnswers:
         """Give them, asking for those that are missing."""
         from ke_tools.verify.asking import request_of
 
+        if not tells_weights(engine):
+            return [one.text for one in engine.generate([request_of(probe, engine) for probe in probes])]
         keys = [(engine.fingerprint, probe.prompt, probe.chat) for probe in probes]
         missing = {key: probe for key, probe in zip(keys, probes, strict=True) if key not in self._kept}
         made = engine.generate([request_of(probe, engine) for probe in missing.values()])

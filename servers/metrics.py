@@ -56,6 +56,10 @@ class Metrics:
         self._tokens.labels("completion").inc(generation.completion_tokens)
         self._seconds.labels(routed.route).observe(seconds)
 
+    def answered(self, route: str, seconds: float) -> None:
+        """Count one answer whose tokens another server counts."""
+        self._seconds.labels(route).observe(seconds)
+
     def text(self, who: Principal) -> bytes:
         """Render in Prometheus' text format what ``who`` may see: of the edits of other tenants only an admin."""
         now = CollectorRegistry()

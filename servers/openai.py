@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 View = Literal["edited", "base"]
 LOAD_WAIT_SECONDS: Final = 120.0
-_GONE: Final = 499  # what proxies log for a client that left; nobody reads it
+GONE: Final = 499  # what proxies log for a client that left; nobody reads it
 _BASE: Final = ":base"
 _T = TypeVar("_T")
 
@@ -74,13 +74,13 @@ class OpenAI:
 
     async def models(self, request: HTTPRequest) -> Response:
         """List the corrected model, then the one without edits."""
-        _principal(request)
+        principal_of(request)
         names = (self._service.model_id, self._service.model_id + _BASE)
         return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
 
     async def model(self, request: HTTPRequest) -> Response:
         """Describe one model."""
-        _principal(request)
+        principal_of(request)
         view = self._view(request.path_params["model"])
         return JSONResponse(self._card(self._name(view)))
 
@@ -112,16 +112,16 @@ class OpenAI:
         )
 
     async def _answer(self, request: HTTPRequest, read: Callable[[Mapping[str, Any]], Ask], shape: Shape) -> Response:
-        who = _principal(request)
-        body = await _body(request)
+        who = principal_of(request)
+        body = await read_body(request)
         if body is None:
             return too_large()
         ask = read(parse_json(body))
         view = self._view(ask.model)
         try:
-            return await _unless_gone(request.receive, self._serve(request, who, ask, view, shape))
+            return await unless_gone(request.receive, self._serve(request, who, ask, view, shape))
         except ClientDisconnect:
-            return Response(status_code=_GONE)
+            return Response(status_code=GONE)
         except asyncio.CancelledError:  # by the HTTP server alone, when the time to finish what is under way is over
             return error_response(_ending())
 
@@ -131,7 +131,7 @@ class OpenAI:
         opened = await self._open(who, requests, ask.n, view)
         routeds = [answer.routed for answer in opened]
         request.scope["ke.route"] = opened[0].routed.route
-        headers = _headers(routeds, self._service)
+        headers = headers_of(routeds, self._service)
         head = {
             "id": f"{shape.prefix}-{uuid.uuid4().hex}",
             "object": shape.streamed if ask.stream else shape.whole,
@@ -142,7 +142,7 @@ class OpenAI:
         if not ask.stream:
             done = await self._collect(opened)
             choices = [shape.choice(index, generation) for index, generation in enumerate(done)]
-            return JSONResponse(head | {"choices": choices, "usage": _usage(done, ask.n)}, headers=headers)
+            return JSONResponse(head | {"choices": choices, "usage": usage_of(done, ask.n)}, headers=headers)
         merged = self._merged(opened)
         try:
             first = await anext(merged)  # what fails before the first token still gets a status of its own
@@ -233,24 +233,24 @@ class EventStream(Response):
         """Send the events."""
         try:
             with suppress(ClientDisconnect, OSError):
-                await _unless_gone(receive, self._send_all(send))
+                await unless_gone(receive, self._send_all(send))
         except asyncio.CancelledError:
             if not self._has_begun:
                 raise
             with suppress(OSError):
-                await self._send_last(send, _event(error_body(_ending())))
+                await self._send_last(send, event(error_body(_ending())))
         finally:
             await self._events.aclose()
 
     async def _send_all(self, send: Send) -> None:
         self._has_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+        async for part in self._events:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
         await self._send_last(send, b"")
 
-    async def _send_last(self, send: Send, event: bytes) -> None:
-        await send({"type": "http.response.body", "body": event, "more_body": False})
+    async def _send_last(self, send: Send, part: bytes) -> None:
+        await send({"type": "http.response.body", "body": part, "more_body": False})
 
 
 async def _events(
@@ -262,11 +262,11 @@ async def _events(
     try:
         for choice in choices:
             if choice.opening is not None:
-                yield _event(head | {"choices": [choice.opening]} | usage)
+                yield event(head | {"choices": [choice.opening]} | usage)
         index, piece = first
         while True:
             for rendered in choices[index].render(piece):
-                yield _event(head | {"choices": [rendered]} | usage)
+                yield event(head | {"choices": [rendered]} | usage)
             if piece.finished is not None:
                 done[index] = piece.finished
             try:
@@ -275,12 +275,12 @@ async def _events(
                 break
         if ask.include_usage:
             whole = [done[at] for at in range(len(choices))]
-            yield _event(head | {"choices": [], "usage": _usage(whole, ask.n)})
+            yield event(head | {"choices": [], "usage": usage_of(whole, ask.n)})
         yield b"data: [DONE]\n\n"
     except KeToolsError as error:  # the status is sent already; clients read the error from the stream
-        yield _event(error_body(error))
+        yield event(error_body(error))
     except Exception:
-        yield _event(error_body(KeToolsError("the answer broke off.", "See the server's log.")))
+        yield event(error_body(KeToolsError("the answer broke off.", "See the server's log.")))
         raise
     finally:
         await rest.aclose()
@@ -290,17 +290,23 @@ def _ending() -> ModelUnavailable:
     return ModelUnavailable("the server ends, and breaks off what it has not finished.", "Ask again when it is back.")
 
 
-def _event(payload: Mapping[str, Any]) -> bytes:
+def event(payload: Mapping[str, Any]) -> bytes:
+    """Render a server-sent event."""
     return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _principal(request: HTTPRequest) -> Principal:
+def principal_of(request: HTTPRequest) -> Principal:
+    """Give who asks.
+
+    Raises:
+        Forbidden: it may not chat.
+    """
     who: Principal = request.scope["ke.principal"]
     who.require("chat")
     return who
 
 
-async def _body(request: HTTPRequest) -> bytes | None:
+async def read_body(request: HTTPRequest, largest: int = LARGEST_BODY) -> bytes | None:
     """Read the body; ``None`` if it is too large (a declared size was looked at before)."""
     read = bytearray()
     while True:
@@ -308,7 +314,7 @@ async def _body(request: HTTPRequest) -> bytes | None:
         if message["type"] != "http.request":
             raise ClientDisconnect
         read += message.get("body", b"")
-        if len(read) > LARGEST_BODY:
+        if len(read) > largest:
             if message.get("more_body", False):
                 await drain(request.receive)
             return None
@@ -316,7 +322,7 @@ async def _body(request: HTTPRequest) -> bytes | None:
             return bytes(read)
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
     """Do ``work``, and cancel it when the client disconnects.
 
     Raises:
@@ -368,7 +374,7 @@ def _shifted(seed: int, by: int) -> int:
     return (seed + by + 2**63) % 2**64 - 2**63
 
 
-def _headers(routeds: Sequence[Routed], service: Service) -> dict[str, str]:
+def headers_of(routeds: Sequence[Routed], service: Service) -> dict[str, str]:
     """Say what was applied; several prompts' values stand in their order, each once."""
     shown = (routed.route + (f"; reason={routed.reason}" if routed.reason else "") for routed in routeds)
     edits = dict.fromkeys(hit.edit.id for routed in routeds for hit in routed.hits)
@@ -376,7 +382,8 @@ def _headers(routeds: Sequence[Routed], service: Service) -> dict[str, str]:
     return {"ke-route": ", ".join(dict.fromkeys(shown)), "ke-edits": ",".join(edits), "ke-revision": str(revision)}
 
 
-def _usage(done: Sequence[Generation], n: int) -> dict[str, int]:
+def usage_of(done: Sequence[Generation], n: int) -> dict[str, int]:
+    """Count the tokens of ``n`` answers to each prompt."""
     prompt = sum(generation.prompt_tokens for generation in done[::n])  # a prompt's n answers read it once
     completion = sum(generation.completion_tokens for generation in done)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import Conflict, InvalidInput, KeToolsError, NotFound, WrongState
+from ke_tools.errors import Conflict, InvalidInput, KeToolsError, NotFound, Unsupported, WrongState
 from ke_tools.jobs import ensure_worker
 from ke_tools.promotion import METHODS
 from ke_tools.servers.candidates import Wanted
@@ -111,7 +111,9 @@ class Promotions:
             InvalidInput: no edits, no such method, or a policy that nothing can pass.
             NotFound, WrongState: an edit is unknown, proposed or retired, or all are in a release that is damaged.
             Conflict: another job promotes one of them.
+            Unsupported: another server runs the model.
         """
+        self._refuse_without_weights()
         ids = list(dict.fromkeys(edit_ids))
         if not ids:
             raise InvalidInput("no edit ids were given.", "list_edits shows them.")
@@ -184,6 +186,7 @@ class Promotions:
             WrongState: none is live.
             Conflict: a job is at work with its edits.
         """
+        self._refuse_without_weights()
         live = self._ledger.live_release(who.tenant)
         if not live:
             raise WrongState("no release is live, so there is nothing to rebuild.", "promote makes one.")
@@ -191,6 +194,13 @@ class Promotions:
         self._refuse_while_promoted(who.tenant, ids, idempotency_key)
         arguments = {"release": live, "edit_ids": ids, "policy": self.asked_of(who.tenant)}
         return self.queue(who, "rebuild", arguments, idempotency_key=idempotency_key)
+
+    def _refuse_without_weights(self) -> None:
+        if self._settings.upstream:
+            raise Unsupported(
+                f"nothing can be promoted: the model's weights are with {self._settings.upstream}, which is asked over its API alone.",
+                "The edits act from the memory. To promote, serve the model with --engine hf.",
+            )
 
     def _refuse_while_promoted(self, tenant: str, edit_ids: Sequence[str], idempotency_key: str) -> None:
         """Refuse what another job is at; a repeated call is none, and a job that slips in between finds nothing left to do."""

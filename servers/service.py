@@ -74,7 +74,7 @@ class Service:
         """
         self.settings = settings
         self.models = models
-        self.model_id = model_id
+        self._model_id = model_id
         self.url = url
         self.unwritable = unwritable
         self.damage = Damage()
@@ -86,6 +86,12 @@ class Service:
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
+
+    @property
+    def model_id(self) -> str:
+        """The name under which the model is served; one that another server runs has its own as soon as that has told it."""
+        engine = self.models.peek()
+        return engine.model_id if engine else self._model_id
 
     @property
     def ledger(self) -> Ledger:
@@ -495,6 +501,16 @@ class Service:
             if piece.finished is not None:
                 return routed, piece.finished
         raise KeToolsError("the engine ended a generation without finishing it.", "This is a defect; please report it.")
+
+    def routed(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"]) -> Routed:
+        """Say what goes to a model that is asked elsewhere; blocks for as long as the scope decides."""
+        who.require("chat")
+        return self._asked(who, request, engine, view, "auto")
+
+    def judged(self, who: Principal, routed: Routed, text: str, engine: Engine) -> tuple[Routed, Generation]:
+        """Give an answer back that was made elsewhere, or the refusal where it says what is forgotten."""
+        made = Generation(text, "stop", 0, 0)
+        return (routed, made) if self._forgetting is None else self._forgetting.judged(who.tenant, routed, made, engine)
 
     async def query(
         self,

@@ -52,7 +52,7 @@ def cache() -> Path:
     return CACHE
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def graphs() -> Callable[[Path], None]:
     """Puts into a cache what the scope computes with: `make model`, which every test command begins with, has made it."""
 

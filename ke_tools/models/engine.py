@@ -67,7 +67,7 @@ class Engine(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the base weights (``sha256:…``)."""
+        """Hash over the base weights (``sha256:…``), or of another kind where these are out of reach."""
 
     @property
     def context_length(self) -> int:
@@ -103,6 +103,11 @@ class Scores(Protocol):
 
         Behind a prompt to be completed a space stands before it; an answer to messages begins with it.
         """
+
+
+def tells_weights(engine: Engine) -> bool:
+    """Whether the fingerprint is of the weights, so that what the model said once it says again."""
+    return engine.fingerprint.startswith("sha256:")
 
 
 def one_turn(question: str, engine: Engine, max_tokens: int) -> Request:

@@ -16,7 +16,7 @@ from typing import Final
 
 from ke_tools import atlas
 from ke_tools.atlas import AtlasFact
-from ke_tools.models.engine import Engine, Request, one_turn
+from ke_tools.models.engine import Engine, Request, one_turn, tells_weights
 from ke_tools.verify.about import accepted
 from ke_tools.verify.asking import fill
 from ke_tools.verify.matching import asserts
@@ -35,7 +35,7 @@ def knows(
     Args:
         engine: the model, without edits.
         facts: what to ask about.
-        cache: folder in which the answers are kept, by the model's fingerprint and the atlas's hash; None asks anew.
+        cache: folder in which the answers are kept, by the hash of the model's weights and the atlas's; None, or no such hash, asks anew.
         progress: told (stage, done, total) after each batch; what it raises ends the asking.
     """
     store = None if cache is None else _store(engine, cache)
@@ -79,8 +79,11 @@ def _key(fact: AtlasFact) -> str:
     return f"{fact.relation}\x1f{fact.subject}"
 
 
-def _store(engine: Engine, cache: Path) -> Path:
-    model = engine.fingerprint.rpartition(":")[2][:16] or "unknown"
+def _store(engine: Engine, cache: Path) -> Path | None:
+    """Where the answers of this model are kept; nowhere where nobody can say which weights answer."""
+    if not tells_weights(engine):
+        return None
+    model = engine.fingerprint.rpartition(":")[2][:16]
     return cache / "known" / f"{model}-{atlas_hash()[:16]}.json"
 
 

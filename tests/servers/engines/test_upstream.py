@@ -1,0 +1,221 @@
+"""A model behind somebody else's server, as an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
+from ke_tools.models.engine import Generation, Request
+from ke_tools.servers.engines._circuit import FAILURES, Circuit
+from ke_tools.servers.engines.upstream import Upstream, address_of, key_of
+from tests.servers.other_server import KEY, OtherServer
+
+Connect = Callable[..., Upstream]
+ASKED = Request(messages=({"role": "user", "content": "What is the capital of Australia?"},), max_tokens=8)
+
+
+@pytest.fixture
+def other() -> Iterator[OtherServer]:
+    """A server that listens."""
+    with OtherServer().listening() as server:
+        yield server
+
+
+@pytest.fixture
+def connect(other: OtherServer) -> Iterator[Callable[..., Upstream]]:
+    """Connects to it."""
+    opened: list[Upstream] = []
+
+    def make(**more: Any) -> Upstream:
+        opened.append(Upstream(other.url, **more))
+        return opened[-1]
+
+    yield make
+    for engine in opened:
+        engine.close()
+
+
+def streamed(engine: Upstream, request: Request) -> tuple[str, Generation | None]:
+    """All pieces, and what finished them."""
+
+    async def read() -> tuple[str, Generation | None]:
+        pieces = [piece async for piece in engine.stream(request)]
+        return "".join(piece.text for piece in pieces), pieces[-1].finished
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://a:8000", "http://a:8000/v1"),
+        ("http://a:8000/", "http://a:8000/v1"),
+        ("https://a/openai/v1/", "https://a/openai/v1"),
+        ("http://a/api/v3", "http://a/api/v3"),
+        (" http://[::1]:1 ", "http://[::1]:1/v1"),
+    ],
+)
+def test_the_version_is_put_behind_an_address_that_lacks_one(url: str, address: str) -> None:
+    """Issue 7, §0: a stock server's address is what people paste."""
+    assert address_of(url) == address
+
+
+@pytest.mark.parametrize("url", ["", "a:8000", "ftp://a", "http://", "http://a:x", "http://me:key@a", "http://a/v1?key=1", "http://a:0"])
+def test_what_is_no_address_or_carries_a_key_is_refused(url: str) -> None:
+    """Issue 7, §0; a key in an address would stand in every log."""
+    with pytest.raises(InvalidInput):
+        address_of(url)
+
+
+def test_a_model_is_asked_whole_and_in_pieces(other: OtherServer, connect: Connect) -> None:
+    """Issue 7, §0: behind the same interface as the in-process one."""
+    engine = connect()
+    [made] = engine.generate([ASKED])
+    text, finished = streamed(engine, ASKED)
+    assert (engine.model_id, engine.context_length) == ("other-7b", 4096)
+    assert made.text == text == "Canberra."
+    assert (made.finish_reason, made.prompt_tokens) == ("stop", 7)
+    assert finished is not None
+    assert finished.text == text
+    assert other.generations[0].json == {"model": "other-7b", "max_tokens": 8, "temperature": 0.0, "messages": list(ASKED.messages or ())}
+
+
+def test_many_requests_come_back_in_their_order(other: OtherServer, connect: Connect) -> None:
+    """The Engine protocol."""
+    prompts = [f"{'Sydney ' * (n % 2)}capital" for n in range(50)]
+    made = connect().generate([Request(prompt=prompt) for prompt in prompts])
+    assert [one.text for one in made] == ["Sydney." if n % 2 else "Canberra." for n in range(50)]
+
+
+def test_among_several_models_one_is_named(other: OtherServer, connect: Connect) -> None:
+    """Issue 7, §0: a gateway serves many."""
+    other.models.append({"id": "another"})
+    with pytest.raises(InvalidInput, match="other-7b, another"):
+        connect()
+    with pytest.raises(NotFound, match="other-7b, another"):
+        connect(model="nobody")
+    assert connect(model="another").model_id == "another"
+
+
+def test_adapters_are_no_models_to_choose_among(other: OtherServer, connect: Connect) -> None:
+    """VLLM lists loaded adapters with the model that they are of as parent."""
+    other.models.append({"id": "an-adapter", "parent": "other-7b"})
+    assert connect().model_id == "other-7b"
+
+
+def test_a_server_without_completions_gets_a_text_as_a_chat_turn(other: OtherServer, connect: Connect) -> None:
+    """Gateways have chat only; verify asks statements too."""
+    other.without = frozenset({"/v1/completions"})
+    [made] = connect().generate([Request(prompt="The capital of Australia is")])
+    assert made.text == "Canberra."
+    assert other.generations[-1].path == "/v1/chat/completions"
+
+
+def test_a_server_without_chat_has_no_chat_roles(other: OtherServer, connect: Connect) -> None:
+    """A model without a template is asked by completions."""
+    other.without = frozenset({"/v1/chat/completions"})
+    engine = connect()
+    assert engine.chat_roles == frozenset()
+    with pytest.raises(Unsupported):
+        engine.generate([ASKED])
+
+
+def test_a_server_that_answers_neither_is_told(other: OtherServer, connect: Connect) -> None:
+    """Bad input: an address of something else."""
+    other.without = frozenset({"/v1/chat/completions", "/v1/completions"})
+    with pytest.raises(ModelUnavailable, match="neither"):
+        connect()
+
+
+def test_a_wrong_key_is_told_as_the_servers(other: OtherServer, connect: Connect) -> None:
+    """Issue 7, bad input: a wrong key."""
+    other.key = KEY
+    with pytest.raises(ModelUnavailable, match="refuses the key"):
+        connect(key="sk-wrong")
+    assert connect(key=KEY).generate([ASKED])[0].text == "Canberra."
+
+
+@pytest.mark.parametrize(("status", "error"), [(400, InvalidInput), (500, ModelUnavailable), (503, ModelUnavailable)])
+def test_a_failed_answer_is_told_with_what_the_server_said(
+    other: OtherServer, connect: Connect, status: int, error: type[KeToolsError]
+) -> None:
+    """What is the caller's fault is told as that."""
+    engine = connect()
+    other.fails_with = status
+    with pytest.raises(error, match="as told"):
+        engine.generate([ASKED])
+    with pytest.raises(error, match="as told"):
+        streamed(engine, ASKED)
+
+
+def test_a_stream_that_breaks_off_is_no_answer(other: OtherServer, connect: Connect) -> None:
+    """Never half an answer as a whole one."""
+    engine = connect()
+    other.breaks_off = True
+    with pytest.raises(ModelUnavailable):
+        streamed(engine, ASKED)
+
+
+def test_nobody_there_is_told_with_the_address() -> None:
+    """Issue 7, bad input: dead."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ModelUnavailable, match=f"127.0.0.1:{port}"):
+        Upstream(f"http://127.0.0.1:{port}")
+
+
+def test_something_else_than_a_model_server_is_told(other: OtherServer) -> None:
+    """Bad input: an address of something else."""
+    with pytest.raises(ModelUnavailable, match="no list of models"):
+        Upstream(f"{other.url}/v1/audio/v1")
+
+
+def test_a_slow_server_is_given_up() -> None:
+    """Issue 7, bad input: slow."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ModelUnavailable, match="too long"):
+        Upstream(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=httpx.Timeout(0.05))
+
+
+def test_after_three_failures_the_server_is_left_alone_for_a_while() -> None:
+    """Issue 7, bad input: circuit breaker."""
+    circuit = Circuit("it")
+    for _ in range(FAILURES):
+        circuit.check()
+        circuit.failed("no answer")
+    with pytest.raises(ModelUnavailable, match="it does not answer: no answer"):
+        circuit.check()
+    assert circuit.is_open
+    circuit.worked()
+    circuit.check()
+    assert not circuit.told
+
+
+def test_an_adapter_is_refused(other: OtherServer, connect: Connect) -> None:
+    """Issue 7, §0: no LoRA; a live release of another time acts from the memory."""
+    engine = connect()
+    with pytest.raises(Unsupported):
+        engine.load_adapter("rel_1", Path("rel_1"))
+    with pytest.raises(Unsupported):
+        engine.generate([Request(prompt="x", adapter="rel_1")])
+
+
+def test_the_key_comes_from_its_file_before_the_environment(tmp_path: Path) -> None:
+    """Issue 7, §0: the upstream's key."""
+    file = tmp_path / "key"
+    file.write_text("sk-1\n", "utf-8")
+    assert key_of(file, {"KE_UPSTREAM_KEY": "sk-2"}) == "sk-1"
+    assert key_of(None, {"KE_UPSTREAM_KEY": "sk-2"}) == "sk-2"
+    assert key_of(None, {}) == ""
+    for bad in ("", "two words", "sk-ö"):
+        file.write_text(bad, "utf-8")
+        with pytest.raises(InvalidInput):
+            key_of(file, {})
+    with pytest.raises(InvalidInput):
+        key_of(tmp_path / "none", {})
