@@ -11,30 +11,27 @@ import dataclasses
 import inspect
 import os
 import threading
-import warnings
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from ke_tools.editors._locate import place
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.models import checkpoint
-from ke_tools.models.engine import Generation, Message, Piece, Request
+from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._adapters import Adapters, check_adapter, names_in
 from ke_tools.servers.engines._batch import Forward
 from ke_tools.servers.engines._forced import ForcedRow
 from ke_tools.servers.engines._row import Row
+from ke_tools.servers.engines._template import Template, brief, quiet
 from ke_tools.servers.engines._worker import Worker
 
 MOST_LOGPROBS: Final = 20
-_ROLES: Final = ("system", "user", "assistant")
-_MARK: Final = "kxqz"  # a word that no template contains
 _STEP_TOKENS: Final = {"cpu": 512}  # of prompts a step, so that others do not wait long; on an accelerator:
 _STEP_TOKENS_FAST: Final = 8192
 _FEW: Final = 4  # requests given at once that are answered as if each was waited for
@@ -72,14 +69,14 @@ class HFEngine:
         self.path, self.model_id, self._cache = Path(path), model_id, cache
         checkpoint.check(self.path, trust_remote_code=trust_remote_code)
         self._device = _device(device)
-        with _quiet():
-            self._tokenizer = _load_tokenizer(self.path, trust_remote_code=trust_remote_code)
+        self._template = Template(self.path, model_id=model_id, trust_remote_code=trust_remote_code)
+        self._tokenizer = self._template.tokenizer
+        with quiet():
             model = _load_model(self.path, _dtype(dtype, self._device), self._device, trust_remote_code=trust_remote_code)
         self.weights: dict[str, torch.Tensor] = dict(model.named_parameters())  # of the base, before any adapter; to be read only
         self.context_length = _context_length(model.config, self._tokenizer)
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        self._encoding = threading.Lock()  # the tokenizer's settings are not safe to use from two threads
-        self.chat_roles = self._probe_roles()
+        self.chat_roles = self._template.roles
         self._names: set[str] = set()
         self._changing = threading.Lock()
         self._worker = Worker(
@@ -139,7 +136,7 @@ class HFEngine:
 
     def count_tokens(self, request: Request) -> int:
         """Count the prompt's tokens, the chat template included."""
-        return len(self._encode(request))
+        return len(self._template.encode(request))
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Answer all, in order; blocks the calling thread.
@@ -198,13 +195,8 @@ class HFEngine:
     def _forced(self, request: Request, target: str, sink: _Answer, index: int) -> ForcedRow | None:
         """A row that says ``target``; ``None`` where that cannot stand behind the request as tokens of its own."""
         self._check(request)
-        text = self._render(request.messages) if request.messages is not None else request.prompt or ""
-        try:
-            with self._encoding:
-                placed = place(self._tokenizer, text, (), target, site="last", in_chat=request.messages is not None)
-        except InvalidInput:
-            return None
-        if not placed.target:
+        placed = self._template.placed(request, target)
+        if placed is None:
             return None
         if len(placed.ids) >= self.context_length:
             raise InvalidInput(f"prompt and target have {len(placed.ids)} tokens; the model reads {self.context_length}.", index=index)
@@ -247,48 +239,12 @@ class HFEngine:
         return InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._names)) or 'none'}.")
 
     def _fitting(self, request: Request) -> list[int]:
-        ids = self._encode(request)
+        ids = self._template.encode(request)
         if len(ids) >= self.context_length:
             raise InvalidInput(
                 f"the prompt has {len(ids)} tokens; the model reads {self.context_length}, its answer included.", "Shorten the prompt."
             )
         return ids
-
-    def _encode(self, request: Request) -> list[int]:
-        if request.messages is not None:
-            text, adds = self._render(request.messages), False  # the template writes its own special tokens
-        else:
-            text, adds = request.prompt or "", True
-        with self._encoding:
-            ids: list[int] = self._tokenizer(text, add_special_tokens=adds)["input_ids"]
-        if not ids:
-            raise InvalidInput("the prompt is empty.", "Give some text to go on from.")
-        return ids
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        if not self._tokenizer.chat_template:
-            raise Unsupported(f"{self.model_id} has no chat template, so it takes prompts only.", "Ask by /v1/completions.")
-        if not messages:
-            raise InvalidInput("messages is empty.", "Give at least one message.")
-        plain = [{**message, "content": _text(message.get("content"))} for message in messages]
-        try:
-            return str(self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates raise what they like
-            raise InvalidInput(f"the model's chat template refuses these messages: {error}", "Change roles or order.") from error
-
-    def _probe_roles(self) -> frozenset[str]:
-        """Find the roles whose text the template shows directly before the last user turn, first in a talk and later."""
-        if not self._tokenizer.chat_template:
-            return frozenset()
-        before: tuple[list[Message], ...] = ([], [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}])
-        return frozenset(role for role in _ROLES if all(self._shows(role, earlier) for earlier in before))
-
-    def _shows(self, role: str, earlier: list[Message]) -> bool:
-        messages = [*earlier, {"role": role, "content": _MARK}, {"role": "user", "content": "three"}]
-        try:
-            return _MARK in self._render(messages)
-        except InvalidInput:
-            return False
 
 
 class _Answer:
@@ -359,33 +315,6 @@ def _threads() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Load without progress bars and advice on stderr; what is wrong is raised."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _load_tokenizer(path: Path, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ModelUnavailable(f"the tokenizer in {path} cannot be read: {_brief(error)}", "Fetch the model again.") from error
-
-
 def _load_model(path: Path, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -395,7 +324,7 @@ def _load_model(path: Path, dtype: torch.dtype, device: torch.device, *, trust_r
         )
         model = model.to(device).eval().requires_grad_(requires_grad=False)
     except Exception as error:
-        raise ModelUnavailable(f"the model in {path} cannot be loaded: {_brief(error)}", "See `ke-tools doctor`.") from error
+        raise ModelUnavailable(f"the model in {path} cannot be loaded: {brief(error)}", "See `ke-tools doctor`.") from error
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds or getattr(model, "_is_stateful", False):
         raise Unsupported(
@@ -416,10 +345,6 @@ def _lay_out_for_cpu(model: torch.nn.Module) -> None:
 
     with ThreadPoolExecutor(_threads()) as pool:  # the copies take longer than reading the file
         list(pool.map(lay_out, weights.values()))
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _forward(model: Any) -> Forward:
@@ -459,19 +384,3 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _pad_id(tokenizer: Any) -> int:
     return next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-
-
-def _text(content: object) -> str:
-    """Join a message's text parts."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    texts = [_part(part) for part in (content if isinstance(content, (list, tuple)) else [content])]
-    return "".join(texts)
-
-
-def _part(part: object) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(text := part.get("text"), str):
-        return text
-    raise InvalidInput("a message holds something other than text.", "Send text parts only: the model reads nothing else.")

@@ -151,7 +151,7 @@ def logits_of(engine: HFEngine, prompt: str = "The capital of Freedonia is") -> 
     """What the engine's model computes for a prompt, without cache."""
     from transformers import DynamicCache
 
-    ids = torch.tensor([engine._encode(Request(prompt=prompt))])
+    ids = torch.tensor([engine._template.encode(Request(prompt=prompt))])
     mask = torch.ones_like(ids)
     with torch.inference_mode():
         logits: torch.Tensor = engine._worker._forward(ids, mask, mask.cumsum(1) - 1, DynamicCache())
@@ -292,14 +292,14 @@ def test_an_end_token_stops_naturally_and_does_not_show(own_engine: HFEngine) ->
 
 def test_a_completion_begins_with_no_token_of_its_own(engine: HFEngine) -> None:
     """The tokenizer's own configuration decides; this one, like the embedded model's, adds none."""
-    assert engine._encode(Request(prompt="ab")) == engine._tokenizer.convert_tokens_to_ids(["a", "b"])
+    assert engine._template.encode(Request(prompt="ab")) == engine._tokenizer.convert_tokens_to_ids(["a", "b"])
 
 
 def test_a_chat_goes_through_the_template_with_parts_joined(engine: HFEngine) -> None:
     """OpenAI's text parts."""
     parts = Request(messages=({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},))
     plain = Request(messages=({"role": "user", "content": "ab"},))
-    assert engine._encode(parts) == engine._encode(plain)
+    assert engine._template.encode(parts) == engine._template.encode(plain)
     assert engine.count_tokens(plain) == len("user\nab\nassistant\n") + 3
 
 
@@ -677,7 +677,7 @@ def test_the_weights_are_as_stored(engine: HFEngine, base: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    ids = torch.tensor([engine._encode(Request(prompt="Rome"))])
+    ids = torch.tensor([engine._template.encode(Request(prompt="Rome"))])
     torch.testing.assert_close(logits_of(engine, "Rome"), model(ids).logits[:, -1], atol=1e-4, rtol=1e-4)
 
 
@@ -729,11 +729,11 @@ def test_a_target_is_scored_as_a_whole_pass_scores_it(engine: HFEngine, *, chat:
 
     question = "The capital of Freedonia is"
     request = Request(messages=({"role": "user", "content": question},)) if chat else ask(question)
-    before = engine._render(request.messages or ()) if chat else question
+    before = engine._template.render(request.messages or ()) if chat else question
     targets, wanted = ["Fredville", "the old capital", "x"], []
     for target in targets:
         text = before + target if chat else f"{before} {target}"
-        start = len(engine._encode(request))
+        start = len(engine._template.encode(request))
         whole = torch.tensor([engine._tokenizer(text, add_special_tokens=not chat)["input_ids"]])
         mask = torch.ones_like(whole)
         with torch.inference_mode():

@@ -164,7 +164,7 @@ def logits(engine: HFEngine, adapter: str = "") -> torch.Tensor:
     found: list[torch.Tensor] = []
 
     def look(adapters: Any) -> None:
-        ids = torch.tensor([engine._encode(Request(prompt=PROMPTS[0]))])
+        ids = torch.tensor([engine._template.encode(Request(prompt=PROMPTS[0]))])
         mask = torch.ones_like(ids)
         adapters.use(adapter)
         with torch.inference_mode():
