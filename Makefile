@@ -1,10 +1,11 @@
 # Each target does its own set-up. PYTHON (or KE_PYTHON) makes the environment, VENV is where it lies.
 PYTHON ?= $(or $(KE_PYTHON),python3)
 VENV   ?= .venv
+VLLM   ?= .venv-vllm
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-all lint format bench wheel model clean
+.PHONY: demo test test-all test-vllm lint format bench wheel model clean
 .DEFAULT_GOAL := demo
 
 demo: model            ## the story: ask, correct, ask again, verify, take back
@@ -14,7 +15,11 @@ test: model            ## every test that is fast, in under five minutes
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: model        ## the slow ones too
-	$(BIN)/python -m pytest -m "" --timeout 900 $(ARGS)
+	$(BIN)/python -m pytest -m "not vllm" --timeout 900 $(ARGS)
+
+test-vllm: model       ## against a real vLLM, which gets an environment of its own
+	tests/vllm/install.sh $(VLLM)
+	KE_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -m vllm --timeout 900 $(ARGS)
 
 lint: $(READY)         ## what must hold before anything is tested
 	$(BIN)/ruff check

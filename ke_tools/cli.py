@@ -84,11 +84,16 @@ def _options(
     *,
     home: Annotated[str | None, _shared(metavar="DIR", help="Keeps ledger and revisions. [KE_HOME]")] = None,
     model: Annotated[str | None, _shared(metavar="embedded|ID|PATH", help="The model that is served. [KE_MODEL]")] = None,
-    engine: Annotated[str | None, _shared(metavar="hf", help="What runs the model. [KE_ENGINE]")] = None,
-    upstream: Annotated[
-        str | None, _shared(metavar="URL", help="Instead: a server with OpenAI's API that runs the model. [KE_UPSTREAM]")
+    engine: Annotated[str | None, _shared(metavar="hf|vllm", help="What runs the model. [KE_ENGINE]")] = None,
+    vllm_url: Annotated[
+        str | None, _shared(metavar="URL[,URL]", help="Of the engine vllm: the servers that run --model. [KE_VLLM_URL]")
     ] = None,
-    upstream_key_file: Annotated[str | None, _shared(metavar="FILE", help="That server's key. [KE_UPSTREAM_KEY: the key itself]")] = None,
+    upstream: Annotated[
+        str | None, _shared(metavar="URL", help="Instead of an engine: a server with OpenAI's API that runs the model. [KE_UPSTREAM]")
+    ] = None,
+    upstream_key_file: Annotated[
+        str | None, _shared(metavar="FILE", help="The key of those servers. [KE_UPSTREAM_KEY: the key itself]")
+    ] = None,
     dtype: Annotated[str | None, _shared(metavar="auto|float32|bfloat16|float16", help="Numbers to compute in. [KE_DTYPE]")] = None,
     device: Annotated[str | None, _shared(metavar="auto|cpu|cuda|mps", help="Where to compute. [KE_DEVICE]")] = None,
     read_only: Annotated[bool | None, _shared("--read-only", help="Refuse every write. [KE_READ_ONLY]")] = None,

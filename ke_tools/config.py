@@ -21,7 +21,7 @@ from ke_tools.errors import InvalidInput
 FILE_NAME: Final = "ke-tools.toml"
 DEFAULT_ADDRESS: Final = "127.0.0.1:8765"
 
-ENGINES: Final = ("hf",)
+ENGINES: Final = ("hf", "vllm")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 VIAS: Final = ("auto", "ike", "reader", "weights")
 GREYS: Final = ("conditional", "judge", "base")
@@ -50,8 +50,9 @@ class Settings:
     cache: Path  # what can: model, statistics, indexes
     model: str = "embedded"  # or a checkpoint's folder, or a hub id
     engine: str = "hf"
+    vllm_url: tuple[str, ...] = ()  # of the engine vllm: addresses of servers that run the model
     upstream: str | None = None  # address of a server that runs the model, in place of an engine of ours
-    upstream_key_file: Path | None = None  # its key; else KE_UPSTREAM_KEY, which is no setting, so that nothing shows it
+    upstream_key_file: Path | None = None  # the key of either; else KE_UPSTREAM_KEY, which is no setting, so that nothing shows it
     dtype: str = "auto"
     device: str = "auto"
     demonstrations: int = 6  # how many an IKE prompt shows
@@ -99,6 +100,16 @@ class Settings:
         }
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the model runs in a server that is asked over HTTP."""
+        return bool(self.upstream) or self.engine == "vllm"
+
+    @property
+    def served(self) -> Path:
+        """Where lies what servers of vLLM are given to load."""
+        return self.home / "served"
+
+    @property
     def ledger_file(self) -> Path:
         """Where the home's ledger lies."""
         return self.home / "ledger.db"
@@ -118,7 +129,7 @@ class Settings:
     def from_json(cls, written: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
         values: dict[str, Any] = {n: Path(value) if n in _PATHS and value is not None else value for n, value in written.items()}
-        return cls(**values)
+        return cls(**{**values, "vllm_url": tuple(values.get("vllm_url", ()))})
 
 
 def user_folder(kind: Kind) -> Path:
@@ -250,11 +261,19 @@ def _matching(pattern: re.Pattern[str], expected: str) -> Reader:
     return read
 
 
+def _urls(value: object, _base: Path | None) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not parts or not all(isinstance(one, str) and _URL.fullmatch(one.strip()) for one in parts):
+        raise ValueError("addresses of servers with commas between them, e.g. http://127.0.0.1:8000")
+    return tuple(one.strip() for one in parts)
+
+
 _READERS: Final[Mapping[str, Reader]] = {
     "home": _path,
     "cache": _path,
     "model": _model,
     "engine": _one_of(*ENGINES),
+    "vllm_url": _urls,
     "upstream": _matching(_URL, "the address of a server, without a key in it, e.g. http://127.0.0.1:8000"),
     "upstream_key_file": _path,
     "dtype": _one_of(*DTYPES),

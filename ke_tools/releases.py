@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ke_tools.facts import Edit
     from ke_tools.models.causal import CausalModel
 
-__all__ = ["Release", "build", "erase", "export", "looks_like_one", "opened", "read", "sweep"]
+__all__ = ["EDITS", "Release", "build", "erase", "export", "is_name", "looks_like_one", "opened", "read", "sweep"]
 
 MANIFEST: Final = "manifest.json"
 EDITS: Final = "edits.jsonl"
@@ -131,6 +131,11 @@ def sweep(root: Path, keep: Collection[str]) -> None:
         for folder in root.iterdir():
             if folder.name == _PARTIAL or (_NAME.fullmatch(folder.name) and folder.name not in keep):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_name(name: str) -> bool:
+    """Whether a release could have this name."""
+    return bool(_NAME.fullmatch(name))
 
 
 def looks_like_one(folder: Path) -> bool:

@@ -58,7 +58,7 @@ def build_app(
     metrics = Metrics(service)
     hosts = HostRule.of(allowed_hosts)
     status = Status(service, metrics, guarded=token_file is not None, read_only=read_only, has_mcp=mcp is not None)
-    is_passing = bool(service.settings.upstream)
+    is_passing = service.settings.is_remote
     endpoint: OpenAI | Passing = (Passing if is_passing else OpenAI)(service, metrics, load_wait_seconds=load_wait_seconds)
     routes: list[BaseRoute] = [*status.routes(), *endpoint.routes()]
     if mcp is not None:

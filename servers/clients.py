@@ -20,6 +20,7 @@ _OPTIONS: Final = (  # of the command line
     "home",
     "model",
     "engine",
+    "vllm_url",
     "upstream",
     "upstream_key_file",
     "dtype",
@@ -80,6 +81,8 @@ def _flag(name: str, value: object) -> list[str]:
     option = "--" + name.replace("_", "-")
     if value is True:
         return [option]
+    if isinstance(value, tuple):
+        return [option, ",".join(map(str, value))]
     return [] if value is False or value is None else [option, str(value)]
 
 

@@ -123,6 +123,7 @@ class HomeServer:
             raise Conflict(f"{here} is another version, {__version__}.", end_it)
         for name in SHARED:
             wanted, found = words["given"].get(name), getattr(settings, name)
+            found = list(found) if isinstance(found, tuple) else found  # as JSON has it
             if wanted is not None and wanted != found:
                 raise Conflict(f"{here} has {name} {found!r}; {wanted!r} was asked for.", f"Leave --{name} out. Or: {end_it}")
         if settings.read_only and not words["read_only"]:

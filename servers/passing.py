@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ke_tools.errors import ModelUnavailable, NotFound
+from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
 from ke_tools.servers import refusing
 from ke_tools.servers.auth import LARGEST_PASSED, too_large
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ke_tools.memory.router import Routed
-    from ke_tools.servers.engines.upstream import Upstream
+    from ke_tools.servers.engines.remote import Remote
     from ke_tools.servers.metrics import Metrics
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
@@ -53,6 +55,7 @@ _HOP_BY_HOP: Final = frozenset(
 _KEPT_HERE: Final = _HOP_BY_HOP | frozenset("host content-length authorization cookie origin referer x-api-key api-key expect".split())
 _NOT_PASSED_BACK: Final = _HOP_BY_HOP | frozenset({"set-cookie", "server", "date"})
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
+_OURS: Final = re.compile(rb"ke-[0-9a-f]{24}")
 _MANAGING: Final = ("load_lora_adapter", "unload_lora_adapter", "ke/")  # paths that change the server for everybody
 Kind = Literal["chat", "completion"]
 _SHAPES: Final[Mapping[Kind, Shape]] = {"chat": ChatShape(), "completion": CompletionShape()}
@@ -61,14 +64,14 @@ _PATHS: Final[Mapping[Kind, str]] = {"chat": "/chat/completions", "completion": 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request as it came, and what it asks the model one by one; nothing where that cannot be read."""
+    """A request as it came, and what it asks the model one by one; nothing where edits are not about it, or it cannot be read."""
 
     kind: Kind
     raw: Mapping[str, Any]
     body: bytes
-    requests: tuple[Request, ...]
-    is_ours: bool  # it asks for the model that edits are about
-    is_base: bool  # and for its answer without them
+    requests: tuple[Request, ...] = ()
+    is_base: bool = False  # it asks for the answer without edits
+    is_adapter: bool = False  # it names an adapter of the user's own: the memory acts, and what is in the weights does not
     reason: str = ""  # why nothing is read of it
 
     @property
@@ -104,7 +107,7 @@ class Passing:
         """List what the server lists, and after the corrected model the one without edits."""
         principal_of(request)
         engine = await self._engine()
-        cards = await asyncio.to_thread(engine.cards)
+        cards = [card for card in await asyncio.to_thread(engine.cards) if not engine.is_ours(str(card["id"]))]
         at = next((number for number, card in enumerate(cards) if card["id"] == engine.model_id), 0)
         bare = {**cards[at], "id": engine.model_id + _BASE} if cards else {}
         return JSONResponse({"object": "list", "data": [*cards[: at + 1], bare, *cards[at + 1 :]]})
@@ -133,11 +136,14 @@ class Passing:
         if body is None:
             return too_large(LARGEST_PASSED)
         query = request.scope["query_string"].decode("latin-1")
+        engine = await self._engine()
+        for name in {path.removeprefix("models/"), *(found.decode() for found in _OURS.findall(body))}:
+            _refuse_ours(engine, name)
         target = "/" + quote(path) + (f"?{query}" if query else "")
         told = {"ke-route": "base; reason=path", "ke-edits": "", "ke-revision": str(self._service.revision)}
         return await self._unless_gone(request, self._passed(request, request.method, target, body, told))
 
-    async def _engine(self) -> Upstream:
+    async def _engine(self) -> Remote:
         engine: Any = await self._service.models.engine_async(self._load_wait)
         return engine  # type: ignore[no-any-return]
 
@@ -157,48 +163,55 @@ class Passing:
 
     async def _serve(self, request: HTTPRequest, who: Principal, kind: Kind, body: bytes) -> Response:
         watch, engine = Stopwatch(), await self._engine()
-        asked = _read(kind, body, engine.model_id)
-        view: Literal["edited", "base"] = "edited" if asked.is_ours and not asked.is_base else "base"
+        asked = await asyncio.to_thread(_read, kind, body, engine)
+        view: Literal["edited", "base"] = "base" if asked.is_base else "edited"
         routed = [await asyncio.to_thread(self._service.routed, who, one, engine, view) for one in asked.requests]
+        if asked.is_adapter:
+            routed = [replace(one, reason=one.reason or "adapter") for one in routed]
         for one in routed:
             self._metrics.routed(one)
         request.scope["ke.route"] = routed[0].route if routed else "base"
         if any(one.route == "forget" for one in routed):
             generations = await asyncio.to_thread(self._service.generated, who, routed, engine)
             return refusing.response(asked.raw, [made for _, made in generations], _SHAPES[kind], engine, headers_of(routed, self._service))
-        sent = _changed(asked, routed, engine.model_id)
-        response = await self._sent(request, asked, routed, sent, watch)
+        response = await self._sent(request, asked, routed, engine, watch)
         if any(one.watched for one in routed):
             return await self._looked_at(who, asked, routed, engine, response)
         return response
 
-    async def _sent(self, request: HTTPRequest, asked: _Asked, routed: Sequence[Routed], body: bytes, watch: Stopwatch) -> Passed:
+    async def _sent(self, request: HTTPRequest, asked: _Asked, routed: Sequence[Routed], engine: Remote, watch: Stopwatch) -> Passed:
         """Ask; what the server refuses with the facts in it, such as a prompt that became too long, is asked without."""
-        path = _PATHS[asked.kind]
-        is_watched = any(one.watched for one in routed)
-        told = self._told(asked, routed)
-        answer = await self._passed(request, "POST", path, body, told, is_plain=is_watched)
+        is_plain = any(one.watched for one in routed)
+
+        async def ask(routed: Sequence[Routed]) -> Passed:
+            adapter = _adapter_of(routed)
+            body, told = _changed(asked, routed, engine.served_as(adapter)), self._told(asked, routed)
+            return await self._passed(request, "POST", _PATHS[asked.kind], body, told, adapter=adapter, is_plain=is_plain)
+
+        answer = await ask(routed)
         if any(one.hits for one in routed) and answer.status_code in _REFUSED:
             await answer.aclose()
-            untold = [
-                replace(one, request=given, route="base", hits=(), reason="refused")
-                for one, given in zip(routed, asked.requests, strict=True)
-            ]
-            body, told = _changed(asked, untold, self._service.model_id), self._told(asked, untold)
-            answer = await self._passed(request, "POST", path, body, told, is_plain=is_watched)
+            answer = await ask([_untold(one, given) for one, given in zip(routed, asked.requests, strict=True)])
         answer.on_end = lambda: self._metrics.answered(routed[0].route if routed else "base", watch.seconds)
         return answer
 
     def _told(self, asked: _Asked, routed: Sequence[Routed]) -> dict[str, str]:
         if routed:
             return headers_of(routed, self._service)
-        reason = asked.reason or "model"
-        return {"ke-route": f"base; reason={reason}", "ke-edits": "", "ke-revision": str(self._service.revision)}
+        return {"ke-route": f"base; reason={asked.reason}", "ke-edits": "", "ke-revision": str(self._service.revision)}
 
     async def _passed(
-        self, request: HTTPRequest, method: str, path: str, body: bytes, told: Mapping[str, str], *, is_plain: bool = False
+        self,
+        request: HTTPRequest,
+        method: str,
+        path: str,
+        body: bytes,
+        told: Mapping[str, str],
+        *,
+        adapter: str = "",
+        is_plain: bool = False,
     ) -> Passed:
-        """Ask the server; ``is_plain``: uncompressed, for us to read.
+        """Ask the server, with an adapter of ours; ``is_plain``: uncompressed, for us to read.
 
         Raises:
             ModelUnavailable: it does not answer, refuses its key, or is somewhere else.
@@ -208,17 +221,17 @@ class Passing:
         if is_plain:
             headers["accept-encoding"] = "identity"
         self._client = self._client or engine.new_client()
-        answer = await engine.send(self._client, method, path, headers=headers, content=body)
+        answer = await engine.send(self._client, method, path, adapter=adapter, headers=headers, content=body)
         if answer.status_code in _KEY_REFUSED or answer.has_redirect_location:
             await answer.aclose()
             raise _misled(engine, answer)
         return Passed(answer, told)
 
-    async def _looked_at(self, who: Principal, asked: _Asked, routed: Sequence[Routed], engine: Upstream, response: Passed) -> Response:
+    async def _looked_at(self, who: Principal, asked: _Asked, routed: Sequence[Routed], engine: Remote, response: Passed) -> Response:
         """Read an answer that may not say something before anybody sees a word of it."""
         whole = await response.whole()
         if response.status_code >= 300:  # noqa: PLR2004  it says nothing of the model's
-            return Response(whole, response.status_code, headers=dict(response.headers))
+            return response.again(whole)
         for one in routed:
             for text in refusing.texts_of(whole, is_stream=asked.streams):
                 judged, made = await asyncio.to_thread(self._service.judged, who, one, text, engine)
@@ -226,7 +239,7 @@ class Passing:
                     return refusing.response(
                         asked.raw, [made] * len(asked.requests), _SHAPES[asked.kind], engine, headers_of([judged], self._service)
                     )
-        return Response(whole, response.status_code, headers=dict(response.headers))
+        return response.again(whole)
 
 
 class Passed(Response):
@@ -255,6 +268,11 @@ class Passed(Response):
             raise _broken(error) from error
         finally:
             await self.aclose()
+
+    def again(self, whole: bytes) -> Response:
+        """The same answer from what was read of it."""
+        kept = {name: value for name, value in self.headers.items() if name not in {"content-length", "content-encoding"}}
+        return Response(whole, self.status_code, headers=kept)
 
     async def aclose(self) -> None:
         """Let it go."""
@@ -290,22 +308,34 @@ class Passed(Response):
             yield b"\n\ndata: " + json.dumps(error_body(_broken(error))).encode() + b"\n\n"
 
 
-def _read(kind: Kind, body: bytes, model_id: str) -> _Asked:
+def _read(kind: Kind, body: bytes, engine: Remote) -> _Asked:
     """Read what must be known of a request; whatever else it says is the server's to judge.
 
     Raises:
-        InvalidInput: it is no JSON object.
+        InvalidInput: it is no JSON object. NotFound: it names what only we may ask for.
     """
-    raw = parse_json(body)
-    model = raw.get("model") or model_id
-    is_base = model == model_id + _BASE
-    asked = _Asked(kind, raw, body, (), is_ours=is_base or model == model_id, is_base=is_base)
-    if not asked.is_ours:
-        return asked
+    raw, known = parse_json(body), engine.model_id
+    model = raw.get("model") or known
+    if not isinstance(model, str):
+        return _Asked(kind, raw, body, reason="unread")
+    _refuse_ours(engine, model)
+    is_base = model == known + _BASE
+    is_adapter = not is_base and model != known and engine.is_adapter(model)
+    if not is_base and model != known and not is_adapter:
+        return _Asked(kind, raw, body, reason="model")
     most = raw.get("max_completion_tokens", raw.get("max_tokens"))
     most = most if isinstance(most, int) and most > 0 else _ANSWER_TOKENS
     requests = _conversation(raw, most) if kind == "chat" else _texts(raw, most)
-    return replace(asked, requests=requests, reason="" if requests else "unread")
+    if is_adapter:
+        requests = tuple(replace(one, adapter=model) for one in requests)
+    return _Asked(kind, raw, body, requests, is_base, is_adapter, "" if requests else "unread")
+
+
+def _refuse_ours(engine: Remote, model: str) -> None:
+    if engine.is_ours(model):
+        raise NotFound(
+            f"there is no model {model[:200]!r} here.", f"Ask for {engine.model_id!r}.", param="model", openai_code="model_not_found"
+        )
 
 
 def _conversation(raw: Mapping[str, Any], most: int) -> tuple[Request, ...]:
@@ -326,15 +356,30 @@ def _texts(raw: Mapping[str, Any], most: int) -> tuple[Request, ...]:
     )
 
 
-def _changed(asked: _Asked, routed: Sequence[Routed], model_id: str) -> bytes:
+def _untold(routed: Routed, given: Request) -> Routed:
+    """The same without the facts, and without what makes a model heed them."""
+    adapter = "+".join(part for part in routed.request.adapter.split("+") if part != READER)
+    route: Literal["weights", "base"] = "weights" if adapter and adapter != given.adapter else "base"
+    return replace(routed, request=replace(given, adapter=adapter), route=route, hits=(), reason="refused")
+
+
+def _adapter_of(routed: Sequence[Routed]) -> str:
+    """The adapter of a request: where several prompts in it want several, what all of them want."""
+    parts = [one.request.adapter.split("+") for one in routed] or [[""]]
+    return "+".join(part for part in parts[0] if all(part in others for others in parts))
+
+
+def _changed(asked: _Asked, routed: Sequence[Routed], model: str) -> bytes:
     """The body to send: the very bytes that came, unless something goes in or another name is meant."""
     told = [one.request for one in routed]
-    is_told = any(new is not old for new, old in zip(told, asked.requests, strict=True)) if told else False
-    if not is_told and not asked.is_base:
+    is_told = any((new.messages, new.prompt) != (old.messages, old.prompt) for new, old in zip(told, asked.requests, strict=False))
+    named = asked.raw.get("model")
+    is_renamed = bool(named) and named != model and (bool(told) or asked.is_base)
+    if not is_told and not is_renamed:
         return asked.body
     raw = dict(asked.raw)
-    if asked.is_base:
-        raw["model"] = model_id
+    if is_renamed:
+        raw["model"] = model
     if is_told and asked.kind == "chat":
         raw["messages"] = list(told[0].messages or ())
     elif is_told:
@@ -343,7 +388,7 @@ def _changed(asked: _Asked, routed: Sequence[Routed], model_id: str) -> bytes:
     return json.dumps(raw, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def _misled(engine: Upstream, answer: httpx.Response) -> ModelUnavailable:
+def _misled(engine: Remote, answer: httpx.Response) -> ModelUnavailable:
     if answer.has_redirect_location:
         elsewhere = answer.headers["location"][:200]
         return ModelUnavailable(f"the server at {engine.address} sends to {elsewhere!r}.", "Give that address by --upstream.")

@@ -193,7 +193,7 @@ def loaded(settings: Settings) -> tuple[CausalModel, Serving]:
     from ke_tools.models.causal import load
 
     engine: Any = engine_of(settings)
-    return load(settings, beside=engine.weights), engine
+    return load(settings, beside=getattr(engine, "weights", None)), engine
 
 
 def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:

@@ -13,7 +13,7 @@ from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput, ModelUnavailable
 from ke_tools.models.causal import CausalModel
 
-__all__ = ["CONFIG", "WEIGHTS", "read", "write"]
+__all__ = ["CONFIG", "WEIGHTS", "read", "scale", "write"]
 
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def read(folder: Path, model: CausalModel) -> Update:
             if match is None or match[1] not in layers:
                 raise InvalidInput(f"the adapter in {folder} changes {name}, which is no MLP output projection.", "Load it through PEFT.")
             found.setdefault(layers[match[1]], {})[match[2]] = tensor
-        scales = {n: _scale(config, model.projection_name(n), parts["A"].shape[0]) for n, parts in found.items()}
+        scales = {n: scale(config, model.projection_name(n), parts["A"].shape[0]) for n, parts in found.items()}
         changes = {n: Factors(parts["B"] * scales[n], parts["A"]) for n, parts in sorted(found.items())}
         method = json.loads(told.get("method", "{}"))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -91,7 +91,8 @@ def read(folder: Path, model: CausalModel) -> Update:
     return update
 
 
-def _scale(config: dict[str, Any], name: str, rank: int) -> float:
+def scale(config: dict[str, Any], name: str, rank: int) -> float:
+    """What a LoRA of PEFT's is multiplied by: alpha over the rank, or over its root."""
     patterns = config.get("alpha_pattern") or {}
     alpha = next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), config["lora_alpha"])
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)

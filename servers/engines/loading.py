@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ke_tools.errors import Unsupported
+from ke_tools.errors import InvalidInput
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
@@ -19,7 +19,7 @@ EMBEDDED_ID = "smollm2-135m-instruct"
 def model_id(settings: Settings) -> str:
     """Name under which the model of these settings is served; known before anything is loaded."""
     if settings.upstream:
-        return settings.model if settings.model != "embedded" else "upstream"
+        return settings.model if settings.model != "embedded" else settings.upstream
     if settings.model == "embedded":
         return EMBEDDED_ID
     path = Path(settings.model).expanduser()
@@ -32,23 +32,26 @@ def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
     Raises:
         InvalidInput, NotFound: as :class:`~ke_tools.servers.engines.upstream.Upstream`.
         ModelUnavailable, ResourceExhausted: as :func:`ke_tools.models.checkpoint.resolve` says.
-        Unsupported: an engine that this version does not have.
+        Unsupported: the servers serve another model.
     """
     if settings.upstream:
-        from ke_tools.servers.engines.upstream import Upstream, key_of
+        from ke_tools.servers.engines._server import key_of
+        from ke_tools.servers.engines.upstream import Upstream
 
         say(f"connecting to {settings.upstream}")
         model = settings.model if settings.model != "embedded" else ""
         return Upstream(settings.upstream, model=model, key=key_of(settings.upstream_key_file, os.environ))
-    if settings.engine != "hf":
-        raise Unsupported(f"there is no engine {settings.engine!r}.", "Use --engine hf.")
     from ke_tools.models import checkpoint
     from ke_tools.models.reader import card
-    from ke_tools.servers.engines.hf import HFEngine
 
     path = checkpoint.resolve(settings, progress=lambda message, _fraction: say(message))
+    fingerprint = checkpoint.fingerprint(path, cache=settings.cache)
+    reader = card.find(fingerprint, settings.home)
+    if settings.engine == "vllm":
+        return _vllm(settings, path, fingerprint, reader, say)
+    from ke_tools.servers.engines.hf import HFEngine
+
     say("loading the model")
-    reader = card.find(checkpoint.fingerprint(path, cache=settings.cache), settings.home)
     return HFEngine(
         path,
         model_id=model_id(settings),
@@ -58,3 +61,14 @@ def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
         trust_remote_code=settings.trust_remote_code,
         cache=settings.cache,
     )
+
+
+def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None, say: Callable[[str], None]) -> Engine:
+    from ke_tools.servers.engines._server import key_of
+    from ke_tools.servers.engines.vllm import VLLM
+
+    if not settings.vllm_url:
+        raise InvalidInput("the engine vllm needs to know its servers.", "Give --vllm-url http://HOST:PORT.")
+    say(f"connecting to {', '.join(settings.vllm_url)}")
+    key = key_of(settings.upstream_key_file, os.environ)
+    return VLLM(settings.vllm_url, path=path, fingerprint=fingerprint, root=settings.served, key=key, reader=reader)

@@ -117,7 +117,7 @@ class Service:
     revision = 12
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(model="embedded", upstream=None)
+        self.settings = SimpleNamespace(model="embedded", is_remote=False)
         self.ledger = SimpleNamespace(head=lambda: 12, tenants=list)
         self.damage = Damage()
         self.engine = Script()

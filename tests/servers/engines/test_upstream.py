@@ -14,7 +14,8 @@ import pytest
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
 from ke_tools.models.engine import Generation, Request
 from ke_tools.servers.engines._circuit import FAILURES, Circuit
-from ke_tools.servers.engines.upstream import Upstream, address_of, key_of
+from ke_tools.servers.engines._server import address_of, key_of
+from ke_tools.servers.engines.upstream import Upstream
 from tests.servers.other_server import KEY, OtherServer
 
 Connect = Callable[..., Upstream]

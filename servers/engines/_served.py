@@ -1,0 +1,199 @@
+"""What a vLLM server is given to serve: a release, the reader, or both as one LoRA adapter, in a folder named by what it holds.
+
+vLLM serves one adapter a request, so what acts together is one: of a module that several change, the factors stand side by side
+(B A = B₁A₁ + B₂A₂), and all are padded with zeros to one rank, whose scaling is 1. A codebook lies beside as ``grace.safetensors``, which
+the plugin (:mod:`ke_tools.servers.vllm_plugin`) reads; vLLM wants an adapter all the same, so without one there is one that adds zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools.editors import codebook as codebooks
+from ke_tools.editors import peft_folder
+from ke_tools.errors import ModelUnavailable, Unsupported, cannot_write
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["NAME", "Served", "serve"]
+
+NAME: Final = re.compile(r"ke-[0-9a-f]{24}")
+MOST_LOSS: Final = 0.01  # of the change's norm, that a lower rank may cost
+_PARTS: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_Factors = tuple["torch.Tensor", "torch.Tensor"]  # A [rank, in], B [out, rank]; B A is what is added
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A folder that a server can load."""
+
+    name: str
+    folder: Path
+    rank: int
+    loss: float  # share of the norm of what is added that a lower rank cost
+    has_codebook: bool
+
+
+def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_rank: int = 0) -> Served:
+    """Write what some adapters and releases add together, or find it written already.
+
+    Args:
+        root: where such folders lie; the server must see it under the same path.
+        parts: folders; at most one has a codebook.
+        config: of the model (``hidden_size``, ``intermediate_size``).
+        most_rank: the server's; a higher one is lowered by a singular value decomposition.
+
+    Raises:
+        Unsupported: lowering the rank would cost more than :data:`MOST_LOSS`.
+        ModelUnavailable: a part is damaged.
+        ResourceExhausted, ReadOnly: the folder cannot be written.
+    """
+    factors: dict[str, list[_Factors]] = defaultdict(list)
+    for part in parts:
+        for module, pair in _read(part).items():
+            factors[module].append(pair)
+    joined = {module: _joined(pairs) for module, pairs in sorted(factors.items())}
+    lowered = (
+        {module: _lowered(pair, most_rank) for module, pair in joined.items()} if most_rank else {m: (p, 0.0) for m, p in joined.items()}
+    )
+    loss = max((lost for _, lost in lowered.values()), default=0.0)
+    if loss > MOST_LOSS:
+        raise Unsupported(
+            f"the server takes rank {most_rank} at most; lowering the edits' to that would cost {loss:.1%} of what they add.",
+            f"Start it with --max-lora-rank {_next_rank(max(pair[0].shape[0] for pair in joined.values()))}.",
+        )
+    book = next((part / codebooks.WEIGHTS for part in parts if (part / codebooks.WEIGHTS).is_file()), None)
+    return _written(root, {module: pair for module, (pair, _) in lowered.items()} or _zero(config), book, loss)
+
+
+def _read(folder: Path) -> dict[str, _Factors]:
+    """An adapter's factors with its scaling in B; none of a release that is a codebook alone."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / peft_folder.CONFIG).exists():
+        return {}
+    try:
+        config = json.loads((folder / peft_folder.CONFIG).read_text("utf-8"))
+        found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, tensor in load_file(folder / peft_folder.WEIGHTS).items():
+            match = _PARTS.fullmatch(name)
+            if match is None:
+                raise ValueError(f"{name} is no part of a LoRA")  # noqa: TRY301
+            found[match[1]][match[2]] = tensor.float()
+        return {module: (both["A"], both["B"] * peft_folder.scale(config, module, both["A"].shape[0])) for module, both in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelUnavailable(f"the adapter in {folder} cannot be read: {error}", "Make it again.") from error
+
+
+def _joined(pairs: Sequence[_Factors]) -> _Factors:
+    import torch
+
+    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+
+
+def _lowered(pair: _Factors, rank: int) -> tuple[_Factors, float]:
+    """The best factors of that rank (0: any) for B A, and what they leave out of its norm; no product of full size is made."""
+    import torch
+
+    a, b = pair
+    if not rank or a.shape[0] <= rank:
+        return pair, 0.0
+    q_b, r_b = torch.linalg.qr(b.double())  # [out, n], [n, n]
+    q_a, r_a = torch.linalg.qr(a.double().T)  # [in, n], [n, n]
+    u, s, v = torch.linalg.svd(r_b @ r_a.T)  # B A = q_b (u s v) q_aᵀ
+    kept_b, kept_a = (q_b @ u[:, :rank]) * s[:rank], v[:rank] @ q_a.T
+    loss = float((s[rank:].square().sum() / s.square().sum()).sqrt())
+    return (kept_a.float(), kept_b.float()), loss
+
+
+def _zero(config: Mapping[str, Any]) -> dict[str, _Factors]:
+    import torch
+
+    try:
+        width, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unsupported(
+            "the model's configuration does not tell its widths, so no codebook can be served.", "Promote by memit."
+        ) from error
+    return {"model.layers.0.mlp.down_proj": (torch.zeros(1, inner), torch.zeros(width, 1))}
+
+
+def _written(root: Path, factors: Mapping[str, _Factors], book: Path | None, loss: float) -> Served:
+    from safetensors.torch import save
+
+    rank = max(a.shape[0] for a, _ in factors.values())
+    tensors = {}
+    for module, (a, b) in factors.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = _padded(a, rank, 0)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = _padded(b, rank, 1)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "",
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({module.rpartition(".")[2] for module in factors}),
+        "inference_mode": True,
+    }
+    files = {peft_folder.CONFIG: json.dumps(config, sort_keys=True).encode(), peft_folder.WEIGHTS: save(tensors)}
+    if book is not None:
+        files[codebooks.WEIGHTS] = book.read_bytes()
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + hashlib.sha256(content).digest())
+    name = f"ke-{digest.hexdigest()[:24]}"
+    place = root / name
+    if not _is_whole(place, files):
+        try:
+            _write(root, place, files)
+        except OSError as error:
+            raise cannot_write(root, error) from error
+    return Served(name, place, rank, loss, book is not None)
+
+
+def _padded(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
+    import torch
+
+    missing = rank - tensor.shape[dim]
+    if missing:
+        shape = list(tensor.shape)
+        shape[dim] = missing
+        tensor = torch.cat([tensor, torch.zeros(shape)], dim=dim)
+    return tensor.contiguous()
+
+
+def _is_whole(place: Path, files: Mapping[str, bytes]) -> bool:
+    return all((place / name).is_file() and (place / name).read_bytes() == content for name, content in files.items())
+
+
+def _write(root: Path, place: Path, files: Mapping[str, bytes]) -> None:
+    root.mkdir(mode=0o755, parents=True, exist_ok=True)  # the server may be another user
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+    try:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        partial.chmod(0o755)
+        if place.exists():  # damaged: put aside, as a server may be reading it
+            place.rename(partial / "damaged")
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _next_rank(rank: int) -> int:
+    """The smallest that vLLM knows and that holds it."""
+    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), 512)

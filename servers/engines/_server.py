@@ -1,0 +1,237 @@
+"""A server that speaks OpenAI's API, and what is asked of it over HTTP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+import httpx
+
+from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound
+from ke_tools.models.engine import Generation, Piece, Request
+from ke_tools.servers.engines._circuit import Circuit
+from ke_tools.servers.engines._wire import body_of, generation_of, path_of, pieces_of
+
+__all__ = ["Server", "address_of", "key_of"]
+
+TIMEOUT: Final = httpx.Timeout(600.0, connect=5.0, write=60.0)  # seconds; a long answer's first byte may take minutes
+_MOST_CONNECTIONS: Final = 2048
+_VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
+_SHOWN: Final = 300
+
+
+def address_of(url: str) -> str:
+    """The address below which the API lies, without a slash at the end: ``http://host:8000`` becomes ``http://host:8000/v1``.
+
+    Raises:
+        InvalidInput: it is no http address, or carries a name or password.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_right = urlsplit(""), False
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_right or parts.query or parts.fragment:
+        raise InvalidInput(f"{url[:_SHOWN]!r} is not the address of a server.", "Give e.g. http://127.0.0.1:8000.")
+    if parts.username or parts.password:
+        raise InvalidInput("the address of the server carries a key.", "Put it in a file and give --upstream-key-file.")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path}" + ("" if _VERSION.search(path) else "/v1")
+
+
+class Server:
+    """One server. Thread safe."""
+
+    def __init__(self, url: str, *, key: str = "", timeout: httpx.Timeout = TIMEOUT) -> None:
+        """Remember where it is; nothing is asked yet.
+
+        Args:
+            url: of the server, with or without ``/v1``.
+            key: sent as bearer token; nobody else's is.
+            timeout: of every request.
+
+        Raises:
+            InvalidInput: the address is none.
+        """
+        self.address = address_of(url)
+        self.circuit = Circuit(f"the server at {self.address}")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._timeout = timeout
+        self._client = httpx.Client(headers=self._headers, timeout=timeout, limits=_limits())
+
+    def card(self, model: str = "") -> Mapping[str, Any]:
+        """What it tells of one of its models, which may be left unnamed where it serves one.
+
+        Raises:
+            ModelUnavailable: nobody answers, or the key is refused.
+            InvalidInput: there are several models. NotFound: there is no such model.
+        """
+        return _chosen(self.cards(), model, self.address)
+
+    def cards(self) -> list[Mapping[str, Any]]:
+        """What the server lists as its models.
+
+        Raises:
+            ModelUnavailable: it does not answer, or not with a list.
+        """
+        answer = self._asked("GET", "/models")
+        if answer.status_code != httpx.codes.OK:
+            refuse(answer, self.address)
+        try:
+            return [card for card in answer.json()["data"] if isinstance(card, dict) and card.get("id")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelUnavailable(
+                f"{self.address}/models answers {answer.text[:_SHOWN]!r}, which is no list of models.", "Check --upstream."
+            ) from error
+
+    def ask(self, request: Request, model: str, prompt_tokens: int) -> Generation:
+        """Have a model of it answer.
+
+        Args:
+            request: in a form that it takes.
+            model: its name there.
+            prompt_tokens: told where the server counts none.
+
+        Raises:
+            ModelUnavailable, InvalidInput: it does not answer, or refuses.
+        """
+        return generation_of(self.post(path_of(request), body_of(request, model)), request, prompt_tokens)
+
+    def takes(self, request: Request, model: str) -> bool:
+        """Whether it answers requests of this form.
+
+        Raises:
+            ModelUnavailable: it does not answer at all, or refuses the key.
+        """
+        answer = self._asked("POST", path_of(request), json=body_of(request, model))
+        if answer.status_code in {401, 403, 429, 502, 503, 504}:
+            refuse(answer, self.address)
+        return answer.status_code == httpx.codes.OK
+
+    def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True) -> Any:
+        """Ask for something, and give the answer read, or the text where it ``is_json`` not.
+
+        Raises:
+            ModelUnavailable, InvalidInput: it does not answer, or refuses.
+        """
+        answer = self._asked("POST", path, json=body)
+        if answer.status_code != httpx.codes.OK:
+            refuse(answer, self.address)
+        if not is_json:
+            return answer.text
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise ModelUnavailable(f"the server answers what is not JSON: {answer.text[:_SHOWN]!r}", "Check its address.") from error
+
+    async def stream(self, request: Request, model: str, prompt_tokens: int) -> AsyncIterator[Piece]:
+        """As :meth:`ask`, piece by piece."""
+        self.circuit.check()
+        body = body_of(request, model, stream=True)
+        try:
+            async with self.new_client() as client, client.stream("POST", self.address + path_of(request), json=body) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    await answer.aread()
+                    refuse(answer, self.address)
+                async for piece in pieces_of(answer.aiter_lines(), request, prompt_tokens):
+                    yield piece
+        except httpx.HTTPError as error:
+            raise self.circuit.failed(_in_words(error)) from error
+        self.circuit.worked()
+
+    async def send(self, client: httpx.AsyncClient, method: str, path: str, **content: Any) -> httpx.Response:
+        """Pass something on; gives the answer with its body unread, whatever its status, for the caller to close.
+
+        Args:
+            client: one of :meth:`new_client`.
+            method: of HTTP.
+            path: with a slash in front; escaped.
+            content: as :meth:`httpx.AsyncClient.build_request` takes it.
+
+        Raises:
+            ModelUnavailable: nobody answers, or nobody is asked as nobody answered just before.
+        """
+        self.circuit.check()
+        try:
+            answer = await client.send(client.build_request(method, self.address + path, **content), stream=True)
+        except httpx.HTTPError as error:
+            raise self.circuit.failed(_in_words(error)) from error
+        self.circuit.worked()
+        return answer
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._client.close()
+
+    def _asked(self, method: str, path: str, **content: Any) -> httpx.Response:
+        self.circuit.check()
+        try:
+            answer = self._client.request(method, self.address + path, **content)
+        except httpx.HTTPError as error:
+            raise self.circuit.failed(_in_words(error)) from error
+        self.circuit.worked()
+        return answer
+
+    def new_client(self) -> httpx.AsyncClient:
+        """What connections of one event loop are kept in."""
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=_limits())
+
+
+def _limits() -> httpx.Limits:
+    return httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=256)
+
+
+def _chosen(cards: Sequence[Mapping[str, Any]], model: str, address: str) -> Mapping[str, Any]:
+    names = [str(card["id"]) for card in cards]
+    listed = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")  # noqa: PLR2004
+    if model:
+        if model not in names:
+            raise NotFound(f"the server at {address} has no model {model!r}.", f"It has: {listed or 'none'}.")
+        return cards[names.index(model)]
+    bases = [card for card in cards if not card.get("parent")]  # vLLM lists adapters with the model that they are of
+    if len(bases) != 1:
+        raise InvalidInput(f"the server at {address} has {len(bases)} models: {listed or 'none'}.", "Name one by --model.")
+    return bases[0]
+
+
+def refuse(answer: httpx.Response, address: str) -> NoReturn:
+    """Turn a status into our terms: what the caller asked for wrongly is theirs, all else is the server's.
+
+    Raises:
+        InvalidInput, ModelUnavailable: always one of them.
+    """
+    said = " ".join(answer.text.split())[:_SHOWN] or answer.reason_phrase
+    if answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        raise ModelUnavailable(
+            f"the server at {address} refuses the key it was given ({answer.status_code}): {said}",
+            "Give its own by --upstream-key-file or KE_UPSTREAM_KEY.",
+        )
+    if answer.status_code in {400, 413, 422}:
+        raise InvalidInput(f"the server at {address} refuses the request ({answer.status_code}): {said}", "Correct it.")
+    raise ModelUnavailable(f"the server at {address} answers {answer.status_code}: {said}", "See its log.")
+
+
+def _in_words(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "it took too long" if not isinstance(error, httpx.ConnectTimeout) else "no connection came about in time"
+    return f"{type(error).__name__}: {error}".rstrip(" :.") or "unknown"
+
+
+def key_of(file: Path | None, environment: Mapping[str, str]) -> str:
+    """The server's key: the file's one line, else ``KE_UPSTREAM_KEY``, else none.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds no key.
+    """
+    if file is None:
+        return environment.get("KE_UPSTREAM_KEY", "").strip()
+    try:
+        key = file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the key file {file} cannot be read: {error}.", "Check --upstream-key-file.") from error
+    if not key or not key.isascii() or any(ch.isspace() for ch in key):
+        raise InvalidInput(f"the key file {file} holds no key.", "Put the key in it, on one line.")
+    return key

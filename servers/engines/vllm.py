@@ -1,0 +1,508 @@
+"""A model that vLLM serves, in one server or several: releases are loaded into each and taken out again, without a restart.
+
+What a tenant's release adds, alone and together with the reader, is written as a LoRA adapter under a name that follows from its content
+(:mod:`ke_tools.servers.engines._served`), never changed in place: vLLM's prefix cache knows adapters by name and path. It is loaded into
+every server, asked for there, and only then used; the base model's own name answers as ever. A server that was away gets no traffic
+before it has all that is wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+
+from ke_tools import releases
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
+from ke_tools.memory.router import READER
+from ke_tools.models.engine import Generation, Piece, Request
+from ke_tools.servers.engines._served import NAME, Served, serve
+from ke_tools.servers.engines._server import TIMEOUT, Server
+from ke_tools.servers.engines._template import Template
+
+__all__ = ["VLLM"]
+
+log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 64  # requests of one batch under way: vLLM batches them itself
+_AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
+_PROBED: Final = 4  # edits of a release that a server is asked about before it is used
+_GENERATED: Final = 4  # tokens
+_SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
+_TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
+_FORGOTTEN: Final = frozenset({httpx.codes.NOT_FOUND})
+_T = TypeVar("_T")
+_Scores = list[list[float]]
+
+
+@dataclass(slots=True)
+class _Replica:
+    """One server, and what is known of it."""
+
+    server: Server
+    has: set[str] = field(default_factory=set)  # names of what is loaded
+    is_current: bool = False  # it has all that is wanted
+    looked_at: float = 0.0
+
+
+class VLLM:
+    """An engine over servers of vLLM that serve one model. Thread safe.
+
+    Args:
+        urls: of the servers.
+        path: the checkpoint's folder, for its tokenizer and its configuration.
+        fingerprint: of the checkpoint.
+        root: where adapters for the servers are written; they must see it under the same path.
+        model: which of the servers' models, where they have several.
+        key: of the servers.
+        reader: folder of the reader.
+        timeout: of a request.
+
+    Raises:
+        ModelUnavailable: none of the servers answers.
+        Unsupported: they serve another model, or take no adapters.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        path: Path,
+        fingerprint: str,
+        root: Path,
+        model: str = "",
+        key: str = "",
+        reader: Path | None = None,
+        timeout: httpx.Timeout = TIMEOUT,
+    ) -> None:
+        self.fingerprint = fingerprint
+        self._replicas = [_Replica(Server(url, key=key, timeout=timeout)) for url in urls]
+        self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
+        self._changing = threading.RLock()
+        self._turn = 0
+        self._root, self._reader = root, reader
+        self._wanted: dict[str, Served] = {}  # by the adapters in it, joined by +
+        self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
+        self._config = json.loads((path / "config.json").read_text("utf-8"))
+        try:
+            card = self._first_card(model)
+            self.model_id, self.context_length = str(card["id"]), int(card.get("max_model_len") or 2048)
+            self._template = Template(path, model_id=self.model_id)
+            self._refuse_another_tokenizer()
+            self._add_reader()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """Of the first server, and how many more there are."""
+        more = f" and {len(self._replicas) - 1} more" if len(self._replicas) > 1 else ""
+        return self._replicas[0].server.address + more
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """Names of the loaded adapters."""
+        return frozenset(name for key in self._wanted for name in key.split("+"))
+
+    @property
+    def chat_roles(self) -> frozenset[str]:
+        """Those that the template takes before the last user turn."""
+        return self._template.roles
+
+    def count_tokens(self, request: Request) -> int:
+        """Count the prompt's tokens, the chat template included."""
+        return len(self._template.encode(request))
+
+    # -- answering -----------------------------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Answer all, in order; blocks.
+
+        Raises:
+            ModelUnavailable, InvalidInput, Unsupported: of the first that fails.
+        """
+
+        def whole(request: Request) -> Generation:
+            fitted, count = self._fitted(request)
+            return self._by_any(request.adapter, lambda server, model: server.ask(fitted, model, count))
+
+        return list(self._pool.map(whole, requests))
+
+    async def stream(self, request: Request) -> AsyncIterator[Piece]:
+        """Answer piece by piece; closing the iterator cancels the generation.
+
+        Raises:
+            ModelUnavailable, InvalidInput, Unsupported: as :meth:`generate`.
+        """
+        fitted, count = self._fitted(request)
+        model, has_begun = self.served_as(request.adapter), False
+        for replica in self._current():
+            try:
+                async for piece in replica.server.stream(fitted, model, count):
+                    has_begun = True
+                    yield piece
+            except ModelUnavailable:
+                self._lost(replica)
+                if has_begun:
+                    raise
+            else:
+                return
+        raise self._nobody()
+
+    def score(self, requests: Sequence[Request], targets: Sequence[str]) -> list[float | None]:
+        """Give the log-probability of each target behind its request (:class:`~ke_tools.models.engine.Scores`)."""
+
+        def one(pair: tuple[Request, str]) -> float | None:
+            request, target = pair
+            placed = self._template.placed(request, target)
+            if placed is None:
+                return None
+            text = [*placed.ids[: placed.prompt_length], *placed.target]
+            [scores] = self._by_any(request.adapter, lambda server, model: _forced(server, model, [text]))
+            return sum(scores[placed.prompt_length - 1 :])
+
+        return list(self._pool.map(one, zip(requests, targets, strict=True)))
+
+    def served_as(self, adapter: str) -> str:
+        """The name that the servers know the model by, with an adapter.
+
+        Raises:
+            Unsupported: nothing of that name is loaded.
+        """
+        if not adapter:
+            return self.model_id
+        if (served := self._wanted.get(_key(adapter))) is not None:
+            return served.name
+        parts = adapter.split("+")
+        if len(parts) == 1 and not NAME.fullmatch(adapter) and not releases.is_name(adapter) and adapter != READER:
+            return adapter  # the user's own
+        raise Unsupported(f"{adapter!r} is not loaded into the servers.", f"Loaded are: {', '.join(sorted(self._wanted)) or 'none'}.")
+
+    def is_adapter(self, model: str) -> bool:
+        """Whether a name is that of an adapter of the user's own on the model; asks a server."""
+        if NAME.fullmatch(model):
+            return False
+        return any(card["id"] == model and card.get("parent") for card in self.cards())
+
+    def is_ours(self, model: str) -> bool:
+        """Whether a name is one that we gave."""
+        return bool(NAME.fullmatch(model))
+
+    def cards(self) -> list[Mapping[str, Any]]:
+        """What a server lists as its models.
+
+        Raises:
+            ModelUnavailable: none answers.
+        """
+        return self._by_any("", lambda server, _model: server.cards())
+
+    def new_client(self) -> httpx.AsyncClient:
+        """What connections of one event loop are kept in."""
+        return self._replicas[0].server.new_client()
+
+    async def send(self, client: httpx.AsyncClient, method: str, path: str, *, adapter: str = "", **content: Any) -> httpx.Response:
+        """See :class:`~ke_tools.servers.engines.remote.Remote`; a server that does not answer is passed over for the next."""
+        import asyncio
+
+        for replica in self._current():
+            for _ in range(2):
+                try:
+                    answer = await replica.server.send(client, method, path, **content)
+                except ModelUnavailable:
+                    self._lost(replica)
+                    break
+                if not adapter or answer.status_code not in _FORGOTTEN:
+                    return answer
+                await answer.aclose()  # it was started again since it was looked at, and knows nothing of ours
+                replica.is_current = False
+                if not await asyncio.to_thread(self._bring_up, replica):
+                    break
+        raise self._nobody()
+
+    # -- adapters ------------------------------------------------------------------------------------------------------------------
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Load a release into every server, alone and with the reader, and ask each about it; requests may use it when this returns.
+
+        Raises:
+            InvalidInput: the name is taken.
+            ModelUnavailable: it is damaged, or a server does not take it; then none has it.
+            Unsupported: it was made for another model, or a server cannot serve it; then none has it.
+        """
+        with self._changing:
+            if name in self._wanted:
+                raise InvalidInput(f"an adapter {name!r} is loaded already.", "Unload it first, or take another name.")
+            release = releases.read(path)
+            if release.fingerprint != self.fingerprint:
+                raise Unsupported(
+                    f"{name} was made for the model {release.fingerprint}; this is {self.fingerprint}.", "Promote its edits again."
+                )
+            self._publish(name, [path], _asked_about(self._template, path))
+            if READER in self._wanted:
+                try:
+                    self._publish(_key(f"{READER}+{name}"), [path, self._reader or path], [])
+                except KeToolsError:
+                    self.unload_adapter(name)
+                    raise
+
+    def unload_adapter(self, name: str) -> None:
+        """Take a release out of every server; those of its requests that are under way end first.
+
+        Raises:
+            InvalidInput: no adapter of this name is loaded.
+        """
+        with self._changing:
+            gone = [key for key in self._wanted if name in key.split("+")]
+            if not gone:
+                raise InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._wanted)) or 'none'}.")
+            for key in gone:
+                served = self._wanted.pop(key)
+                self._probes.pop(key, None)
+                for replica in self._replicas:
+                    self._take_out(replica, served.name)
+
+    def close(self) -> None:
+        """Let the connections go; what is loaded stays in the servers, for whoever else asks them."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for replica in self._replicas:
+            replica.server.close()
+
+    def told(self) -> list[str]:
+        """How each server stands, in words."""
+        said = []
+        for replica in self._replicas:
+            with suppress(KeToolsError):
+                self._bring_up(replica)
+            state = "serves" if replica.is_current else f"does not: {replica.server.circuit.told or 'it lacks what is wanted'}"
+            said.append(f"{replica.server.address} {state}")
+        return said
+
+    # -- inside --------------------------------------------------------------------------------------------------------------------
+
+    def _first_card(self, model: str) -> Mapping[str, Any]:
+        """Meet the servers; those that are away are met when they come.
+
+        Raises:
+            ModelUnavailable: none answers. Unsupported: they serve different models.
+        """
+        cards: list[Mapping[str, Any]] = []
+        away: list[ModelUnavailable] = []
+        for replica in self._replicas:
+            try:
+                cards.append(replica.server.card(model))
+            except ModelUnavailable as error:
+                away.append(error)
+            else:
+                replica.is_current = True
+        if not cards:
+            raise away[0]
+        if len({str(card["id"]) for card in cards}) > 1:
+            raise Unsupported(f"the servers serve {', '.join(sorted({str(card['id']) for card in cards}))}.", "Give servers of one model.")
+        return cards[0]
+
+    def _refuse_another_tokenizer(self) -> None:
+        text = "The capital of Australia is Canberra; 12,345 + 678 = ? Ünïcödé."
+        mine = self._template.encode(Request(prompt=text))
+        for replica in self._replicas:
+            if replica.is_current and (theirs := _tokens(replica.server, self.model_id, text)) not in (None, mine):
+                raise Unsupported(
+                    f"{replica.server.address} reads a text as other tokens than the checkpoint of --model: it serves another model.",
+                    "Give the checkpoint that it serves by --model.",
+                )
+            log.debug("%s reads as the checkpoint: %s", replica.server.address, theirs is not None)
+
+    def _add_reader(self) -> None:
+        """Load the reader where the servers take it; without, facts go in with demonstrations."""
+        if self._reader is None:
+            return
+        text = self._template.encode(Request(prompt="The capital of Australia is Canberra. What is the capital of Australia?"))
+        try:
+            self._publish(READER, [self._reader], [text])
+        except KeToolsError as error:
+            log.warning("the reader is not served, so facts go in with demonstrations: %s", error)
+
+    def _publish(self, key: str, parts: Sequence[Path], texts: list[list[int]], most_rank: int = 0) -> None:
+        """Give every server that is there something to serve, and ask it; where one fails, all are as before."""
+        served = serve(self._root, parts, config=self._config, most_rank=most_rank)
+        given: list[_Replica] = []
+        try:
+            for replica in self._current():
+                given.append(replica)
+                self._give(replica, served, texts)
+        except KeToolsError as error:
+            for replica in given:
+                self._take_out(replica, served.name)
+            match = _TOO_HIGH.search(str(error))
+            if match is None or most_rank:
+                raise
+            self._publish(key, parts, texts, int(match[1]))
+            return
+        if not given:
+            raise self._nobody()
+        if served.loss:
+            log.warning("%s is served at rank %d, which costs %.2g of what it adds", key, served.rank, served.loss)
+        self._wanted[key], self._probes[key] = served, texts
+
+    def _give(self, replica: _Replica, served: Served, texts: list[list[int]]) -> None:
+        """Load something into one server and ask it about that.
+
+        Raises:
+            Unsupported: it cannot serve it. ModelUnavailable: it does not answer, or answers nonsense.
+        """
+        server = replica.server
+        before = _forced(server, self.model_id, texts)
+        said = _load(server, served)
+        if said and not _TOO_HIGH.search(said) and not _is_loaded(server, served.name):
+            said = _load(server, served)  # with several workers vLLM may answer with the failure of an earlier one
+        if said:
+            raise Unsupported(f"{server.address} does not load it: {said}", "See its log; docs/vllm.md says how to start it.")
+        replica.has.add(served.name)
+        if texts:
+            self._refuse_idle(server, served, texts, before)
+
+    def _refuse_idle(self, server: Server, served: Served, texts: list[list[int]], before: _Scores) -> None:
+        """Refuse what does nothing, or what is nonsense, or moves the base model."""
+        after, base = _forced(server, served.name, texts), _forced(server, self.model_id, texts)
+        if not all(math.isfinite(value) for row in after for value in row):
+            raise ModelUnavailable(f"{server.address} answers with numbers that are none.", "Promote its edits again.")
+        if base != before:
+            raise ModelUnavailable(f"{server.address} answers differently as the base model since it was loaded.", "Restart that server.")
+        if max(abs(new - old) for row, other in zip(after, base, strict=True) for new, old in zip(row, other, strict=True)) <= _SAME:
+            what = "the plugin of ke-tools is missing there" if served.has_codebook else "it was started without these modules"
+            raise Unsupported(f"{server.address} loads it, and answers as without: {what}.", "docs/vllm.md says how to start it.")
+        server.ask(Request(prompt="The", max_tokens=_GENERATED), served.name, 1)
+
+    def _take_out(self, replica: _Replica, name: str) -> None:
+        try:
+            replica.server.post("/unload_lora_adapter", {"lora_name": name})
+        except KeToolsError as error:  # it has none, or is away: then it has none when it comes back
+            log.debug("%s has nothing to unload: %s", replica.server.address, error)
+        replica.has.discard(name)
+
+    def _current(self) -> Iterator[_Replica]:
+        """The servers that may be asked, each at most once, another one first each time."""
+        self._turn += 1
+        count = len(self._replicas)
+        for number in range(count):
+            replica = self._replicas[(self._turn + number) % count]
+            if replica.is_current or self._bring_up(replica):
+                yield replica
+
+    def _lost(self, replica: _Replica) -> None:
+        replica.is_current, replica.has = False, set()
+
+    def _bring_up(self, replica: _Replica) -> bool:
+        """Give a server that was away what it lacks, and say whether it has all."""
+        if replica.is_current:
+            return True
+        if time.monotonic() - replica.looked_at < _AGAIN_SECONDS and replica.looked_at:
+            return False
+        with self._changing:
+            replica.looked_at = time.monotonic()
+            try:
+                listed = {str(card["id"]) for card in replica.server.cards()}
+                if self.model_id not in listed:
+                    raise Unsupported(f"{replica.server.address} serves {', '.join(sorted(listed))}.", "")
+                for key, served in self._wanted.items():
+                    if served.name not in listed:
+                        self._give(replica, served, self._probes[key])
+            except KeToolsError as error:
+                log.warning("%s gets no requests: %s", replica.server.address, error)
+                return False
+            replica.has, replica.is_current = {served.name for served in self._wanted.values()}, True
+            log.info("%s has all that is wanted, and gets requests", replica.server.address)
+            return True
+
+    def _by_any(self, adapter: str, ask: Callable[[Server, str], _T]) -> _T:
+        """Ask one server after the other until one answers."""
+        failed: KeToolsError | None = None
+        for replica in self._current():
+            try:
+                return ask(replica.server, self.served_as(adapter))
+            except ModelUnavailable as error:
+                failed = error
+                self._lost(replica)
+                if adapter and self._bring_up(replica):  # it knew the base and not the adapter: it was started again
+                    with suppress(ModelUnavailable):
+                        return ask(replica.server, self.served_as(adapter))
+        raise failed or self._nobody()
+
+    def _nobody(self) -> ModelUnavailable:
+        said = "; ".join(f"{one.server.address}: {one.server.circuit.told or 'it is not ready'}" for one in self._replicas)
+        return ModelUnavailable(f"no server of the model answers ({said}).", "Start one, or see `ke-tools doctor`.", poll_after_ms=2000)
+
+    def _fitted(self, request: Request) -> tuple[Request, int]:
+        """The request with room for its answer in the context; gives its tokens too."""
+        count = self.count_tokens(request)
+        if count >= self.context_length:
+            raise InvalidInput(f"the prompt has {count} tokens; the model reads {self.context_length}, its answer included.", "Shorten it.")
+        return replace(request, adapter="", max_tokens=min(request.max_tokens, self.context_length - count)), count
+
+
+def _key(adapter: str) -> str:
+    return "+".join(sorted(adapter.split("+")))
+
+
+def _load(server: Server, served: Served) -> str:
+    """Load an adapter; gives what the server says against it, "" where it has it."""
+    try:
+        server.post("/load_lora_adapter", {"lora_name": served.name, "lora_path": str(served.folder.resolve())}, is_json=False)
+    except InvalidInput as error:
+        return "" if "already" in error.message and _is_loaded(server, served.name) else error.message
+    except ModelUnavailable as error:
+        if server.circuit.told:  # nobody answered
+            raise
+        return error.message
+    return ""
+
+
+def _is_loaded(server: Server, name: str) -> bool:
+    return any(card["id"] == name for card in server.cards())
+
+
+def _forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> _Scores:
+    """The log-probability of each token of each text behind those before it, the first left out."""
+    if not texts:
+        return []
+    body = {"model": model, "prompt": [list(text) for text in texts], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    answer = server.post("/completions", body)
+    try:
+        return [
+            [float(row[str(token)]["logprob"]) for token, row in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)]
+            for text, choice in zip(texts, answer["choices"], strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{server.address} tells no log-probabilities of a prompt: {error!r}", "Serve the model by vLLM 0.32."
+        ) from error
+
+
+def _tokens(server: Server, model: str, text: str) -> list[int] | None:
+    """A text's tokens as the server reads it; ``None`` where it does not say."""
+    body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    found = server.post("/completions", body)["choices"][0].get("prompt_token_ids")
+    return list(found) if isinstance(found, list) else None
+
+
+def _asked_about(template: Template, folder: Path) -> list[list[int]]:
+    """Some of a release's edits as tokens: prompt and target, as a text and as a chat turn."""
+    texts: list[list[int]] = []
+    lines = (folder / releases.EDITS).read_text("utf-8").splitlines()[:_PROBED]
+    for fact in map(json.loads, lines):
+        ways = [Request(prompt=fact["prompt"])]
+        ways += [Request(messages=({"role": "user", "content": fact["prompt"]},))] if template.roles else []
+        placed = (template.placed(way, fact["target"]) for way in ways)
+        texts += [[*one.ids[: one.prompt_length], *one.target] for one in placed if one is not None]
+    return texts
