@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
 from ke_tools.errors import KeToolsError
+from ke_tools.memory.router import READER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +81,8 @@ def _model(service: Service) -> tuple[bool, str]:
     settings = service.settings
     if settings.upstream:
         return _upstream(service)
+    if settings.engine == "vllm":
+        return _vllm(service)
     if settings.model == "embedded" and embedded.locate(settings.cache) is None:
         return True, "the embedded model is not fetched yet; `ke-tools model fetch` does it, or the first question"
     card = checkpoint.describe(checkpoint.resolve(settings), cache=settings.cache)
@@ -96,6 +99,21 @@ def _upstream(service: Service) -> tuple[bool, str]:
         length = f"{engine.context_length:,} tokens" if engine.context_length < UNKNOWN_LENGTH else "an unknown length"
         forms = "conversations" if engine.chat_roles else "texts to complete"
         return True, f"{engine.model_id} behind {service.settings.upstream}, takes {forms} of {length}; its weights are not at hand"
+    finally:
+        engine.close()
+
+
+def _vllm(service: Service) -> tuple[bool, str]:
+    """The servers of vLLM, each asked anew."""
+    from ke_tools.servers.engines.loading import load_engine
+
+    engine: Any = load_engine(service.settings, lambda _message: None)
+    try:
+        told = engine.told()
+        lacks = (
+            "" if READER in engine.adapters or not engine.has_reader else "; the reader is not served, so facts go in with demonstrations"
+        )
+        return all(is_well for is_well, _ in told), f"{engine.model_id}, {engine.fingerprint}: {'; '.join(said for _, said in told)}{lacks}"
     finally:
         engine.close()
 

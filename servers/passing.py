@@ -185,8 +185,19 @@ class Passing:
 
         async def ask(routed: Sequence[Routed]) -> Passed:
             adapter = _adapter_of(routed)
-            body, told = _changed(asked, routed, engine.served_as(adapter)), self._told(asked, routed)
-            return await self._passed(request, "POST", _PATHS[asked.kind], body, told, adapter=adapter, is_plain=is_plain)
+            model, told = engine.served_as(adapter), self._told(asked, routed)
+            hidden = model if engine.is_ours(model) else ""
+            answer = await self._passed(
+                request,
+                "POST",
+                _PATHS[asked.kind],
+                _changed(asked, routed, model),
+                told,
+                adapter=adapter,
+                is_plain=is_plain or bool(hidden),
+            )
+            answer.hide(hidden, asked.raw.get("model") or engine.model_id)
+            return answer
 
         answer = await ask(routed)
         if any(one.hits for one in routed) and answer.status_code in _REFUSED:
@@ -253,6 +264,13 @@ class Passed(Response):
         kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower().decode("latin-1") not in _NOT_PASSED_BACK]
         self.raw_headers = [*kept, *((name.encode(), value.encode("latin-1", "replace")) for name, value in told.items())]
         self.on_end: Callable[[], None] = lambda: None
+        self._hidden: tuple[bytes, bytes] | None = None
+
+    def hide(self, name: str, by: str) -> None:
+        """Say ``by`` where the answer would name what only we may ask for."""
+        if name:
+            self._hidden = json.dumps(name).encode(), json.dumps(by).encode()
+            self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
 
     async def whole(self) -> bytes:
         """Read all of it.
@@ -263,7 +281,8 @@ class Passed(Response):
         import httpx
 
         try:
-            return await self._answer.aread()
+            whole = await self._answer.aread()
+            return whole.replace(*self._hidden) if self._hidden else whole
         except httpx.HTTPError as error:
             raise _broken(error) from error
         finally:
@@ -294,12 +313,22 @@ class Passed(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         self.on_end()
 
+    async def _renamed(self, name: bytes, by: bytes) -> AsyncIterator[bytes]:
+        """The same line by line, as a name may come in two parts."""
+        rest = b""
+        async for part in self._answer.aiter_raw():
+            lines, newline, rest = (rest + part).rpartition(b"\n")
+            if newline:
+                yield (lines + newline).replace(name, by)
+        if rest:
+            yield rest.replace(name, by)
+
     async def _parts(self) -> AsyncIterator[bytes]:
         """The bytes as they come; a stream of events that breaks off says so in one, anything else breaks off too."""
         import httpx
 
         try:
-            async for part in self._answer.aiter_raw():
+            async for part in self._answer.aiter_raw() if self._hidden is None else self._renamed(*self._hidden):
                 yield part
         except httpx.HTTPError as error:
             headers = self._answer.headers

@@ -9,12 +9,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools import releases
-from ke_tools.errors import Conflict, KeToolsError, NotFound, WrongState
+from ke_tools.errors import Conflict, KeToolsError, NotFound, Unsupported, WrongState
 from ke_tools.facts import Edit, State
 from ke_tools.memory.events import now
+from ke_tools.models.engine import Request, Scores
 from ke_tools.promotion import Climb, Rung, climb
 from ke_tools.servers.contradictions import contradicted
 from ke_tools.servers.engines.loading import model_id
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = ["acting", "loaded", "made", "promoted", "run_job"]
 
 log = logging.getLogger(__name__)
+
+_TEXT: Final = ("The capital of Australia is", "Canberra, a city in the south east of the country that was planned for this.")
+_FURTHEST: Final = 0.5  # nats a token
 
 
 def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) -> Mapping[str, Any]:
@@ -189,11 +193,45 @@ def _beside(service: Service, job: Job, engine: Serving, climbed: Climb, reporte
 
 @lru_cache(maxsize=1)
 def loaded(settings: Settings) -> tuple[CausalModel, Serving]:
-    """The editing copy and an engine, of the same weights; the worker keeps them from job to job."""
+    """The editing copy and an engine, of the same weights; the worker keeps them from job to job.
+
+    Raises:
+        Unsupported: servers serve other weights than the checkpoint's.
+    """
     from ke_tools.models.causal import load
 
     engine: Any = engine_of(settings)
-    return load(settings, beside=getattr(engine, "weights", None)), engine
+    model = load(settings, beside=getattr(engine, "weights", None))
+    if isinstance(engine, Scores) and settings.is_remote:
+        refuse_another(model, engine)
+    return model, engine
+
+
+def refuse_another(model: CausalModel, engine: Scores) -> None:
+    """Refuse servers that say a text much less or much more likely than the checkpoint does; quantised weights pass.
+
+    Raises:
+        Unsupported: they serve other weights.
+    """
+    import torch
+
+    start, rest = _TEXT
+    ids = model.tokenizer(start + " " + rest, return_tensors="pt")["input_ids"].to(model.device)
+    begin = len(model.tokenizer(start)["input_ids"])
+    with torch.no_grad():
+        scores = torch.log_softmax(model.model(ids).logits[0, :-1].float(), -1)
+    mine = float(scores.gather(1, ids[0, 1:, None])[begin - 1 :].sum())
+    [theirs] = engine.score([Request(prompt=start)], [rest])
+    count = ids.shape[1] - begin
+    if theirs is None or abs(theirs - mine) / count > _FURTHEST:
+        said = (
+            "cannot say how likely a text is"
+            if theirs is None
+            else f"say {theirs / count:.2f} nats a token where it says {mine / count:.2f}"
+        )
+        raise Unsupported(
+            f"the servers do not serve the checkpoint of --model: they {said}.", "Give the checkpoint that they serve by --model."
+        )
 
 
 def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:

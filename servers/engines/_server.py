@@ -111,6 +111,13 @@ class Server:
             refuse(answer, self.address)
         return answer.status_code == httpx.codes.OK
 
+    def has(self, path: str) -> bool:
+        """Whether there is something to get at a path; not where it does not answer."""
+        try:
+            return self._asked("GET", path).status_code == httpx.codes.OK
+        except ModelUnavailable:
+            return False
+
     def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True) -> Any:
         """Ask for something, and give the answer read, or the text where it ``is_json`` not.
 

@@ -279,14 +279,21 @@ class VLLM:
         for replica in self._replicas:
             replica.server.close()
 
-    def told(self) -> list[str]:
-        """How each server stands, in words."""
+    @property
+    def has_reader(self) -> bool:
+        """Whether there is a reader for the model, served or not."""
+        return self._reader is not None
+
+    def told(self) -> list[tuple[bool, str]]:
+        """How each server stands: whether it is asked, and what it has, in words."""
         said = []
         for replica in self._replicas:
-            with suppress(KeToolsError):
-                self._bring_up(replica)
-            state = "serves" if replica.is_current else f"does not: {replica.server.circuit.told or 'it lacks what is wanted'}"
-            said.append(f"{replica.server.address} {state}")
+            address, is_well = replica.server.address, self._bring_up(replica)
+            if is_well:
+                plugin = "with" if replica.server.has("/ke/status") else "without"
+                said.append((True, f"{address} answers, {plugin} the plugin that codebooks need"))
+            else:
+                said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
         return said
 
     # -- inside --------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ import pytest
 
 from ke_tools.testing import thimble_path
 
+COMMAND: Final = os.environ.get("KE_VLLM") or shutil.which("vllm")  # read before a test takes KE_* away
+RUNNING: Final = os.environ.get("KE_VLLM_URL", "")
 START_SECONDS: Final = 300
 MODEL: Final = "thimble"
 LORA: Final = (
@@ -35,7 +37,6 @@ _ENVIRONMENT: Final = {
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
-    "VLLM_LOGGING_LEVEL": "INFO",
 }
 
 
@@ -56,14 +57,13 @@ class Server:
 
     def start(self) -> None:
         """Start it; it answers when :meth:`wait` returns."""
-        command = os.environ.get("KE_VLLM") or shutil.which("vllm")
-        if command is None:
+        if COMMAND is None:
             pytest.fail("there is no vllm; `make test-vllm` installs one")
         with self._log.open("ab") as output:
             place = ("--host", "127.0.0.1", "--port", str(self._port))
             exactly = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
             self._process = subprocess.Popen(
-                [command, "serve", str(thimble_path()), "--served-model-name", MODEL, *place, *exactly, *self._arguments],
+                [COMMAND, "serve", str(thimble_path()), "--served-model-name", MODEL, *place, *exactly, *self._arguments],
                 env={**os.environ, **_ENVIRONMENT, **self._environment},
                 stdout=output,
                 stderr=output,
@@ -121,10 +121,23 @@ def new_server(logs: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
+def servers(new_server: Callable[..., Server]) -> dict[str, Server]:
+    """All kinds that are asked here; started side by side, as each takes most of a minute."""
+    started = {
+        "second": new_server(*LORA, **OURS),
+        "stock": new_server(),
+        "bare": new_server(*LORA[:-5], "8", "--max-loras", "4", VLLM_ALLOW_RUNTIME_LORA_UPDATING="1", VLLM_PLUGINS=""),
+    }
+    for server in started.values():
+        server.wait()
+    return started
+
+
+@pytest.fixture(scope="session")
 def replica(new_server: Callable[..., Server]) -> Server:
     """A server as docs/vllm.md says to start it; or the one that runs at ``KE_VLLM_URL``, started the same way on the thimble."""
-    if running := os.environ.get("KE_VLLM_URL"):
-        return Server(Path(os.devnull), int(running.rpartition(":")[2]))
+    if RUNNING:
+        return Server(Path(os.devnull), int(RUNNING.rpartition(":")[2]))
     server = new_server(*LORA, **OURS)
     server.wait()
     return server

@@ -1,0 +1,135 @@
+"""Adapters as servers of vLLM get them: sums, paddings and lower ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ke_tools.errors import ModelUnavailable, ReadOnly, Unsupported
+from ke_tools.servers.engines._served import NAME, serve
+
+CONFIG = {"hidden_size": 6, "intermediate_size": 10}
+DOWN, ATTENTION = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
+
+
+def adapter(folder: Path, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], **config: Any) -> Path:
+    """A PEFT folder."""
+    folder.mkdir(parents=True)
+    tensors = {}
+    for module, (a, b) in factors.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    save_file(tensors, folder / "adapter_model.safetensors")
+    rank = max(a.shape[0] for a, _ in factors.values())
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(told), "utf-8")
+    return folder
+
+
+def pair(rank: int, inner: int = 10, outer: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random factors."""
+    made = torch.Generator().manual_seed(seed)
+    return torch.randn(rank, inner, generator=made), torch.randn(outer, rank, generator=made)
+
+
+def added(folder: Path, module: str) -> torch.Tensor:
+    """What a served folder adds to a module."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"] for part in "AB")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    assert a.shape[0] == b.shape[1] == config["r"] == config["lora_alpha"]
+    return b @ a
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 32))
+def test_what_acts_together_is_the_sum_of_what_each_adds(
+    tmp_path_factory: pytest.TempPathFactory, one: int, other: int, alpha: int
+) -> None:
+    """Issue 7, §4: one adapter that holds both, zero-padded to one rank; each part's own scaling counts."""
+    folder = tmp_path_factory.mktemp("served")
+    first = adapter(folder / "first", {DOWN: pair(one)})
+    second = adapter(folder / "second", {DOWN: pair(other, seed=1), ATTENTION: pair(other, 6, 6, seed=2)}, lora_alpha=alpha)
+    made = serve(folder / "root", [first, second], config=CONFIG)
+    (a, b), (c, d) = pair(one), pair(other, seed=1)
+    torch.testing.assert_close(added(made.folder, DOWN), b @ a + (d @ c) * (alpha / other))
+    e, f = pair(other, 6, 6, seed=2)
+    torch.testing.assert_close(added(made.folder, ATTENTION), (f @ e) * (alpha / other))
+    assert made.rank == max(one + other, other)
+
+
+def test_a_name_follows_from_the_content(tmp_path: Path) -> None:
+    """VLLM's prefix cache knows adapters by name and path, so neither may ever mean something else."""
+    first, second = adapter(tmp_path / "a", {DOWN: pair(2)}), adapter(tmp_path / "b", {DOWN: pair(2, seed=1)})
+    one, again, other = (serve(tmp_path / "root", [part], config=CONFIG) for part in (first, first, second))
+    assert one == again
+    assert one.name != other.name
+    assert NAME.fullmatch(one.name)
+    assert one.folder.name == one.name
+
+
+def test_a_folder_that_was_damaged_is_written_anew(tmp_path: Path) -> None:
+    """A torn file must not be served."""
+    part = adapter(tmp_path / "a", {DOWN: pair(2)})
+    made = serve(tmp_path / "root", [part], config=CONFIG)
+    whole = (made.folder / "adapter_model.safetensors").read_bytes()
+    (made.folder / "adapter_model.safetensors").write_bytes(whole[:20])
+    assert serve(tmp_path / "root", [part], config=CONFIG) == made
+    assert (made.folder / "adapter_model.safetensors").read_bytes() == whole
+    assert [path.name for path in (tmp_path / "root").iterdir() if path.name == made.name] == [made.name]
+
+
+def test_a_codebook_alone_gets_an_adapter_that_adds_nothing(tmp_path: Path) -> None:
+    """Issue 7, §3: it rides in an adapter's folder, and vLLM wants an adapter."""
+    part = tmp_path / "book"
+    part.mkdir()
+    (part / "grace.safetensors").write_bytes(b"as it is")
+    made = serve(tmp_path / "root", [part], config=CONFIG)
+    assert (made.folder / "grace.safetensors").read_bytes() == b"as it is"
+    assert made.has_codebook
+    assert not added(made.folder, "model.layers.0.mlp.down_proj").any()
+    with pytest.raises(Unsupported, match="widths"):
+        serve(tmp_path / "root", [part], config={})
+
+
+def test_a_rank_over_the_servers_is_lowered_where_that_costs_nothing_and_refused_where_it_does(tmp_path: Path) -> None:
+    """Issue 7, §2: by a singular value decomposition with its loss stated, else refused."""
+    a, b = pair(5)
+    two = b[:, :2] @ a[:2]
+    redundant = adapter(tmp_path / "redundant", {DOWN: (torch.cat([a[:2], a[:2]]), torch.cat([b[:, :2], b[:, :2]], dim=1))})
+    made = serve(tmp_path / "root", [redundant], config=CONFIG, most_rank=2)
+    assert made.rank == 2
+    assert made.loss < 1e-6
+    torch.testing.assert_close(added(made.folder, DOWN), 2 * two)
+    full = adapter(tmp_path / "full", {DOWN: (a, b)})
+    with pytest.raises(Unsupported, match=r"would cost \d.*--max-lora-rank 8"):
+        serve(tmp_path / "root", [full], config=CONFIG, most_rank=1)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "names"])
+def test_a_part_that_cannot_be_read_is_told(tmp_path: Path, damage: str) -> None:
+    """Bad input: nothing reaches a server."""
+    part = adapter(tmp_path / "a", {DOWN: pair(2)})
+    if damage == "names":
+        save_file({"something.else": torch.zeros(1)}, part / "adapter_model.safetensors")
+    else:
+        (part / {"weights": "adapter_model.safetensors", "config": "adapter_config.json"}[damage]).write_bytes(b"{torn")
+    with pytest.raises(ModelUnavailable, match="cannot be read"):
+        serve(tmp_path / "root", [part], config=CONFIG)
+
+
+def test_a_folder_that_takes_no_files_is_told(tmp_path: Path) -> None:
+    """Bad input: a full or read-only disk."""
+    part = adapter(tmp_path / "a", {DOWN: pair(2)})
+    root = tmp_path / "root"
+    os.symlink("/dev/full", root)  # noqa: PTH211  no folder can be made there
+    with pytest.raises(ReadOnly):
+        serve(root, [part], config=CONFIG)
