@@ -1,0 +1,142 @@
+"""``ke-tools bench passing``: what it costs that requests to another server's model go through ours.
+
+The same requests, which no edit is about, are streamed directly and through our endpoint, in turn, so that a busy machine is busy for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from ke_tools.benches._report import Bar, Progress, Stages, at_most, report
+from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.servers.principal import Principal
+
+if TYPE_CHECKING:
+    from ke_tools.config import Settings
+    from ke_tools.servers.service import Service
+
+__all__ = ["run"]
+
+CLIENTS: Final = 32
+ROUNDS: Final = 3
+SHARE: Final = 0.95
+ADDED_MILLISECONDS: Final = 3.0
+_ASKED: Final = 200  # one by one, for the latency
+_START_SECONDS: Final = 30.0
+
+
+def run(settings: Settings, *, requests: int, tokens: int, edits: int, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure throughput and latency.
+
+    Args:
+        settings: with an upstream, or the engine vllm; the home is a new one.
+        requests: of each round, by :data:`CLIENTS` clients.
+        tokens: of each answer, at most.
+        edits: live meanwhile; no question is about one.
+        seed: told in the report; nothing is drawn.
+        progress: hears (stage, done, total).
+
+    Raises:
+        InvalidInput: no server is named. KeToolsError: it does not answer.
+    """
+    if not settings.is_remote:
+        raise InvalidInput("there is no other server to pass requests to.", "Give --upstream URL, or --engine vllm and --vllm-url.")
+    stages = Stages(progress)
+    with tempfile.TemporaryDirectory() as folder, _served(dataclasses.replace(settings, home=Path(folder))) as (service, ours):
+        engine: Any = service.models.engine(wait_seconds=60)
+        made = [{"subject": f"Zorbland {n}", "prompt": f"The capital of Zorbland {n} is", "target": "Quux"} for n in range(edits)]
+        service.edit(Principal(), made)
+        theirs = engine.address.split(" ")[0]
+        body = {"model": engine.model_id, "max_tokens": tokens, "temperature": 0, "stream": True}
+        results = asyncio.run(_measured(theirs, f"{ours}/v1", body, requests, stages))
+        fingerprint = engine.fingerprint
+    results |= {"clients": CLIENTS, "requests": requests, "tokens": tokens, "edits": edits, "seconds": stages.as_dict()}
+    share, added = results["throughput_share"], results["added_p50_ms"]
+    bars = [Bar("throughput through ours ÷ direct", share, results["throughput_stderr"], SHARE, share >= SHARE)]
+    return report("passing", fingerprint, seed, results, [*bars, at_most("added latency, p50, ms", added, ADDED_MILLISECONDS)])
+
+
+async def _measured(theirs: str, ours: str, body: dict[str, Any], requests: int, stages: Stages) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=CLIENTS * 2)
+    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+        shares, direct = [], []
+        for number in range(ROUNDS):
+            stages.tell("throughput", number, ROUNDS)
+            seconds = {}
+            for name, address in (("direct", theirs), ("ours", ours)) if number % 2 == 0 else (("ours", ours), ("direct", theirs)):
+                with stages.stage(name):
+                    seconds[name] = await _together(client, address, body, requests)
+            shares.append(seconds["direct"] / seconds["ours"])
+            direct.append(requests / seconds["direct"])
+        with stages.stage("one by one"):
+            pairs = [(await _one(client, theirs, body, n), await _one(client, ours, body, n)) for n in range(_ASKED)]
+    added = [1000 * (through - straight) for straight, through in pairs]
+    return {
+        "throughput_share": round(statistics.mean(shares), 4),
+        "throughput_stderr": round(statistics.stdev(shares) / len(shares) ** 0.5, 4),
+        "direct_requests_a_second": round(statistics.mean(direct), 2),
+        "direct_p50_ms": round(1000 * statistics.median(straight for straight, _ in pairs), 2),
+        "added_p50_ms": round(statistics.median(added), 2),
+        "added_p90_ms": round(statistics.quantiles(added, n=10)[-1], 2),
+    }
+
+
+async def _together(client: httpx.AsyncClient, address: str, body: dict[str, Any], requests: int) -> float:
+    """Seconds for all, so many clients at a time."""
+    numbers = iter(range(requests))
+
+    async def work() -> None:
+        for number in numbers:
+            await _one(client, address, body, number)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(CLIENTS)))
+    return time.perf_counter() - began
+
+
+async def _one(client: httpx.AsyncClient, address: str, body: dict[str, Any], number: int) -> float:
+    """Seconds from a request to the last byte of its answer."""
+    asked = {**body, "messages": [{"role": "user", "content": f"Write something about the number {number}."}]}
+    began = time.perf_counter()
+    async with client.stream("POST", f"{address}/chat/completions", json=asked) as answer:
+        async for _ in answer.aiter_raw():
+            pass
+    if answer.status_code != httpx.codes.OK:
+        raise KeToolsError(f"{address} answered {answer.status_code}.", "See its log.")
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _served(settings: Settings) -> Iterator[tuple[Service, str]]:
+    """Our endpoint on a free port, in a thread as a server has it."""
+    import uvicorn
+
+    from ke_tools.servers.app import build_app
+    from ke_tools.servers.service import open_service
+
+    service = open_service(settings)
+    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", access_log=False, ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        end = time.monotonic() + _START_SECONDS
+        while not server.started and time.monotonic() < end:
+            time.sleep(0.01)
+        try:
+            yield service, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(_START_SECONDS)
+            service.close()
