@@ -8,6 +8,7 @@ before it has all that is wanted.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -36,6 +37,7 @@ __all__ = ["VLLM"]
 log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 64  # requests of one batch under way: vLLM batches them itself
+_PATIENCE_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
 _PROBED: Final = 4  # edits of a release that a server is asked about before it is used
 _GENERATED: Final = 4  # tokens
@@ -51,9 +53,8 @@ class _Replica:
     """One server, and what is known of it."""
 
     server: Server
-    has: set[str] = field(default_factory=set)  # names of what is loaded
     is_current: bool = False  # it has all that is wanted
-    looked_at: float = 0.0
+    again: float = 0.0  # before that it is not looked at, where it is not
 
 
 class VLLM:
@@ -148,7 +149,7 @@ class VLLM:
         """
         fitted, count = self._fitted(request)
         model, has_begun = self.served_as(request.adapter), False
-        for replica in self._current():
+        async for replica in self._current_soon():
             try:
                 async for piece in replica.server.stream(fitted, model, count):
                     has_begun = True
@@ -214,9 +215,7 @@ class VLLM:
 
     async def send(self, client: httpx.AsyncClient, method: str, path: str, *, adapter: str = "", **content: Any) -> httpx.Response:
         """See :class:`~ke_tools.servers.engines.remote.Remote`; a server that does not answer is passed over for the next."""
-        import asyncio
-
-        for replica in self._current():
+        async for replica in self._current_soon():
             for _ in range(2):
                 try:
                     answer = await replica.server.send(client, method, path, **content)
@@ -227,7 +226,7 @@ class VLLM:
                     return answer
                 await answer.aclose()  # it was started again since it was looked at, and knows nothing of ours
                 replica.is_current = False
-                if not await asyncio.to_thread(self._bring_up, replica):
+                if not await asyncio.to_thread(self._bring_up, replica, waits=True):
                     break
         raise self._nobody()
 
@@ -375,7 +374,6 @@ class VLLM:
             said = _load(server, served)  # with several workers vLLM may answer with the failure of an earlier one
         if said:
             raise Unsupported(f"{server.address} does not load it: {said}", "See its log; docs/vllm.md says how to start it.")
-        replica.has.add(served.name)
         if texts:
             self._refuse_idle(server, served, texts, before)
 
@@ -396,41 +394,63 @@ class VLLM:
             replica.server.post("/unload_lora_adapter", {"lora_name": name})
         except KeToolsError as error:  # it has none, or is away: then it has none when it comes back
             log.debug("%s has nothing to unload: %s", replica.server.address, error)
-        replica.has.discard(name)
 
     def _current(self) -> Iterator[_Replica]:
-        """The servers that may be asked, each at most once, another one first each time."""
-        self._turn += 1
-        count = len(self._replicas)
-        for number in range(count):
-            replica = self._replicas[(self._turn + number) % count]
-            if replica.is_current or self._bring_up(replica):
+        """The servers that may be asked, each at most once, another one first each time; where all are away, one that comes back."""
+        has_given = False
+        for replica in self._in_turn():
+            if self._bring_up(replica):
+                has_given = True
+                yield replica
+        if not has_given:
+            yield from (replica for replica in self._in_turn() if self._bring_up(replica, waits=True))
+
+    async def _current_soon(self) -> AsyncIterator[_Replica]:
+        """The same without keeping the event loop waiting for a server that is away."""
+        has_given = False
+        for replica in self._in_turn():
+            if replica.is_current or await asyncio.to_thread(self._bring_up, replica):
+                has_given = True
+                yield replica
+        for replica in self._in_turn() if not has_given else ():
+            if await asyncio.to_thread(self._bring_up, replica, waits=True):
                 yield replica
 
-    def _lost(self, replica: _Replica) -> None:
-        replica.is_current, replica.has = False, set()
+    def _in_turn(self) -> list[_Replica]:
+        self._turn = (self._turn + 1) % len(self._replicas)
+        return self._replicas[self._turn :] + self._replicas[: self._turn]
 
-    def _bring_up(self, replica: _Replica) -> bool:
-        """Give a server that was away what it lacks, and say whether it has all."""
+    def _lost(self, replica: _Replica) -> None:
+        replica.is_current = False
+
+    def _bring_up(self, replica: _Replica, *, waits: bool = False) -> bool:
+        """Give a server that was away what it lacks, and say whether it has all; ``waits`` for who is at that already."""
         if replica.is_current:
             return True
-        if time.monotonic() - replica.looked_at < _AGAIN_SECONDS and replica.looked_at:
+        if not self._changing.acquire(timeout=_PATIENCE_SECONDS if waits else 0):
             return False
-        with self._changing:
-            replica.looked_at = time.monotonic()
-            try:
-                listed = {str(card["id"]) for card in replica.server.cards()}
-                if self.model_id not in listed:
-                    raise Unsupported(f"{replica.server.address} serves {', '.join(sorted(listed))}.", "")
-                for key, served in self._wanted.items():
-                    if served.name not in listed:
-                        self._give(replica, served, self._probes[key])
-            except KeToolsError as error:
-                log.warning("%s gets no requests: %s", replica.server.address, error)
-                return False
-            replica.has, replica.is_current = {served.name for served in self._wanted.values()}, True
-            log.info("%s has all that is wanted, and gets requests", replica.server.address)
-            return True
+        if replica.is_current or time.monotonic() < replica.again:
+            self._changing.release()
+            return replica.is_current
+        try:
+            replica.again = time.monotonic() + _AGAIN_SECONDS
+            self._catch_up(replica)
+        except KeToolsError as error:
+            log.warning("%s gets no requests: %s", replica.server.address, error)
+            return False
+        finally:
+            self._changing.release()
+        log.info("%s has all that is wanted, and gets requests", replica.server.address)
+        return True
+
+    def _catch_up(self, replica: _Replica) -> None:
+        listed = {str(card["id"]) for card in replica.server.cards()}
+        if self.model_id not in listed:
+            raise Unsupported(f"{replica.server.address} serves {', '.join(sorted(listed))}.", "Start it with the model again.")
+        for key, served in self._wanted.items():
+            if served.name not in listed:
+                self._give(replica, served, self._probes[key])
+        replica.is_current = True
 
     def _by_any(self, adapter: str, ask: Callable[[Server, str], _T]) -> _T:
         """Ask one server after the other until one answers."""
@@ -441,7 +461,7 @@ class VLLM:
             except ModelUnavailable as error:
                 failed = error
                 self._lost(replica)
-                if adapter and self._bring_up(replica):  # it knew the base and not the adapter: it was started again
+                if adapter and self._bring_up(replica, waits=True):  # it knew the base and not the adapter: it was started again
                     with suppress(ModelUnavailable):
                         return ask(replica.server, self.served_as(adapter))
         raise failed or self._nobody()
