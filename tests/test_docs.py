@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -35,7 +36,7 @@ def commands() -> list[tuple[str, list[str]]]:
     """Collect the ke-tools commands shown."""
     found = []
     for page, text in blocks("bash"):
-        for line in text.splitlines():
+        for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["ke-tools"]:
                 found.append((f"{page.name}: {line}", words[1:]))
@@ -125,3 +126,17 @@ def test_the_programs_of_the_page_on_editors_run(
     assert said.startswith("The inventor of Tetris is")
     assert any(outcome.value in said for outcome in Outcome)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_fleets_example_starts_vllm_as_the_page_says() -> None:
+    """A flag that is missing in the example would fail silently: vLLM ignores what it does not adapt."""
+    example = yaml.safe_load((ROOT / "examples" / "fleet" / "compose.yaml").read_text("utf-8"))
+    page = (ROOT / "docs" / "vllm.md").read_text("utf-8")
+    replicas = [service for service in example["services"].values() if "vllm" in service["image"]]
+    [asked] = re.findall(r"^vllm serve \S+ --port 8000 (--enable-lora.*?\n.*?)$", page, re.MULTILINE)
+    flags = asked.replace("\\\n", " ").split()
+
+    assert len(replicas) == 2
+    for replica in replicas:
+        assert set(flags) <= set(replica["command"][0].split())
+        assert replica["environment"]["VLLM_PLUGINS"] in page
