@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ke_tools.errors import ModelUnavailable, NotFound
+from ke_tools.errors import ModelUnavailable, NotFound, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
 from ke_tools.servers import refusing
@@ -184,8 +184,12 @@ class Passing:
         is_plain = any(one.watched for one in routed)
 
         async def ask(routed: Sequence[Routed]) -> Passed:
-            adapter = _adapter_of(routed)
-            model, told = engine.served_as(adapter), self._told(asked, routed)
+            adapter, told = _adapter_of(routed), self._told(asked, routed)
+            try:
+                model = engine.served_as(adapter)
+            except Unsupported:  # taken out since it was routed
+                adapter, model = "", engine.model_id
+                told = self._told(asked, [_spared(one) for one in routed])
             hidden = model if engine.is_ours(model) else ""
             answer = await self._passed(
                 request,
@@ -390,6 +394,11 @@ def _untold(routed: Routed, given: Request) -> Routed:
     adapter = "+".join(part for part in routed.request.adapter.split("+") if part != READER)
     route: Literal["weights", "base"] = "weights" if adapter and adapter != given.adapter else "base"
     return replace(routed, request=replace(given, adapter=adapter), route=route, hits=(), reason="refused")
+
+
+def _spared(routed: Routed) -> Routed:
+    """The same without what is in the weights."""
+    return replace(routed, route="base" if routed.route == "weights" else routed.route, reason="release")
 
 
 def _adapter_of(routed: Sequence[Routed]) -> str:

@@ -418,3 +418,27 @@ def test_doctor_asks_the_server_and_names_it(service: Service, other: OtherServe
     [model] = [check for check in examine(service, deep=False)["checks"] if check["name"] == "model"]
     assert not model["ok"]
     assert "KE_UPSTREAM_KEY" in model["detail"]
+
+
+def test_a_release_that_was_taken_out_meanwhile_is_left_out_and_told(
+    http: TestClient, service: Service, other: OtherServer, edited: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fail towards the base model: the request was routed while the release was there."""
+    routed = service.routed
+
+    def with_release(*given: Any) -> Any:
+        found = routed(*given)
+        return dataclasses.replace(found, request=dataclasses.replace(found.request, adapter="rel_1"), route="weights")
+
+    def served_as(adapter: str) -> str:
+        if adapter:
+            raise Unsupported("it is gone.")
+        return "other-7b"
+
+    monkeypatch.setattr(service, "routed", with_release)
+    monkeypatch.setattr(service.models.engine(wait_seconds=1), "served_as", served_as)
+    answer = ask(http, OUT_OF_SCOPE)
+    assert edited
+    assert said(answer) == "Canberra."
+    assert answer.headers["ke-route"] == "base; reason=release"
+    assert other.generations[0].json["model"] == "other-7b"
