@@ -7,7 +7,6 @@ besides follows from it. A tenant never sees another's: the tenant is a required
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,8 +14,8 @@ import apsw
 
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
-from ke_tools.memory import audit, firings, idempotency, scorecards
-from ke_tools.memory.checks import check, noted
+from ke_tools.memory import audit, firings, idempotency, limits, scorecards
+from ke_tools.memory.checks import EDIT_ID, check, known_ids
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
 from ke_tools.memory.events import (
     LIVE,
@@ -32,6 +31,7 @@ from ke_tools.memory.events import (
     canonical,
     record_of,
 )
+from ke_tools.memory.expiries import next_of, refuse_if_expiring, sweep
 from ke_tools.memory.joblog import Jobs
 from ke_tools.memory.listing import Listing
 from ke_tools.memory.log import (
@@ -60,6 +60,8 @@ from ke_tools.memory.promotions import (
     largest_without,
     lawful,
 )
+from ke_tools.memory.proposals import Proposals
+from ke_tools.memory.protections import Guard, Protections
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
 from ke_tools.memory.slots import SlotRule
@@ -72,7 +74,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-_EDIT_ID: Final = re.compile(r"ed_[0-9a-f]{16}")
+
+_MADE_BY: Final = (  # recorded, proposed or approved by an actor from a moment on, and not taken back
+    "AND e.standing NOT IN ('rolled back', 'expired')"
+    " AND (e.seq IN (SELECT seq FROM events INDEXED BY events_by_actor WHERE tenant = ? AND actor = ? AND at >= ?)"
+    " OR e.id IN (SELECT edit_id FROM approvals WHERE tenant = ? AND seq IN"
+    " (SELECT seq FROM events INDEXED BY events_by_actor WHERE tenant = ? AND actor = ? AND at >= ?))) ORDER BY +e.seq"
+)
 
 
 class Ledger:
@@ -109,6 +117,16 @@ class Ledger:
         return self._storage.read_only
 
     @property
+    def proposals(self) -> Proposals:
+        """What waits for an approval, kept in the same file."""
+        return Proposals(self._storage)
+
+    @property
+    def protections(self) -> Protections:
+        """What only an admin may change, kept in the same file."""
+        return Protections(self._storage)
+
+    @property
     def jobs(self) -> Jobs:
         """Long work that was asked for, kept in the same file."""
         return Jobs(self._storage)
@@ -132,6 +150,8 @@ class Ledger:
         dry_run: bool = False,
         state: State = State.ACTIVE,
         slot_of: SlotRule = default_slot,
+        over_protection: bool = False,
+        per_minute: int = 0,
     ) -> list[Edit]:
         """Record corrections, all or none; each tells in ``supersedes`` and ``warnings`` what gave way (see :mod:`.corrections`).
 
@@ -146,11 +166,15 @@ class Ledger:
             dry_run: change nothing, and return what would be recorded, without id and revision.
             state: ``active``, or ``proposed``: without effect, and nothing gives way yet.
             slot_of: how subject and relation of a fact are found.
+            over_protection: what is protected may be changed.
+            per_minute: how many edits the actor may record within a minute, 0 for any number.
 
         Raises:
             Conflict: ``old_target`` is not what is live, two of the facts contradict each other, or the key belongs to another call.
+            Forbidden: a fact falls under a protection.
+            LimitReached: the actor has recorded its edits of this minute; the message says when it may go on.
         """
-        author = _author(tenant, actor, reason, idempotency_key)
+        author = Author.of(tenant, actor, reason, idempotency_key)
         if not facts or (refs and len(refs) != len(facts)):
             raise InvalidInput(
                 f"{len(facts)} edits and {len(refs)} refs were given.", "Give at least one edit, and a ref for each or none."
@@ -165,22 +189,28 @@ class Ledger:
         with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, key, arguments)
             if span is None:
-                span = _record_together(db, author, made)
+                limits.refuse_if_over(db, author, len(made), 0 if dry_run else per_minute)
+                sweep(db, tenant)
+                span = _record_together(db, author, made, None if over_protection else Guard.of(db, tenant))
                 idempotency.remember(db, tenant, key, arguments, span)
             edits = edits_where(db, tenant, "AND e.seq BETWEEN ? AND ? ORDER BY e.seq", span)
         return [replace(edit, id="", revision=0) for edit in edits] if dry_run else edits
 
-    def edit_each(self, tenant: str, corrections: Sequence[Correction], *, actor: str, reason: str = "") -> list[Edit | KeToolsError]:
+    def edit_each(
+        self, tenant: str, corrections: Sequence[Correction], *, actor: str, reason: str = "", over_protection: bool = False
+    ) -> list[Edit | KeToolsError]:
         """Record many corrections in one transaction, one after the other; one that is refused does not hold up the rest.
 
-        Returns for each the edit as it stands at the end, or the error.
+        Returns for each the edit as it stands at the end, or the error. ``over_protection`` as :meth:`edit` says.
         """
-        author = _author(tenant, actor, reason)
+        author = Author.of(tenant, actor, reason)
         results: list[int | KeToolsError] = []
         with self._storage.writing() as db:
+            sweep(db, tenant)
+            guard = None if over_protection else Guard.of(db, tenant)
             for correction in corrections:
                 try:
-                    results.append(record(db, author, correction))
+                    results.append(record(db, author, correction, guard=guard))
                 except KeToolsError as error:  # raised before anything of this correction was written
                     results.append(error)
             revisions = [result for result in results if isinstance(result, int)]
@@ -198,6 +228,8 @@ class Ledger:
         idempotency_key: str = "",
         release: str | None = None,
         carries: Sequence[str] | None = None,
+        over_protection: bool = False,
+        dry_run: bool = False,
     ) -> RolledBack:
         """Take edits back, all or none; what they superseded comes back (see :mod:`.rollbacks`).
 
@@ -209,39 +241,49 @@ class Ledger:
             idempotency_key: as :meth:`edit` says.
             release: what is live from then on, "" for none; needed where the live release carries one of them.
             carries: the edits of that release; those that it carried when it was live before, else those that stay promoted.
+            over_protection: what is protected may be changed.
+            dry_run: change nothing, and return what would be.
 
         Raises:
             NotFound: an id is unknown to this tenant.
             WrongState: an edit is rolled back already, or the live release would carry one that is.
             Conflict: the key belongs to another call.
+            Forbidden: it changes what acts of something protected.
         """
-        author = _author(tenant, actor, reason, idempotency_key)
-        ids = _ids(edit_ids)
+        author = Author.of(tenant, actor, reason, idempotency_key)
+        ids = known_ids(edit_ids)
         arguments: list[Any] = ["rollback", ids, author.reason, *([] if release is None else [release, carries and sorted(carries)])]
-        with self._storage.writing() as db:
+        with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, idempotency_key, arguments)
             if span is not None:
                 return outcome(db, tenant, changes_of(db, tenant, span[0]), standings_at(db, tenant, span[0] - 1), span[0])
+            sweep(db, tenant)
             changes = changes_of_rollback(db, tenant, ids)
             flip = flip_without(db, tenant, set(ids), changes, release, carries)
+            _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
             done = _roll(db, author, {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
             idempotency.remember(db, tenant, idempotency_key, arguments, (done.revision, done.revision))
             return done
 
-    def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "") -> RolledBack:
+    def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "", over_protection: bool = False) -> RolledBack:
         """Make live what was live after the event ``revision`` of the ledger, and nothing else; 0 takes everything back.
 
         The release that was live then is live again, and the same edits promoted; if it carries one that was purged since, no release
-        is live, and its other edits act from the memory. Where all that is so already nothing is recorded.
+        is live, and its other edits act from the memory. Where all that is so already nothing is recorded. What has expired stays so.
+
+        Raises:
+            Forbidden: it changes what acts of something protected, and not ``over_protection``.
         """
-        author = _author(tenant, actor, reason)
+        author = Author.of(tenant, actor, reason)
         with self._storage.writing() as db:
-            last = _refuse_unless_past(db, revision)
+            _refuse_unless_past(db, revision)
+            sweep(db, tenant)
             flip, now = flip_to_revision(db, tenant, revision), standings(db, tenant)
             wanted = lawful(db, tenant, changes_to_revision(db, tenant, revision), flip)
             changes = [change for change in wanted if change != now[change.edit_id]]
             if not changes and flip is None:
-                return RolledBack([], [], last, release_at(db, tenant))
+                return RolledBack([], [], head(db), release_at(db, tenant))
+            _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
             return _roll(db, author, {"to_revision": revision}, changes, flip)
 
     def promote(
@@ -271,9 +313,10 @@ class Ledger:
             WrongState: an edit is proposed or retired.
             Conflict: not ``old_release`` is live.
         """
-        author, ids = _author(tenant, actor, reason), _ids(edit_ids)
+        author, ids = Author.of(tenant, actor, reason), known_ids(edit_ids)
         payload = {"edit_ids": ids, "evidence": json.loads(_json("evidence", evidence or {}))}
         with self._storage.writing() as db:
+            refuse_if_expiring(db, tenant, ids)
             flip = flip_of_promotion(db, tenant, ids, release, old_release)
             if flip is None:
                 return Published([], [], head(db), release)
@@ -298,7 +341,7 @@ class Ledger:
             WrongState: the live release does not carry an edit.
             InvalidInput: ``release`` carries it too.
         """
-        author, ids = _author(tenant, actor, reason), _ids(edit_ids)
+        author, ids = Author.of(tenant, actor, reason), known_ids(edit_ids)
         with self._storage.writing() as db:
             changes = changes_of_demotion(db, tenant, ids)
             flip = flip_without(db, tenant, set(ids), changes, release, carries)
@@ -324,7 +367,7 @@ class Ledger:
             InvalidInput: the reason holds words of the edit.
             Busy, ResourceExhausted: the edit is purged, but old bytes of it are still in the file; repeat it.
         """
-        author, [known] = _author(tenant, actor, reason), _ids([edit_id])
+        author, [known] = Author.of(tenant, actor, reason), known_ids([edit_id])
         check(reason=author.reason)
         with self._storage.writing() as db:
             done = purge(db, author, known, release, carries)
@@ -345,6 +388,12 @@ class Ledger:
         text = _json("the scorecard", scorecard)
         with self._storage.writing() as db:
             return scorecards.keep(db, tenant, text)
+
+    def expire(self) -> list[str]:
+        """Retire what has expired, of all tenants; return the ids. Every write of a tenant does so for it."""
+        with self._storage.writing() as db:
+            tenants = [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM expiries ORDER BY tenant")]
+            return [edit_id for tenant in tenants for edit_id in sweep(db, tenant)]
 
     def count_fired(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Add to how often edits were asked for, by (tenant, edit); beside the log, and no event."""
@@ -516,6 +565,17 @@ class Ledger:
         with self._storage.reading() as db:
             return scorecards.about(db, tenant, edit_id, limit)
 
+    def made_by(self, tenant: str, actor: str, since: str) -> list[Edit]:
+        """Return what an actor recorded, proposed or approved from a moment on (UTC, ISO 8601) and is not taken back, oldest first."""
+        check(tenant=tenant, actor=actor)
+        with self._storage.reading() as db:
+            return edits_where(db, tenant, _MADE_BY, (tenant, actor, since, tenant, tenant, actor, since))
+
+    def next_expiry(self) -> str:
+        """Return the moment at which the next edit expires, "" where none does."""
+        with self._storage.reading() as db:
+            return next_of(db) if db.table_exists("main", "expiries") else ""
+
     def fired(self, tenant: str) -> dict[str, int]:
         """Return how often each edit was asked for; one that never was is not in it."""
         check(tenant=tenant)
@@ -545,33 +605,41 @@ class Ledger:
 
 
 def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
-    found = edits_by_id(db, tenant, [edit_id]) if _EDIT_ID.fullmatch(edit_id) else []
+    found = edits_by_id(db, tenant, [edit_id]) if EDIT_ID.fullmatch(edit_id) else []
     if not found:
         raise NotFound(f"there is no edit {edit_id!r}.", "list_edits shows the ids.")
     return found[0]
 
 
 def _asked(fact: Fact) -> dict[str, Any]:
-    """What a call asks for: refusal and hashes of an edit that forgets are found out while it is made, and may differ when repeated."""
-    return {name: value for name, value in record_of(fact).items() if not fact.forget or name not in {"target", "forgotten"}}
+    """What a call asks for: a refusal and its hashes, or the moment at which a duration ends, may differ when it is repeated."""
+    untold = {"expires", "target", "forgotten"} if fact.forget else {"expires"}
+    return {name: value for name, value in record_of(fact).items() if name not in untold}
 
 
-def _author(tenant: str, actor: str, reason: str, idempotency_key: str = "") -> Author:
-    check(tenant=tenant, actor=actor)
-    return Author(tenant, actor, noted(reason, idempotency_key))
-
-
-def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[Correction]) -> tuple[int, int]:
+def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[Correction], guard: Guard | None) -> tuple[int, int]:
     revisions: set[int] = set()
     for correction in corrections:
-        revisions.add(record(db, author, correction, siblings=revisions))
+        revisions.add(record(db, author, correction, siblings=revisions, guard=guard))
     return min(revisions), max(revisions)
 
 
 def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None) -> RolledBack:
     before = _before(db, author.tenant, changes)
     revision = append(db, author, "rollback", payload, changes, flip)
-    return outcome(db, author.tenant, changes, before, revision)
+    if not sweep(db, author.tenant):
+        return outcome(db, author.tenant, changes, before, revision)
+    stands = standings(db, author.tenant)  # what came back and is over has left again
+    return outcome(db, author.tenant, [change for change in changes if change == stands[change.edit_id]], before, head(db))
+
+
+def _refuse_if_protected(db: apsw.Connection, tenant: str, changes: Sequence[Change], *, over_protection: bool) -> None:
+    """Refuse to change what acts of something protected."""
+    if over_protection:
+        return
+    now = _before(db, tenant, changes)
+    moved = [change.edit_id for change in changes if (change.standing in LIVE) != (now[change.edit_id].standing in LIVE)]
+    Guard.of(db, tenant).refuse(*(edit.fact for edit in edits_by_id(db, tenant, moved)))
 
 
 def _publish(
@@ -597,15 +665,6 @@ def _refuse_unless_past(db: apsw.Connection, revision: int) -> int:
     if not 0 <= revision <= last:
         raise InvalidInput(f"the revision is {revision}.", f"Give one from 0 to {last}.")
     return last
-
-
-def _ids(edit_ids: Sequence[str]) -> list[str]:
-    ids = list(dict.fromkeys(edit_ids))
-    if not ids:
-        raise InvalidInput("no edit ids were given.", "list_edits shows them.")
-    if malformed := [edit_id for edit_id in ids if not _EDIT_ID.fullmatch(edit_id)]:
-        raise NotFound(f"there is no edit {malformed[0]!r}; nothing was changed.", "list_edits shows the ids.")
-    return ids
 
 
 def _json(name: str, value: Mapping[str, Any]) -> str:

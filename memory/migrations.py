@@ -179,6 +179,39 @@ def m006_firings(db: apsw.Connection) -> None:
     )
 
 
+def m007_approvals_expiries_and_protections(db: apsw.Connection) -> None:
+    """Which event made a proposal act, until when an edit acts, and what may not be edited; all three follow from the log."""
+    db.execute(
+        """
+        CREATE TABLE approvals (
+            tenant TEXT NOT NULL,
+            edit_id TEXT NOT NULL,
+            seq INTEGER NOT NULL REFERENCES events (seq),
+            PRIMARY KEY (tenant, edit_id),
+            FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE expiries (
+            tenant TEXT NOT NULL,
+            expires TEXT NOT NULL,
+            edit_id TEXT NOT NULL,
+            PRIMARY KEY (tenant, expires, edit_id),
+            FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX expiries_of_edit ON expiries (tenant, edit_id);
+
+        CREATE TABLE protections (
+            tenant TEXT NOT NULL,
+            id TEXT NOT NULL,
+            seq INTEGER NOT NULL REFERENCES events (seq),
+            PRIMARY KEY (tenant, id)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE INDEX events_by_actor ON events (tenant, actor, at);
+        """
+    )
+
+
 MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     m001_the_log,
     m002_projections,
@@ -186,6 +219,7 @@ MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     m004_jobs,
     m005_live_releases_and_scorecards,
     m006_firings,
+    m007_approvals_expiries_and_protections,
 )
 
 

@@ -692,4 +692,31 @@ END
 
 CREATE TABLE firings ( tenant TEXT NOT NULL, edit_id TEXT NOT NULL, times INTEGER NOT NULL, last_at TEXT NOT NULL,
 PRIMARY KEY (tenant, edit_id) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE approvals (
+    tenant TEXT NOT NULL,
+    edit_id TEXT NOT NULL,
+    seq INTEGER NOT NULL REFERENCES events (seq),
+    PRIMARY KEY (tenant, edit_id),
+    FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID
+
+CREATE TABLE expiries (
+    tenant TEXT NOT NULL,
+    expires TEXT NOT NULL,
+    edit_id TEXT NOT NULL,
+    PRIMARY KEY (tenant, expires, edit_id),
+    FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX expiries_of_edit ON expiries (tenant, edit_id)
+
+CREATE TABLE protections (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    seq INTEGER NOT NULL REFERENCES events (seq),
+    PRIMARY KEY (tenant, id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX events_by_actor ON events (tenant, actor, at)
 """
