@@ -571,6 +571,12 @@ class Ledger:
         with self._storage.reading() as db:
             return edits_where(db, tenant, _MADE_BY, (tenant, actor, since, tenant, tenant, actor, since))
 
+    def events_by(self, tenant: str, actor: str, since: str) -> list[Event]:
+        """Return what an actor did from a moment on (UTC, ISO 8601), oldest first."""
+        check(tenant=tenant, actor=actor)
+        with self._storage.reading() as db:
+            return list(events_where(db, tenant, "AND v.actor = ? AND v.at >= ? ORDER BY v.seq", (actor, since)))
+
     def next_expiry(self) -> str:
         """Return the moment at which the next edit expires, "" where none does."""
         with self._storage.reading() as db:

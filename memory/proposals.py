@@ -238,4 +238,5 @@ def _in_order(db: apsw.Connection, tenant: str, ids: Sequence[str]) -> list[Edit
 def _record(db: apsw.Connection, tenant: str, actor: str) -> Record:
     if not db.table_exists("main", "approvals"):
         raise Unsupported("an earlier version of ke-tools wrote the ledger.", "Open it once without --read-only.")
-    return Record(*db.execute(_RECORD, (tenant, actor)).fetchall()[0])
+    [(proposed, approved, rejected, rolled_back)] = db.execute(_RECORD, (tenant, actor))
+    return Record(proposed, approved, rejected, rolled_back)

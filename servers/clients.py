@@ -17,7 +17,7 @@ from ke_tools.errors import InvalidInput
 
 NAME: Final = "ke-tools"
 _OPTIONS: Final = ("home", "model", "engine", "dtype", "device", "read_only", "token_file", "trust_remote_code")  # of the command line
-_VARIABLES: Final = ("cache", "demonstrations", "alpha", "via", "grey")  # which have none
+_VARIABLES: Final = ("cache", "demonstrations", "alpha", "via", "grey", "edits", "edits_per_minute")  # which have none
 _STARTUP_SECONDS: Final = 60
 _CALL_SECONDS: Final = 120
 

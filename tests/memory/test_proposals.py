@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,11 @@ def test_who_decides_second_is_told_who_decided_and_when(ledger: Ledger) -> None
     """Issue 8, bad input: two people who decide at once."""
     [waits] = propose(ledger, capital("Perth"))
     ledger.proposals.approve("acme", [waits.id], actor="ann", reason="the gazette")
-    for decide in (
+    decisions: list[Callable[[], list[Edit]]] = [
         lambda: ledger.proposals.approve("acme", [waits.id], actor="bob"),
         lambda: ledger.proposals.reject("acme", [waits.id], actor="bob", reason="no"),
-    ):
+    ]
+    for decide in decisions:
         with pytest.raises(WrongState, match=r"ann approved it at 20.*the gazette.*it is active now") as caught:
             decide()
         assert caught.value.data["decided_by"] == "ann"
