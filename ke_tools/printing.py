@@ -18,6 +18,7 @@ _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "candidates": ("edit_id", "prompt", "target", "reason"),
     "retired": ("edit_id", "prompt", "target"),
     "restored": ("edit_id", "prompt", "target"),
+    "waiting": ("edit_id", "prompt", "target"),
     "answers": ("view", "text", "route", "used_edits"),
     "events": ("at", "actor", "action", "edit_ids", "note"),
     "left": ("at", "action", "edit_ids", "note"),

@@ -67,6 +67,7 @@ from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, 
 from ke_tools.memory.slots import SlotRule
 from ke_tools.memory.slots import slot_of as default_slot
 from ke_tools.memory.storage import Storage
+from ke_tools.memory.undoing import Undone, changes_of_undoing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -229,7 +230,6 @@ class Ledger:
         release: str | None = None,
         carries: Sequence[str] | None = None,
         over_protection: bool = False,
-        dry_run: bool = False,
     ) -> RolledBack:
         """Take edits back, all or none; what they superseded comes back (see :mod:`.rollbacks`).
 
@@ -242,7 +242,6 @@ class Ledger:
             release: what is live from then on, "" for none; needed where the live release carries one of them.
             carries: the edits of that release; those that it carried when it was live before, else those that stay promoted.
             over_protection: what is protected may be changed.
-            dry_run: change nothing, and return what would be.
 
         Raises:
             NotFound: an id is unknown to this tenant.
@@ -253,7 +252,7 @@ class Ledger:
         author = Author.of(tenant, actor, reason, idempotency_key)
         ids = known_ids(edit_ids)
         arguments: list[Any] = ["rollback", ids, author.reason, *([] if release is None else [release, carries and sorted(carries)])]
-        with self._storage.writing(keep=not dry_run) as db:
+        with self._storage.writing() as db:
             span = idempotency.seen(db, tenant, idempotency_key, arguments)
             if span is not None:
                 return outcome(db, tenant, changes_of(db, tenant, span[0]), standings_at(db, tenant, span[0] - 1), span[0])
@@ -285,6 +284,47 @@ class Ledger:
                 return RolledBack([], [], head(db), release_at(db, tenant))
             _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
             return _roll(db, author, {"to_revision": revision}, changes, flip)
+
+    def undo(
+        self,
+        tenant: str,
+        by: str,
+        since: str,
+        *,
+        actor: str,
+        reason: str = "",
+        release: str | None = None,
+        over_protection: bool = False,
+        dry_run: bool = False,
+    ) -> Undone:
+        """Take back, in one event, all that one actor did from a moment on (see :mod:`.undoing`); where that is nothing, record nothing.
+
+        Args:
+            tenant: whose.
+            by: whose doing it was.
+            since: the moment, in UTC, ISO 8601.
+            actor: who says so.
+            reason: why.
+            release: as :meth:`rollback` says.
+            over_protection: what is protected may be changed.
+            dry_run: change nothing, and return what would be.
+
+        Raises:
+            WrongState: the live release would carry an edit that is taken back.
+            Forbidden: it changes what acts of something protected.
+        """
+        author = Author.of(tenant, actor, reason)
+        with self._storage.writing(keep=not dry_run) as db:
+            sweep(db, tenant)
+            changes, left = changes_of_undoing(db, tenant, by, since)
+            if not changes:
+                return Undone(RolledBack([], [], head(db), release_at(db, tenant)), [], left)
+            _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
+            gone = {change.edit_id for change in changes if change.standing is Standing.ROLLED_BACK}
+            flip = flip_without(db, tenant, gone, changes, release, None)
+            rolled = _roll(db, author, {"undone": by, "since": since}, lawful(db, tenant, changes, flip), flip)
+            waiting = [change.edit_id for change in changes if change.standing is Standing.PROPOSED]
+            return Undone(rolled, edits_by_id(db, tenant, waiting), left)
 
     def promote(
         self,
@@ -570,12 +610,6 @@ class Ledger:
         check(tenant=tenant, actor=actor)
         with self._storage.reading() as db:
             return edits_where(db, tenant, _MADE_BY, (tenant, actor, since, tenant, tenant, actor, since))
-
-    def events_by(self, tenant: str, actor: str, since: str) -> list[Event]:
-        """Return what an actor did from a moment on (UTC, ISO 8601), oldest first."""
-        check(tenant=tenant, actor=actor)
-        with self._storage.reading() as db:
-            return list(events_where(db, tenant, "AND v.actor = ? AND v.at >= ? ORDER BY v.seq", (actor, since)))
 
     def next_expiry(self) -> str:
         """Return the moment at which the next edit expires, "" where none does."""

@@ -9,19 +9,17 @@ from ke_tools.memory.moments import ago
 from ke_tools.servers.service import event_row, row
 
 if TYPE_CHECKING:
-    from ke_tools.facts import Edit
+    from ke_tools.memory.undoing import Undone
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
 __all__ = ["undo"]
 
-_LEFT = frozenset({"rollback", "reject", "promote", "demote", "purge", "protect", "unprotect"})
-
 
 def undo(service: Service, who: Principal, actor: str, since: str, *, reason: str = "", dry_run: bool = False) -> dict[str, Any]:
-    """Take back every edit that an actor recorded, proposed or approved since a moment; what they superseded comes back.
+    """Take back what an actor recorded, proposed, approved, took back or rejected since a moment; what that had moved stands again.
 
-    What else the actor did (rollbacks, rejections, promotions, protections) is not undone, but named in ``left``.
+    What else the actor did, or what cannot stand again, is named in ``left``.
 
     Args:
         service: of the home.
@@ -32,58 +30,43 @@ def undo(service: Service, who: Principal, actor: str, since: str, *, reason: st
         dry_run: only report.
 
     Raises:
-        NotFound: the actor changed nothing since.
+        NotFound: the actor did nothing since.
         InvalidInput, WrongState, Forbidden, ReadOnly: nothing was changed.
     """
     service.check_writable(who)
-    moment, tenant = ago(since), who.tenant
+    moment, tenant, ledger = ago(since), who.tenant, service.ledger
     with service.damage.watching("write", tenant):
-        edits = service.ledger.made_by(tenant, actor, moment)
-        left = [event_row(event) for event in service.ledger.events_by(tenant, actor, moment) if event.action in _LEFT]
-        if not edits and not left:
-            raise NotFound(f"{actor!r} changed nothing since {moment} that stands.", "history shows who did what.")
-        if not edits:
-            return _shown(service, [], [], left, f"No edit of {actor!r} since {moment} stands; nothing was changed.", "", "")
-        ids = [edit.id for edit in edits]
-        old = service.ledger.live_release(tenant)
-        done = service.ledger.rollback(
+        ids = [edit.id for edit in ledger.made_by(tenant, actor, moment)]
+        old = ledger.live_release(tenant)
+        done = ledger.undo(
             tenant,
-            ids,
+            actor,
+            moment,
             actor=who.name,
             reason=reason or f"all that {actor} changed since {moment}",
             release=service.promotions.without(tenant, ids),
             over_protection=who.may("admin"),
             dry_run=dry_run,
         )
+    if not (done.rolled.retired or done.rolled.restored or done.waiting or done.left):
+        raise NotFound(f"{actor!r} changed nothing since {moment} that stands.", "history shows who did what.")
     flip, job_id = ("", "") if dry_run else service.flip_told(who, old, ids)
-    verb = "would be taken back" if dry_run else "taken back"
-    back = f", {_count(len(done.restored), 'earlier edit')} {'would come' if dry_run else 'came'} back" if done.restored else ""
-    told = f"{_count(len(edits), 'edit')} of {actor!r} since {moment} {verb}{back}.{flip}"
-    told += " Nothing was changed." if dry_run else f" {service.target_of_change()}"
-    told += f" Not undone: {_count(len(left), 'other step')}, see left." if left else ""
-    return _shown(service, done.retired, done.restored, left, told, done.release, job_id)
-
-
-def _shown(
-    service: Service,
-    retired: list[Edit],
-    restored: list[Edit],
-    left: list[dict[str, Any]],
-    summary: str,
-    release: str,
-    job_id: str,
-) -> dict[str, Any]:
     return {
-        "summary": summary,
-        "retired": [row(edit) for edit in retired],
-        "restored": [row(edit) for edit in restored],
-        "left": left,
+        "summary": _summary(done, f"{actor!r} since {moment}", dry_run=dry_run)
+        + (" Nothing was changed." if dry_run else f"{flip} {service.target_of_change()}"),
+        "retired": [row(edit) for edit in done.rolled.retired],
+        "restored": [row(edit) for edit in done.rolled.restored],
+        "waiting": [row(edit) for edit in done.waiting],
+        "left": [event_row(event) for event in done.left],
         "revision": service.revision,
         "model": service.model_id,
-        "release": release,
+        "release": done.rolled.release,
         "job_id": job_id,
     }
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def _summary(done: Undone, whose: str, *, dry_run: bool) -> str:
+    parts = [(done.rolled.retired, "taken back"), (done.rolled.restored, "live again"), (done.waiting, "waiting again")]
+    told = ", ".join(f"{len(edits)} {state}" for edits, state in parts if edits) or "nothing to take back"
+    left = f" {len(done.left)} steps are not undone, see left." if len(done.left) > 1 else " 1 step is not undone, see left."
+    return f"Of {whose}{', edits would be' if dry_run else ''}: {told}.{left if done.left else ''}"
