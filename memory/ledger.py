@@ -430,7 +430,7 @@ class Ledger:
             return scorecards.keep(db, tenant, text)
 
     def expire(self) -> list[str]:
-        """Retire what has expired, of all tenants; return the ids. Every write of a tenant does so for it."""
+        """Retire what has expired, of all tenants; return the ids. Each edit, approval and rollback does so for its tenant."""
         with self._storage.writing() as db:
             tenants = [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM expiries ORDER BY tenant")]
             return [edit_id for tenant in tenants for edit_id in sweep(db, tenant)]

@@ -185,7 +185,7 @@ class Service:
                 per_minute=limit,
             )
         if not dry_run:
-            self.scope.calibrate(edits)
+            self.scope.calibrate([edit for edit in edits if edit.is_live])
             self.expiring.arm()
         revision = self.revision
         flip = "" if dry_run else self.flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
@@ -821,6 +821,8 @@ class Service:
                 f"{_count(waiting, 'edit')} proposed, not active: no answer changes until somebody of scope write approves"
                 f" (`ke-tools approve {' '.join(edit.id for edit in waiting)}`)."
             )
+        if gone := [edit.id for edit in edits if not edit.is_live]:
+            return f"Recorded before under this key, and retired since: {', '.join(gone)}. See history."
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
         return f"{active}{flip} Check with verify, undo with rollback. {self.target_of_change()}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,24 @@ def test_who_decides_second_is_told_who_decided_and_when(ledger: Ledger) -> None
             decide()
         assert caught.value.data["decided_by"] == "ann"
         assert caught.value.data["decided_at"] == ledger.history("acme").items[0].at
+
+
+def test_of_two_that_decide_at_the_same_time_one_is_told_of_the_other(tmp_path: Path) -> None:
+    """Issue 8, bad input: two people who decide at once (the second is told); here in two processes' connections."""
+    with Ledger(tmp_path / "ledger.db") as ledger, Ledger(tmp_path / "ledger.db") as other, ThreadPoolExecutor(2) as pool:
+        for round_ in range(10):
+            [waits] = propose(ledger, child(f"Kid {round_}"))
+
+            def decide(mine: Ledger, actor: str, edit_id: str = waits.id) -> str:
+                try:
+                    mine.proposals.approve("acme", [edit_id], actor=actor)
+                except WrongState as error:
+                    return str(error.data["decided_by"])
+                return actor
+
+            told = list(pool.map(decide, (ledger, other), ("ann", "bob")))
+            assert told in (["ann", "ann"], ["bob", "bob"])
+            assert len(ledger.history("acme", edit_id=waits.id).items) == 2
 
 
 def test_who_decides_after_a_withdrawal_or_an_edit_that_never_waited_is_told_so(ledger: Ledger) -> None:

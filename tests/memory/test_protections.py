@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def test_what_only_sounds_like_it_is_free(ledger: Ledger) -> None:
 def test_where_one_relation_is_protected_a_recognised_other_one_is_free(
     ledger: Ledger, prompt: str, more: dict[str, Any], *, is_free: bool
 ) -> None:
-    """Issue 8, §2: subject or slot; a wording that is not recognised may mean the protected relation, and a given name of it proves nothing."""
+    """Issue 8, §2: subject or slot; a wording that is not recognised may mean the protected one, whatever relation it is given."""
     protect(ledger, "Australia", prompt="The capital of Australia is")
     if is_free:
         write(ledger, fact("Australia", prompt, **more))
@@ -114,13 +114,14 @@ def test_what_acts_of_something_protected_is_not_taken_back_either(ledger: Ledge
     [free] = write(ledger, fact("Austria", "The capital of Austria is", "Graz"))
     [made] = write(ledger, fact("Australia", "The capital of Australia is"))
     protect(ledger, "Australia")
-    for take_back in (
+    ways: list[Callable[[], object]] = [
         lambda: ledger.rollback("acme", [made.id], actor="eve"),
         lambda: ledger.rollback_to("acme", 0, actor="eve"),
         lambda: ledger.undo("acme", "eve", "2000-01-01T00:00:00.000Z", actor="eve"),
-    ):
+    ]
+    for take_back in ways:
         with pytest.raises(Forbidden):
-            take_back()  # type: ignore[no-untyped-call]
+            take_back()
     ledger.rollback("acme", [free.id], actor="eve")
     ledger.rollback("acme", [made.id], actor="root", over_protection=True)
     assert ledger.live("acme") == []
