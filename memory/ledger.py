@@ -495,8 +495,7 @@ class Ledger:
             _refuse_unless_past(db, revision)
             then = standings_at(db, tenant, revision)
             found = edits_by_id(db, tenant, list(then))
-        states = {edit_id: (change.standing.state, change.superseded_by) for edit_id, change in then.items()}
-        return [replace(edit, state=states[edit.id][0], superseded_by=states[edit.id][1]) for edit in found]
+        return [_as_then(edit, then[edit.id]) for edit in found]
 
     def since(self, tenant: str, seq: int) -> list[Edit]:
         """Return the edits that an event after ``seq`` made or changed, as they stand now, oldest first."""
@@ -642,6 +641,12 @@ class Ledger:
         except LedgerDamaged as error:
             found.append(Finding("file", error.message))
         return found
+
+
+def _as_then(edit: Edit, then: Change) -> Edit:
+    state = then.standing.state
+    approval: dict[str, Any] = {"approved_by": "", "approved_revision": 0, "supersedes": ()} if state is State.PROPOSED else {}
+    return replace(edit, state=state, superseded_by=then.superseded_by, **approval)
 
 
 def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:

@@ -4,6 +4,9 @@ A correction falls under a protection if one of its texts (subject, other names,
 its names, in any spelling that the scope would find; if its subject or another name is one of these names but for blanks and signs; or if
 it would supersede a correction of that kind. Where one relation is protected, the correction must also be about that one. What its
 wording is about decides, whatever relation it is given, and a wording that no relation is recognised in may be about any.
+
+A correction of something whose name is only a part of a protected one ("Coffee" of "Brightwater Coffee") is free, and is not used for a
+question that says the whole (:meth:`~ke_tools.memory.subjects.SubjectIndex.shield`).
 """
 
 from __future__ import annotations

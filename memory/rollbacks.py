@@ -73,10 +73,9 @@ def take_out(
     db: apsw.Connection, tenant: str, leaving: Change, moved: dict[str, Change], standing: Standing = Standing.ROLLED_BACK
 ) -> None:
     """Plan that an edit, as it stands by now, leaves for this standing; what pointed at it comes back, or points on."""
-    pointing = standings(db, tenant, "AND e.superseded_by = ?", (leaving.edit_id,)) | moved
-    for edit_id, change in pointing.items():
-        if change.superseded_by != leaving.edit_id:
-            continue
+    pointing = [edit_id for edit_id in standings(db, tenant, "AND e.superseded_by = ?", (leaving.edit_id,)) if edit_id not in moved]
+    pointing += [edit_id for edit_id, change in moved.items() if change.superseded_by == leaving.edit_id]
+    for edit_id in pointing:
         by = leaving.superseded_by
         moved[edit_id] = Change(edit_id, Standing.SUPERSEDED, by) if by else Change(edit_id, Standing.ACTIVE)
     moved[leaving.edit_id] = Change(leaving.edit_id, standing)

@@ -362,6 +362,8 @@ class Scope:
 
     def _alike(self, state: Seen, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
+        if state.tenant.subjects.says_shielded(text):
+            return {}
         asked = asked_in(text)
         words = alike.telling(asked)
         described = (state.risky[edit_id] for edit_id, names in state.telling.items() if any(name <= words for name in names))

@@ -106,6 +106,11 @@ class Tenant:
             edits = {edit.id: edit for edit in known if not has_passed(edit.fact.expires)}  # retired by the ledger's next event
             return Found(mentions, edits, _places(mentions, edits))
 
+    def shield(self, names: Collection[str]) -> None:
+        """Let protected names stand for nobody but their bearers."""
+        with self._lock:
+            self.subjects.shield(names)
+
     def described(self) -> tuple[Mapping[str, Edit], Mapping[str, tuple[frozenset[str], ...]]]:
         """The risky edits, and the telling words of their names."""
         with self._lock:

@@ -12,6 +12,7 @@ import pytest
 from ke_tools.config import Settings
 from ke_tools.errors import Forbidden, InvalidInput, LimitReached, NotFound, ReadOnly, WrongState
 from ke_tools.memory import expiries, moments
+from ke_tools.models.engine import Request
 from ke_tools.servers import approvals, protecting, undoing
 from ke_tools.servers.evidence import evidence
 from ke_tools.servers.local import Local
@@ -194,6 +195,20 @@ def test_only_an_admin_protects_and_changes_what_is_protected(service: Service) 
     assert ask(service) == "Sylvania City."
     protecting.unprotect(service, WHO["root"], "Freedonia")
     service.rollback(WHO["ann"], edit_ids=[acts["edit_id"]])
+
+
+@pytest.mark.parametrize("part", ["Coffee", "Brightwater", "refund window of Brightwater"])
+def test_an_edit_of_a_part_of_a_protected_name_does_not_answer_for_the_whole(service: Service, part: str) -> None:
+    """Issue 8, §2: spelling and other names must not get around a protection, also not where the part is a subject of its own."""
+    prompt = "The refund window of Brightwater is" if "Brightwater" in part else "The refund window of Coffee is"
+    protecting.protect(service, WHO["root"], "Brightwater Coffee")
+    edit(service, "ann", {"subject": part, "prompt": prompt, "target": "900 days"})
+    asked = Request(prompt="The refund window of Brightwater Coffee is")
+    assert service.route(WHO["ann"], asked)["zone"] == "out"
+    for whole in ("Brightwater Coffee", "brightwater coffee"):
+        assert ask(service, f"What is the refund window of {whole}?").startswith("base answer")
+    protecting.unprotect(service, WHO["root"], "Brightwater Coffee")
+    assert service.route(WHO["ann"], asked)["zone"] == ("out" if part == "Brightwater" else "in")
 
 
 def test_an_edit_is_not_served_once_its_time_has_passed_even_before_it_is_retired(
