@@ -320,11 +320,11 @@ class Ledger:
             if not changes:
                 return Undone(RolledBack([], [], head(db), release_at(db, tenant)), [], left)
             _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
-            gone = {change.edit_id for change in changes if change.standing is Standing.ROLLED_BACK}
+            gone = {change.edit_id for change in changes if change.standing in {Standing.ROLLED_BACK, Standing.PROPOSED}}
             flip = flip_without(db, tenant, gone, changes, release, None)
             rolled = _roll(db, author, {"undone": by, "since": since}, lawful(db, tenant, changes, flip), flip)
-            waiting = [change.edit_id for change in changes if change.standing is Standing.PROPOSED]
-            return Undone(rolled, edits_by_id(db, tenant, waiting), left)
+            waiting = edits_by_id(db, tenant, [change.edit_id for change in changes if change.standing is Standing.PROPOSED])
+            return Undone(replace(rolled, retired=[edit for edit in rolled.retired if edit not in waiting]), waiting, left)
 
     def promote(
         self,

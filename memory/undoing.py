@@ -1,6 +1,6 @@
 """Undoing all that one actor did since a moment, the latest first.
 
-What it recorded, proposed or approved leaves as by a rollback. What it took back or rejected stands again as before, if nothing has moved
+What it recorded or proposed leaves as by a rollback, and what it approved waits again. What it took back or rejected stands again as before, if nothing has moved
 it since and nothing else of its subject and relation is live. The rest (promotions, protections, purges, and what cannot stand again) is
 left, and named.
 """
@@ -50,7 +50,7 @@ def changes_of_undoing(db: apsw.Connection, tenant: str, by: str, since: str) ->
         if edit_id := made(event):
             now = moved.get(edit_id) or stands.get(edit_id)
             if now is not None and now.standing not in _GONE:
-                take_out(db, tenant, now, moved)
+                take_out(db, tenant, now, moved, Standing.PROPOSED if event.action == "approve" else Standing.ROLLED_BACK)
         elif event.action in {"rollback", "reject"} and (before := _before(db, event, stands | moved)):
             moved |= before
         else:

@@ -17,7 +17,7 @@ __all__ = ["undo"]
 
 
 def undo(service: Service, who: Principal, actor: str, since: str, *, reason: str = "", dry_run: bool = False) -> dict[str, Any]:
-    """Take back what an actor recorded, proposed, approved, took back or rejected since a moment; what that had moved stands again.
+    """Undo what an actor recorded, proposed, approved, took back or rejected since a moment (see :mod:`ke_tools.memory.undoing`).
 
     What else the actor did, or what cannot stand again, is named in ``left``.
 

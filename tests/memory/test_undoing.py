@@ -78,14 +78,18 @@ def test_under_what_others_recorded_since_nothing_comes_up(ledger: Ledger) -> No
     assert targets(ledger) == ["Sydney"]
 
 
-def test_its_proposals_and_what_it_approved_leave_too(ledger: Ledger) -> None:
-    """Issue 8, §2: all that one token changed."""
-    write(ledger, "mal", capital("Perth"), state=State.PROPOSED)
+def test_its_proposals_leave_too_and_what_it_approved_waits_again(ledger: Ledger) -> None:
+    """Issue 8, §2: all that one token changed; whose word it was is not whose decision it was."""
+    write(ledger, "ann", capital("Linz", "Austria"))
+    [own, approved] = write(ledger, "mal", capital("Perth"), capital("Oslo", "Norway"), state=State.PROPOSED)
     [theirs] = write(ledger, "eve", capital("Graz", "Austria"), state=State.PROPOSED)
-    ledger.proposals.approve("acme", [theirs.id], actor="mal")
+    ledger.proposals.approve("acme", [theirs.id, approved.id], actor="mal")
+    assert targets(ledger) == ["Oslo", "Graz"]
     done = undo(ledger)
-    assert len(done.rolled.retired) == 2
-    assert ledger.live("acme", with_proposed=True) == []
+    assert ([edit.id for edit in done.rolled.retired], [edit.id for edit in done.waiting]) == ([own.id, approved.id], [theirs.id])
+    assert [edit.fact.target for edit in done.rolled.restored] == ["Linz"]
+    assert targets(ledger) == ["Linz"]
+    assert ledger.get("acme", theirs.id).state is State.PROPOSED
 
 
 def test_what_it_took_back_or_rejected_stands_again(ledger: Ledger) -> None:
