@@ -1,8 +1,8 @@
 """Undoing all that one actor did since a moment, the latest first.
 
-What it recorded or proposed leaves as by a rollback, and what it approved waits again. What it took back or rejected stands again as before, if nothing has moved
-it since and nothing else of its subject and relation is live. The rest (promotions, protections, purges, and what cannot stand again) is
-left, and named.
+What it recorded or proposed leaves as by a rollback, and what it approved waits again. What it took back or rejected stands again as
+before, if nothing has moved it since and nothing else of its subject and relation is live. The rest (promotions, protections, purges, and
+what cannot stand again) is left, and named.
 """
 
 from __future__ import annotations
