@@ -344,7 +344,9 @@ def proposals(
     if verify and not edit_id:
         raise InvalidInput("--verify needs to know which proposal.", "`ke-tools proposals` lists them.")
     with _local(call, asks_model=bool(edit_id)) as local:
-        return _show(call, local.evidence(edit_id, verify=verify) if edit_id else local.proposals(limit=limit, cursor=cursor))
+        found = local.evidence(edit_id, verify=verify) if edit_id else local.proposals(limit=limit, cursor=cursor)
+    told = ("summary", "proposals_text", "answers", "scorecard_text")
+    return _show(call, found if call.as_json else {name: found[name] for name in told if found.get(name)})
 
 
 @verb(app, "approve", APPROVE)

@@ -22,7 +22,6 @@ _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
     "answers": ("view", "text", "route", "used_edits"),
     "events": ("at", "actor", "action", "edit_ids", "note"),
     "left": ("at", "action", "edit_ids", "note"),
-    "proposals": ("edit_id", "prompt", "target", "proposer", "would_supersede", "rivals", "obstacle"),
     "protections": ("id", "subject", "aliases", "relation", "actor", "at", "reason"),
 }
 _EMPTY: Final[tuple[object, ...]] = ("", None, [], ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ke_tools.facts import State
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
-__all__ = ["approve", "queue", "reject", "told"]
+__all__ = ["approve", "in_words", "queue", "reject", "told"]
 
 
 def approve(service: Service, who: Principal, edit_ids: Sequence[str], *, reason: str = "") -> dict[str, Any]:
@@ -66,10 +66,12 @@ def queue(service: Service, who: Principal, *, limit: int = 20, cursor: str = ""
     who.require("read")
     page = service.ledger.edits(who.tenant, states=(State.PROPOSED,), limit=limit, cursor=cursor)
     outlooks = [service.ledger.proposals.outlook(who.tenant, edit.id, over_protection=who.may("admin")) for edit in page.items]
+    shown = [told(outlook) for outlook in outlooks]
     more = "; call again with next_cursor for more" if page.next_cursor else ""
     return {
         "summary": f"{len(page.items)} of {_count(page.total, 'proposal')} that {'waits' if page.total == 1 else 'wait'}{more}.",
-        "proposals": [told(outlook) for outlook in outlooks],
+        "proposals": shown,
+        "proposals_text": "\n\n".join(in_words(one) for one in shown),
         "total": page.total,
         "next_cursor": page.next_cursor,
     }
@@ -94,6 +96,20 @@ def told(outlook: Outlook) -> dict[str, Any]:
         "release": "" if outlook.release is None else outlook.release or "none",
         "record": dataclasses.asdict(outlook.record),
     }
+
+
+def in_words(shown: Mapping[str, Any]) -> str:
+    """The same for people, on lines."""
+    record = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in shown["record"].items())
+    lines = [
+        f"{shown['edit_id']}  {shown['prompt']} {shown['target']}",
+        f"  by {shown['proposer']} ({record}), {shown['created_at']}, {'source ' + shown['source'] if shown['source'] else 'no source'}",
+    ]
+    labels = {"would_supersede": "would supersede", "rivals": "beside it wait", "warnings": "warnings"}
+    lines += [f"  {label}: {'; '.join(shown[name])}" for name, label in labels.items() if shown[name]]
+    labels = {"expires": "until", "release": "release then", "obstacle": "cannot be approved"}
+    lines += [f"  {label}: {shown[name]}" for name, label in labels.items() if shown[name]]
+    return "\n".join(lines)
 
 
 def _count(number: int, noun: str) -> str:

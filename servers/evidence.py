@@ -51,9 +51,11 @@ def evidence(
     ways = {"base": None, "now": service} | ({} if outlook.obstacle else {"approved": supposed})
     answers = [_answer(view, way, who, request, engine) for view, way in ways.items()]
     card = _scorecard(supposed, who, edit_id, engine, tell) if verify and not outlook.obstacle else {"scorecard_text": "", "passed": False}
+    shown = approvals.told(outlook)
     return {
         "summary": _summary(outlook, {str(answer["view"]): str(answer["text"]) for answer in answers}),
-        "proposals": [approvals.told(outlook)],
+        "proposals": [shown],
+        "proposals_text": approvals.in_words(shown),
         "answers": answers,
         "verified": bool(card["scorecard_text"]),
         **card,
@@ -82,16 +84,7 @@ def _scorecard(supposed: Service, who: Principal, edit_id: str, engine: Engine, 
 
 
 def _summary(outlook: Outlook, texts: dict[str, str]) -> str:
-    edit, record = outlook.edit, outlook.record
-    source = f" Source: {edit.fact.source}." if edit.fact.source else " It names no source."
-    told = f"{edit.id}, proposed by {edit.actor} at {edit.created_at}: {edit.fact.sentence}{source}"
-    told += f" Answer now: {texts['now']!r}"
-    told += f", if approved: {texts['approved']!r}." if "approved" in texts else f". It cannot be approved: {outlook.obstacle}"
-    if outlook.superseding:
-        told += f" It would supersede {', '.join(other.id for other in outlook.superseding)}."
-    if outlook.rivals:
-        told += f" {', '.join(other.id for other in outlook.rivals)} of the same subject and relation wait too."
-    return told + (
-        f" Of {record.proposed} that {edit.actor} proposed, {record.approved} were approved, {record.rejected} rejected,"
-        f" {record.rolled_back} taken back."
-    )
+    told = f"{outlook.edit.id} waits. Answer now: {texts['now']!r}"
+    if "approved" not in texts:
+        return f"{told}. It cannot be approved: {outlook.obstacle}"
+    return f"{told}, if approved: {texts['approved']!r}."

@@ -108,6 +108,7 @@ def test_the_queue_tells_whose_word_it_is_and_what_it_would_change(service: Serv
     assert (told["proposer"], told["source"]) == ("eve", "https://x.example")
     assert told["would_supersede"] == [f"{live['edit_id']} ('Firefly')"]
     assert told["rivals"] == [f"{rival['edit_id']} ('Huxley', busy)"]
+    assert f"would supersede: {live['edit_id']} ('Firefly')" in found["proposals_text"]
     assert told["record"] == {"proposed": 1, "approved": 0, "rejected": 0, "rolled_back": 0}
     approvals.approve(service, WHO["ann"], [first["edit_id"]])
     [left] = approvals.queue(service, WHO["reader"])["proposals"]
@@ -131,7 +132,7 @@ def test_the_evidence_of_a_proposal_is_what_is_answered_before_and_after(service
     assert answers["approved"]["used_edits"] == [waits["edit_id"]]
     assert found["verified"]
     assert "reliability" in found["scorecard_text"]
-    assert "proposed by eve" in found["summary"]
+    assert "by eve (1 proposed, 0 approved, 0 rejected, 0 rolled back)" in found["proposals_text"]
     assert (service.ledger.head(), ask(service)) == (before, "Firefly.")
     assert service.ledger.scorecards_of("acme", waits["edit_id"]) == []
 
