@@ -15,6 +15,7 @@ from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory import moments, transfer
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.proposals import Record
+from ke_tools.memory.supposed import Supposed
 
 
 @pytest.fixture
@@ -331,3 +332,35 @@ def test_what_is_protected_is_neither_proposed_nor_approved_without_the_right(le
     assert "protected" in ledger.proposals.outlook("acme", waits.id).obstacle
     ledger.proposals.approve("acme", [waits.id], actor="root", over_protection=True)
     assert targets(ledger) == ["Perth"]
+
+
+def test_a_supposed_ledger_is_the_one_that_an_approval_would_make(ledger: Ledger) -> None:
+    """Issue 8, §2: a dry run; what it shows is what comes, for this tenant alone, and the file is as it was."""
+    write(ledger, capital("Sydney"), child("Ida"))
+    ledger.edit("other", [capital("Sydney")], actor="ann")
+    [waits] = propose(ledger, capital("Perth"))
+    before = ledger.head()
+    supposed = Supposed(ledger, ledger.proposals.outlook("acme", waits.id))
+    shown = supposed.live("acme")
+    [gone] = [edit for edit in ledger.live("acme") if edit.fact.target == "Sydney"]
+    assert supposed.live("other") == ledger.live("other")
+    assert (supposed.get("acme", gone.id).state, supposed.get("acme", gone.id).superseded_by) == (State.RETIRED, waits.id)
+    assert (supposed.since("acme", 0), supposed.changed("acme", 0), supposed.head(), ledger.head()) == ([], set(), before, before)
+    assert supposed.read_only
+
+    ledger.proposals.approve("acme", [waits.id], actor="ann")
+
+    assert {(edit.id, edit.fact, edit.state, edit.supersedes) for edit in shown} == {
+        (edit.id, edit.fact, edit.state, edit.supersedes) for edit in ledger.live("acme")
+    }
+
+
+def test_of_a_revision_before_its_approval_a_proposal_is_told_as_it_waited(ledger: Ledger) -> None:
+    """Issue 3, §3: what stood after an event, as it stood then."""
+    write(ledger, capital("Sydney"))
+    [waits] = propose(ledger, capital("Perth"))
+    ledger.proposals.approve("acme", [waits.id], actor="ann")
+    [_, then] = ledger.at("acme", waits.revision)
+    assert (then.state, then.approved_by, then.approved_revision, then.supersedes) == (State.PROPOSED, "", 0, ())
+    [_, now] = ledger.at("acme", ledger.head())
+    assert (now.state, now.approved_by) == (State.ACTIVE, "ann")
