@@ -19,11 +19,37 @@ if TYPE_CHECKING:
 
     import apsw
 
+    from ke_tools.memory.storage import Storage
+
+_NEXT: Final = (
+    "SELECT min(x.expires) FROM expiries AS x JOIN edits AS e ON e.tenant = x.tenant AND e.id = x.edit_id"
+    " WHERE e.standing IN ('active', 'promoted', 'superseded')"
+)
 EXPIRY: Final = "(expiry)"  # the actor of these events; no token can have the name
 _OVER: Final = (
     "SELECT x.edit_id FROM expiries AS x JOIN edits AS e ON e.tenant = x.tenant AND e.id = x.edit_id"
     " WHERE x.tenant = ? AND x.expires <= ? AND e.standing IN ('active', 'promoted', 'superseded') ORDER BY x.expires, x.edit_id"
 )
+
+
+class Expiries:
+    """The expiries of all tenants, as the ledger keeps them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def sweep(self) -> list[str]:
+        """Retire what has expired, of all tenants; return the ids. Each edit, approval and rollback does so for its tenant."""
+        with self._storage.writing() as db:
+            tenants = [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM expiries ORDER BY tenant")]
+            return [edit_id for tenant in tenants for edit_id in sweep(db, tenant)]
+
+    def next(self) -> str:
+        """Return the moment at which the next edit of any tenant expires, "" where none does."""
+        with self._storage.reading() as db:
+            if not db.table_exists("main", "expiries"):
+                return ""  # a file that is only read may be older
+            return db.execute(_NEXT).get or ""
 
 
 def sweep(db: apsw.Connection, tenant: str) -> list[str]:
@@ -37,15 +63,6 @@ def sweep(db: apsw.Connection, tenant: str) -> list[str]:
         take_out(db, tenant, moved.get(edit_id, stands[edit_id]), moved, Standing.EXPIRED)
     append(db, Author(tenant, EXPIRY), "expire", {"edit_ids": over}, lawful(db, tenant, list(moved.values()), None))
     return over
-
-
-def next_of(db: apsw.Connection) -> str:
-    """The moment at which the next edit of any tenant expires; "" where none does."""
-    query = (
-        "SELECT min(x.expires) FROM expiries AS x JOIN edits AS e ON e.tenant = x.tenant AND e.id = x.edit_id"
-        " WHERE e.standing IN ('active', 'promoted', 'superseded')"
-    )
-    return db.execute(query).get or ""
 
 
 def refuse_if_expiring(db: apsw.Connection, tenant: str, edit_ids: Sequence[str]) -> None:

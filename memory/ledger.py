@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import apsw
 
@@ -31,7 +31,7 @@ from ke_tools.memory.events import (
     canonical,
     record_of,
 )
-from ke_tools.memory.expiries import next_of, refuse_if_expiring, sweep
+from ke_tools.memory.expiries import Expiries, refuse_if_expiring, sweep
 from ke_tools.memory.joblog import Jobs
 from ke_tools.memory.listing import Listing
 from ke_tools.memory.log import (
@@ -64,24 +64,17 @@ from ke_tools.memory.proposals import Proposals
 from ke_tools.memory.protections import Guard, Protections
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
+from ke_tools.memory.rolling import refuse_if_protected, roll, standing_of
 from ke_tools.memory.slots import SlotRule
 from ke_tools.memory.slots import slot_of as default_slot
 from ke_tools.memory.storage import Storage
-from ke_tools.memory.undoing import Undone, changes_of_undoing
+from ke_tools.memory.undoing import Undoing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
-
-
-_MADE_BY: Final = (  # recorded, proposed or approved by an actor from a moment on, and not taken back
-    "AND e.standing NOT IN ('rolled back', 'expired')"
-    " AND (e.seq IN (SELECT seq FROM events INDEXED BY events_by_actor WHERE tenant = ? AND actor = ? AND at >= ?)"
-    " OR e.id IN (SELECT edit_id FROM approvals WHERE tenant = ? AND seq IN"
-    " (SELECT seq FROM events INDEXED BY events_by_actor WHERE tenant = ? AND actor = ? AND at >= ?))) ORDER BY +e.seq"
-)
 
 
 class Ledger:
@@ -126,6 +119,16 @@ class Ledger:
     def protections(self) -> Protections:
         """What only an admin may change, kept in the same file."""
         return Protections(self._storage)
+
+    @property
+    def expiries(self) -> Expiries:
+        """When edits expire, kept in the same file."""
+        return Expiries(self._storage)
+
+    @property
+    def undoing(self) -> Undoing:
+        """How all that one actor did is undone."""
+        return Undoing(self._storage)
 
     @property
     def jobs(self) -> Jobs:
@@ -259,8 +262,8 @@ class Ledger:
             sweep(db, tenant)
             changes = changes_of_rollback(db, tenant, ids)
             flip = flip_without(db, tenant, set(ids), changes, release, carries)
-            _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
-            done = _roll(db, author, {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
+            refuse_if_protected(db, tenant, changes, over_protection=over_protection)
+            done = roll(db, author, {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
             idempotency.remember(db, tenant, idempotency_key, arguments, (done.revision, done.revision))
             return done
 
@@ -282,49 +285,8 @@ class Ledger:
             changes = [change for change in wanted if change != now[change.edit_id]]
             if not changes and flip is None:
                 return RolledBack([], [], head(db), release_at(db, tenant))
-            _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
-            return _roll(db, author, {"to_revision": revision}, changes, flip)
-
-    def undo(
-        self,
-        tenant: str,
-        by: str,
-        since: str,
-        *,
-        actor: str,
-        reason: str = "",
-        release: str | None = None,
-        over_protection: bool = False,
-        dry_run: bool = False,
-    ) -> Undone:
-        """Take back, in one event, all that one actor did from a moment on (see :mod:`.undoing`); where that is nothing, record nothing.
-
-        Args:
-            tenant: whose.
-            by: whose doing it was.
-            since: the moment, in UTC, ISO 8601.
-            actor: who says so.
-            reason: why.
-            release: as :meth:`rollback` says.
-            over_protection: what is protected may be changed.
-            dry_run: change nothing, and return what would be.
-
-        Raises:
-            WrongState: the live release would carry an edit that is taken back.
-            Forbidden: it changes what acts of something protected.
-        """
-        author = Author.of(tenant, actor, reason)
-        with self._storage.writing(keep=not dry_run) as db:
-            sweep(db, tenant)
-            changes, left = changes_of_undoing(db, tenant, by, since)
-            if not changes:
-                return Undone(RolledBack([], [], head(db), release_at(db, tenant)), [], left)
-            _refuse_if_protected(db, tenant, changes, over_protection=over_protection)
-            gone = {change.edit_id for change in changes if change.standing in {Standing.ROLLED_BACK, Standing.PROPOSED}}
-            flip = flip_without(db, tenant, gone, changes, release, None)
-            rolled = _roll(db, author, {"undone": by, "since": since}, lawful(db, tenant, changes, flip), flip)
-            waiting = edits_by_id(db, tenant, [change.edit_id for change in changes if change.standing is Standing.PROPOSED])
-            return Undone(replace(rolled, retired=[edit for edit in rolled.retired if edit not in waiting]), waiting, left)
+            refuse_if_protected(db, tenant, changes, over_protection=over_protection)
+            return roll(db, author, {"to_revision": revision}, changes, flip)
 
     def promote(
         self,
@@ -428,12 +390,6 @@ class Ledger:
         text = _json("the scorecard", scorecard)
         with self._storage.writing() as db:
             return scorecards.keep(db, tenant, text)
-
-    def expire(self) -> list[str]:
-        """Retire what has expired, of all tenants; return the ids. Each edit, approval and rollback does so for its tenant."""
-        with self._storage.writing() as db:
-            tenants = [tenant for (tenant,) in db.execute("SELECT DISTINCT tenant FROM expiries ORDER BY tenant")]
-            return [edit_id for tenant in tenants for edit_id in sweep(db, tenant)]
 
     def count_fired(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Add to how often edits were asked for, by (tenant, edit); beside the log, and no event."""
@@ -604,17 +560,6 @@ class Ledger:
         with self._storage.reading() as db:
             return scorecards.about(db, tenant, edit_id, limit)
 
-    def made_by(self, tenant: str, actor: str, since: str) -> list[Edit]:
-        """Return what an actor recorded, proposed or approved from a moment on (UTC, ISO 8601) and is not taken back, oldest first."""
-        check(tenant=tenant, actor=actor)
-        with self._storage.reading() as db:
-            return edits_where(db, tenant, _MADE_BY, (tenant, actor, since, tenant, tenant, actor, since))
-
-    def next_expiry(self) -> str:
-        """Return the moment at which the next edit expires, "" where none does."""
-        with self._storage.reading() as db:
-            return next_of(db) if db.table_exists("main", "expiries") else ""
-
     def fired(self, tenant: str) -> dict[str, int]:
         """Return how often each edit was asked for; one that never was is not in it."""
         check(tenant=tenant)
@@ -669,40 +614,17 @@ def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[
     return min(revisions), max(revisions)
 
 
-def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None) -> RolledBack:
-    before = _before(db, author.tenant, changes)
-    revision = append(db, author, "rollback", payload, changes, flip)
-    if not sweep(db, author.tenant):
-        return outcome(db, author.tenant, changes, before, revision)
-    stands = standings(db, author.tenant)  # what came back and is over has left again
-    return outcome(db, author.tenant, [change for change in changes if change == stands[change.edit_id]], before, head(db))
-
-
-def _refuse_if_protected(db: apsw.Connection, tenant: str, changes: Sequence[Change], *, over_protection: bool) -> None:
-    """Refuse to change what acts of something protected."""
-    if over_protection:
-        return
-    now = _before(db, tenant, changes)
-    moved = [change.edit_id for change in changes if (change.standing in LIVE) != (now[change.edit_id].standing in LIVE)]
-    Guard.of(db, tenant).refuse(*(edit.fact for edit in edits_by_id(db, tenant, moved)))
-
-
 def _publish(
     db: apsw.Connection, author: Author, kind: str, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None
 ) -> Published:
-    before = _before(db, author.tenant, changes)
+    then = standing_of(db, author.tenant, changes)
     revision = append(db, author, kind, payload, changes, flip)
-    moved = [change for change in changes if change != before[change.edit_id]]
+    moved = [change for change in changes if change != then[change.edit_id]]
     promoted, demoted = (
         edits_by_id(db, author.tenant, [change.edit_id for change in moved if change.standing is standing])
         for standing in (Standing.PROMOTED, Standing.ACTIVE)
     )
     return Published(promoted, demoted, revision, release_at(db, author.tenant))
-
-
-def _before(db: apsw.Connection, tenant: str, changes: Sequence[Change]) -> dict[str, Change]:
-    ids = canonical([change.edit_id for change in changes])
-    return standings(db, tenant, "AND e.id IN (SELECT value FROM json_each(?))", (ids,))
 
 
 def _refuse_unless_past(db: apsw.Connection, revision: int) -> int:

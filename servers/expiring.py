@@ -35,10 +35,10 @@ class Expiring:
         if self._ledger is None:
             return
         try:
-            over = self._ledger.next_expiry()
+            over = self._ledger.expiries.next()
             if over and _seconds_until(over) <= 0:
-                log.info("expired: %s", ", ".join(self._ledger.expire()))
-                over = self._ledger.next_expiry()
+                log.info("expired: %s", ", ".join(self._ledger.expiries.sweep()))
+                over = self._ledger.expiries.next()
         except KeToolsError as error:
             log.warning("what has expired is not retired yet: %s", error)
             return

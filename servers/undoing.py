@@ -36,9 +36,9 @@ def undo(service: Service, who: Principal, actor: str, since: str, *, reason: st
     service.check_writable(who)
     moment, tenant, ledger = ago(since), who.tenant, service.ledger
     with service.damage.watching("write", tenant):
-        ids = [edit.id for edit in ledger.made_by(tenant, actor, moment)]
+        ids = [edit.id for edit in ledger.undoing.made_by(tenant, actor, moment)]
         old = ledger.live_release(tenant)
-        done = ledger.undo(
+        done = ledger.undoing.undo(
             tenant,
             actor,
             moment,

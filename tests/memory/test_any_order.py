@@ -40,7 +40,7 @@ class Chance:
         before = self.ledger.head()
         does: list[Callable[[str], object]] = [
             self.edit, self.edit, self.propose, self.propose, self.approve, self.approve, self.approve, self.reject,
-            self.rollback, self.rollback_to, self.undo, self.promote, lambda _: self.ledger.expire(),
+            self.rollback, self.rollback_to, self.undo, self.promote, lambda _: self.ledger.expiries.sweep(),
         ]  # fmt: skip
         try:
             self.random.choice(does)(self.random.choice(ACTORS))
@@ -79,8 +79,8 @@ class Chance:
     def undo(self, actor: str) -> None:
         """Undo what somebody did."""
         by, since = self.random.choice(ACTORS), self.random.choice(self.moments)
-        ids = [edit.id for edit in self.ledger.made_by("t", by, since)]
-        self.ledger.undo("t", by, since, actor=actor, release=self._without(ids))
+        ids = [edit.id for edit in self.ledger.undoing.made_by("t", by, since)]
+        self.ledger.undoing.undo("t", by, since, actor=actor, release=self._without(ids))
 
     def promote(self, actor: str) -> None:
         """Make a release live with some of what is live."""

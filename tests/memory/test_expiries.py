@@ -56,13 +56,13 @@ def test_the_next_writer_retires_what_is_over_and_what_it_had_superseded_comes_b
 def test_a_sweep_retires_what_is_over_of_every_tenant_once(ledger: Ledger, clock: Clock) -> None:
     """Issue 8, §2: or a sweep at the start."""
     made = [ledger.edit(tenant, [capital("Perth", expires=moments.ahead("1h"))], actor="ann")[0] for tenant in ("acme", "other")]
-    assert ledger.next_expiry() == "2030-01-01T13:00:00.000Z"
-    assert ledger.expire() == []
+    assert ledger.expiries.next() == "2030-01-01T13:00:00.000Z"
+    assert ledger.expiries.sweep() == []
     clock.forward(minutes=59, seconds=59)
-    assert ledger.expire() == []
+    assert ledger.expiries.sweep() == []
     clock.forward(seconds=1)
-    assert sorted(ledger.expire()) == sorted(edit.id for edit in made)
-    assert (ledger.expire(), ledger.next_expiry(), ledger.head()) == ([], "", 4)
+    assert sorted(ledger.expiries.sweep()) == sorted(edit.id for edit in made)
+    assert (ledger.expiries.sweep(), ledger.expiries.next(), ledger.head()) == ([], "", 4)
 
 
 def test_what_expired_under_a_newer_edit_does_not_come_back(ledger: Ledger, clock: Clock) -> None:

@@ -592,7 +592,7 @@ def test_a_ledger_from_before_there_were_approvals_is_read_as_it_is(path: Path) 
         ledger._storage._main.execute("DROP INDEX events_by_actor; PRAGMA user_version = 6")
     with Ledger(path, read_only=True) as ledger:
         assert (ledger.live("acme"), ledger.get("acme", made.id), ledger.edits("acme").items) == ([made], made, [made])
-        assert (ledger.protections.all("acme"), ledger.next_expiry(), ledger.audit()) == ([], "", [])
+        assert (ledger.protections.all("acme"), ledger.expiries.next(), ledger.audit()) == ([], "", [])
     with Ledger(path) as ledger:
         ledger.protections.protect("acme", "Norway", actor="ann")
         assert ledger.audit() == []

@@ -117,7 +117,7 @@ def test_what_acts_of_something_protected_is_not_taken_back_either(ledger: Ledge
     ways: list[Callable[[], object]] = [
         lambda: ledger.rollback("acme", [made.id], actor="eve"),
         lambda: ledger.rollback_to("acme", 0, actor="eve"),
-        lambda: ledger.undo("acme", "eve", "2000-01-01T00:00:00.000Z", actor="eve"),
+        lambda: ledger.undoing.undo("acme", "eve", "2000-01-01T00:00:00.000Z", actor="eve"),
     ]
     for take_back in ways:
         with pytest.raises(Forbidden):

@@ -37,7 +37,7 @@ def write(ledger: Ledger, actor: str, *facts: Fact, **more: Any) -> list[Edit]:
 
 def undo(ledger: Ledger, by: str = "mal", since: str = "2030-01-01T12:00:00.000Z", **more: Any) -> Undone:
     """Undo what somebody did."""
-    return ledger.undo("acme", by, since, actor="ann", **more)
+    return ledger.undoing.undo("acme", by, since, actor="ann", **more)
 
 
 def targets(ledger: Ledger) -> list[str]:
