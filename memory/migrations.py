@@ -230,9 +230,10 @@ def version_of(db: apsw.Connection) -> int:
         LedgerDamaged: it is a database of another program.
         Unsupported: a newer version of ke-tools wrote it.
     """
+    # In this order, as another process may set the file up in between: what was not empty has its version, what has a version an owner.
+    is_empty = not db.execute("SELECT count(*) FROM sqlite_master").get
     version = int(db.execute("PRAGMA user_version").get)
     owner = int(db.execute("PRAGMA application_id").get)
-    is_empty = not db.execute("SELECT count(*) FROM sqlite_master").get
     if owner != APPLICATION_ID and not (is_empty and owner == 0 and version == 0):
         raise LedgerDamaged("the file is an SQLite database, but not a ledger of ke-tools.", "Check --home.")
     if version > len(MIGRATIONS):
