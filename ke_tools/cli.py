@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, Type
 import typer
 
 from ke_tools import printing
-from ke_tools.config import DEFAULT_ADDRESS, Settings, Via
+from ke_tools.config import DEFAULT_ADDRESS, Edits, Settings, Via
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def _show_lines(results: Iterable[Mapping[str, Any]]) -> int:
 
 # Serve ----------------------------------------------------------------------------------------------------------------
 
-SERVE, CORRECT, ASK, LOOK, MOVE, TUNE = "Serve", "Correct", "Ask and check", "Look", "Move", "Model and measurements"
+SERVE, CORRECT, APPROVE, ASK = "Serve", "Correct", "Approve and protect", "Ask and check"
+LOOK, MOVE, TUNE = "Look", "Move", "Model and measurements"
 
 
 @verb(app, "serve", SERVE)
@@ -217,11 +218,17 @@ def serve(
     print_config: Annotated[Client | None, typer.Option(help="Print the entry for this client and stop.")] = None,
     tool_prefix: Annotated[str, typer.Option(help="Put before every tool's name, for hosts that mix servers.")] = "",
     allow_host: Annotated[list[str] | None, typer.Option(help="Answer to this name in the Host header too (repeatable).")] = None,
+    edits: Annotated[
+        Edits | None, typer.Option(help="propose: an edit waits until `ke-tools approve`, whoever makes it. [KE_EDITS]")
+    ] = None,
+    edits_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="That one token may record; 0: any number. [KE_EDITS_PER_MINUTE]")
+    ] = None,
 ) -> int:
     """Serve agents over MCP on standard input and output, or everybody on one port."""
     from ke_tools.servers import serve as serving
 
-    settings = call.settings(http=http)
+    settings = call.settings(http=http, edits=edits, edits_per_minute=edits_per_minute)
     return serving.run(
         settings, http=settings.http, print_config=print_config, connect=connect, tool_prefix=tool_prefix, allow_hosts=allow_host or []
     )
@@ -285,6 +292,7 @@ def edit(
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt (repeatable).")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject (repeatable).")] = None,
     source: Annotated[str, typer.Option(help="Where the fact stands; kept, never fetched.")] = "",
+    expires: Annotated[str, typer.Option(help="Until when it holds: 2027-03-01, 2027-03-01T12:00:00Z, 12h, 7d, 2w.")] = "",
     mode: Annotated[Mode, typer.Option(help="Replace what is live of this relation, or add to it.")] = "auto",
     reason: Reason = "",
     idempotency_key: Key = "",
@@ -300,6 +308,7 @@ def edit(
         "paraphrases": paraphrase or [],
         "aliases": alias or [],
         "source": source,
+        "expires": expires,
     }
     if forget == bool(target):
         raise InvalidInput("--forget takes no target." if forget else "there is no target.", "Give a target or --forget, and not both.")
@@ -317,11 +326,86 @@ def rollback(
     *,
     to_revision: Annotated[int | None, typer.Option(min=0, help="Instead: as it was at this revision (0: no edits).")] = None,
     to: Annotated[Literal["base", "memory"], typer.Option(help="memory: only out of the weights.")] = "base",
+    actor: Annotated[str, typer.Option(metavar="NAME", help="Instead: all that this token recorded, proposed or approved.")] = "",
+    since: Annotated[str, typer.Option(metavar="WHEN", help="With --actor: 2026-11-29, 2026-11-29T12:00:00Z, 30min, 12h, 7d.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --actor: report, and change nothing.")] = False,
     reason: Reason = "",
 ) -> int:
     """Take edits back; what they had replaced is believed again."""
+    if bool(actor) != bool(since) or (dry_run and not actor) or (actor and (edit_ids or to_revision is not None or to != "base")):
+        raise InvalidInput("--actor, --since and --dry-run stand together, without edits or a revision.", "See `ke-tools rollback --help`.")
     with _local(call) as local:
+        if actor:
+            return _show(call, local.undo(actor, since, reason=reason, dry_run=dry_run))
         return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, to=to, reason=reason))
+
+
+@verb(app, "proposals", APPROVE)
+def proposals(
+    call: Call,
+    edit_id: Annotated[str, typer.Argument(help="Only this one, with the answers before and after.")] = "",
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="Also measure it, as if it were approved; about ten seconds.")] = False,
+    limit: Limit = 20,
+    cursor: Cursor = "",
+) -> int:
+    """Show what waits for an approval: whose word it is, and what it would change."""
+    if verify and not edit_id:
+        raise InvalidInput("--verify needs to know which proposal.", "`ke-tools proposals` lists them.")
+    with _local(call, asks_model=bool(edit_id)) as local:
+        found = local.evidence(edit_id, verify=verify) if edit_id else local.proposals(limit=limit, cursor=cursor)
+    told = ("summary", "proposals_text", "answers", "scorecard_text")
+    return _show(call, found if call.as_json else {name: found[name] for name in told if found.get(name)})
+
+
+@verb(app, "approve", APPROVE)
+def approve(
+    call: Call, edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="Proposals.")], *, reason: Reason = ""
+) -> int:
+    """Let proposals act, all or none."""
+    with _local(call) as local:
+        return _show(call, local.approve(edit_ids, reason=reason))
+
+
+@verb(app, "reject", APPROVE)
+def reject(
+    call: Call,
+    edit_ids: Annotated[list[str], typer.Argument(metavar="EDIT_ID...", help="Proposals.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+) -> int:
+    """Retire proposals, all or none."""
+    with _local(call) as local:
+        return _show(call, local.reject(edit_ids, reason=reason))
+
+
+@verb(app, "protect", APPROVE)
+def protect(
+    call: Call,
+    subject: Annotated[str, typer.Argument(help="Whom or what only an admin may correct.")] = "",
+    *,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name of the subject (repeatable).")] = None,
+    relation: Annotated[str, typer.Option(help="Only this about the subject.")] = "",
+    prompt: Annotated[str, typer.Option(help="Only what this statement or question is about.")] = "",
+    listed: Annotated[bool, typer.Option("--list", help="Instead: show what is protected.")] = False,
+    reason: Reason = "",
+) -> int:
+    """Keep facts from being edited without the right admin."""
+    if listed == bool(subject) or (listed and (alias or relation or prompt or reason)):
+        raise InvalidInput("protect takes a subject or --list, and exactly one of them.", "See `ke-tools protect --help`.")
+    with _local(call) as local:
+        if listed:
+            return _show(call, local.protections())
+        return _show(call, local.protect(subject, aliases=alias or [], relation=relation, prompt=prompt, reason=reason))
+
+
+@verb(app, "unprotect", APPROVE)
+def unprotect(
+    call: Call, name: Annotated[str, typer.Argument(metavar="SUBJECT|ID", help="As protect --list shows it.")], *, reason: Reason = ""
+) -> int:
+    """Let facts be edited again."""
+    with _local(call) as local:
+        return _show(call, local.unprotect(name, reason=reason))
 
 
 @verb(app, "purge", CORRECT)

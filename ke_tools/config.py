@@ -25,7 +25,9 @@ ENGINES: Final = ("hf", "vllm")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 VIAS: Final = ("auto", "ike", "reader", "weights")
 GREYS: Final = ("conditional", "judge", "base")
+EDITS: Final = ("active", "propose")
 MOST_DEMONSTRATIONS: Final = 32
+MOST_A_MINUTE: Final = 1_000_000
 
 # A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
 _ONLY_FLAGS: Final = frozenset({"http"})
@@ -39,6 +41,7 @@ _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 Via = Literal["auto", "ike", "reader", "weights"]
 Grey = Literal["conditional", "judge", "base"]
+Edits = Literal["active", "propose"]
 Kind = Literal["data", "cache", "config"]
 
 
@@ -59,6 +62,8 @@ class Settings:
     alpha: float = 0.005  # share of its negatives that an edit may be triggered by
     via: Via = "auto"  # how an edited fact reaches the model
     grey: Grey = "base"  # what happens where it is not clear whether a question is about an edit
+    edits: Edits = "active"  # whether an edit acts at once, or waits for an approval
+    edits_per_minute: int = 0  # that one token may record, where the token file does not say; 0: any number
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio
@@ -219,12 +224,15 @@ def _flag(value: object, _base: Path | None) -> bool:
     raise ValueError("true or false")
 
 
-def _count(value: object, _base: Path | None) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_DEMONSTRATIONS:
-        return value
-    raise ValueError(f"a whole number from 0 to {MOST_DEMONSTRATIONS}")
+def _up_to(most: int) -> Reader:
+    def read(value: object, _base: Path | None) -> int:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
+            return value
+        raise ValueError(f"a whole number from 0 to {most}")
+
+    return read
 
 
 def _share(value: object, _base: Path | None) -> float:
@@ -278,10 +286,12 @@ _READERS: Final[Mapping[str, Reader]] = {
     "upstream_key_file": _path,
     "dtype": _one_of(*DTYPES),
     "device": _matching(_DEVICE, "auto, cpu, mps, cuda or cuda:N"),
-    "demonstrations": _count,
+    "demonstrations": _up_to(MOST_DEMONSTRATIONS),
     "alpha": _share,
     "via": _one_of(*VIAS),
     "grey": _one_of(*GREYS),
+    "edits": _one_of(*EDITS),
+    "edits_per_minute": _up_to(MOST_A_MINUTE),
     "read_only": _flag,
     "token_file": _path,
     "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),

@@ -15,6 +15,7 @@
     ├── Unavailable                                may work later
     │   ├── ModelLoading        E_MODEL_LOADING    carries ``poll_after_ms``
     │   ├── Busy                E_BUSY             another writer holds the ledger
+    │   ├── LimitReached        E_LIMIT            this token has recorded its edits of the minute
     │   ├── ResourceExhausted   E_RESOURCE         disk, memory
     │   ├── TimedOut            E_TIMEOUT          the answer did not come in time
     │   └── Interrupted         E_INTERRUPTED      the process that worked on a job ended before the job did
@@ -135,6 +136,13 @@ class Busy(Unavailable):
     """Another writer holds the ledger for too long."""
 
     code = "E_BUSY"
+
+
+class LimitReached(Unavailable):
+    """This token has recorded as many edits as it may in a minute; ``again_at`` says when it may go on."""
+
+    code = "E_LIMIT"
+    http_status = 429
 
 
 class ResourceExhausted(Unavailable):

@@ -5,6 +5,7 @@ All are frozen. A :class:`Fact` checks itself when it is made, so that nothing u
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +16,7 @@ from ke_tools.errors import InvalidInput
 
 LONGEST: Final = {"subject": 400, "prompt": 2000, "target": 2000, "old_target": 2000, "relation": 200, "source": 2000}
 MOST_WORDINGS: Final = 64
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 class State(StrEnum):
@@ -47,6 +49,7 @@ class Fact:
     source: str = ""
     forget: bool = False  # what stood in the target's place must not be said, and the target is a refusal to say it
     forgotten: tuple[str, ...] = ()  # what must not be said, as keyed hashes (ke_tools.memory.forgetting)
+    expires: str = ""  # from then on it is not believed: UTC, ISO 8601 to the millisecond, as ke_tools.memory.moments writes it
 
     def __post_init__(self) -> None:
         """Check every field; the message names the field and what was found."""
@@ -58,6 +61,8 @@ class Fact:
                 "only an edit that forgets has hashes of what must not be said, and it keeps nothing else of that.",
                 "Give forget with the hashes and without old_target, or neither.",
             )
+        if self.expires and not _MOMENT.fullmatch(self.expires):
+            raise InvalidInput(f"expires is {self.expires[:80]!r}.", "Write it in UTC, e.g. 2027-03-01T00:00:00.000Z.")
         for name, longest in LONGEST.items():
             _check_text(name, getattr(self, name), longest, is_prose=name != "source")
         for name in ("paraphrases", "aliases"):
@@ -119,6 +124,8 @@ class Edit:
     superseded_by: str = ""
     warnings: tuple[str, ...] = ()
     alias_risky: bool = False  # people name the subject in ways that no list of names catches
+    approved_by: str = ""  # who made it act, where it was proposed
+    approved_revision: int = 0  # the sequence number of that event
 
     @property
     def is_live(self) -> bool:

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 # What a person needs of a row, where that is less than all; --json has the rest.
 _COLUMNS: Final[Mapping[str, Sequence[str]]] = {
-    "edits": ("edit_id", "state", "prompt", "target", "rung", "reason", "superseded", "warnings"),
+    "edits": ("edit_id", "state", "prompt", "target", "expires", "rung", "reason", "superseded", "warnings"),
     "jobs": ("job_id", "kind", "status", "summary"),
     "candidates": ("edit_id", "prompt", "target", "reason"),
     "retired": ("edit_id", "prompt", "target"),
     "restored": ("edit_id", "prompt", "target"),
+    "waiting": ("edit_id", "prompt", "target"),
     "answers": ("view", "text", "route", "used_edits"),
     "events": ("at", "actor", "action", "edit_ids", "note"),
+    "left": ("at", "action", "edit_ids", "note"),
+    "protections": ("id", "subject", "aliases", "relation", "actor", "at", "reason"),
 }
 _EMPTY: Final[tuple[object, ...]] = ("", None, [], ())
 _UNFOLDED: Final = {"edit_id", "job_id", "rung", "state", "status", "view"}

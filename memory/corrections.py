@@ -26,6 +26,7 @@ from ke_tools.memory.events import LIVE, Change, Flip, Standing, record_of
 from ke_tools.memory.log import Author, append, edits_where
 from ke_tools.memory.names import name_key, names_of, subject_key, subject_keys
 from ke_tools.memory.promotions import flip_of_succession, lawful
+from ke_tools.memory.protections import Guard
 from ke_tools.memory.slots import Slot, SlotRule, is_alias_risky, relation_key
 from ke_tools.memory.subjects import keys_of
 
@@ -100,47 +101,89 @@ def refuse_contradictions(corrections: Sequence[Correction]) -> None:
             )
 
 
-def record(db: apsw.Connection, author: Author, correction: Correction, *, siblings: Collection[int] = ()) -> int:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a correction would do now."""
+
+    fact: Fact  # with the names that it takes over
+    yielding: tuple[Edit, ...]  # what gives way
+    warnings: tuple[str, ...]
+    flip: Flip | None
+    is_risky: bool
+
+    def changes(self, edit_id: str) -> list[Change]:
+        """How edits stand once it acts under this id."""
+        return [Change(edit_id, Standing.ACTIVE), *(Change(other.id, Standing.SUPERSEDED, edit_id) for other in self.yielding)]
+
+
+def record(
+    db: apsw.Connection, author: Author, correction: Correction, *, siblings: Collection[int] = (), guard: Guard | None = None
+) -> int:
     """Append one correction; return its sequence number, which is the new edit's revision.
 
-    ``siblings`` are the revisions of the same call's earlier edits; of these only the same target gives way.
+    ``siblings`` are the revisions of the same call's earlier edits; of these only the same target gives way. ``guard`` keeps what is
+    protected.
 
     Raises:
         Conflict: ``old_target`` is not what is live.
+        Forbidden: the guard keeps it.
     """
-    slot = correction.slot
-    live = edits_where(db, author.tenant, f"{_IS_LIVE} AND e.slot = ? ORDER BY e.seq", (slot.key,))
-    live = live or _under_another_name(db, author.tenant, correction)
-    warnings = _refuse_if_outdated(correction, live)
-    yielding = [other for other in live if _gives_way(correction, other, is_sibling=other.revision in siblings)]
-    is_proposed = correction.state is State.PROPOSED
+    plan = planned(db, author.tenant, correction, siblings=siblings)
+    if guard is not None:
+        guard.refuse(plan.fact, *(other.fact for other in plan.yielding))
+    slot, is_proposed = correction.slot, correction.state is State.PROPOSED
     edit_id = "ed_" + secrets.token_hex(_ID_BYTES)
-    warnings += [*_superseding(correction, yielding), *_staying(correction, live, yielding)]
-    fact = correction.fact if is_proposed else _with_names_of(correction.fact, yielding)
-    warnings += _renamed(correction.fact, fact, yielding)
-    warnings += _beside(db, author.tenant, correction, {other.id for other in live})
-    is_risky = is_alias_risky(fact)
-    if is_risky:
-        warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
-    warnings += [f"{name!r} is found only where it is written so" for name in (fact.subject, *fact.aliases) if _is_common(name)]
-    flip = None if is_proposed else flip_of_succession(db, author.tenant, [other.id for other in yielding])
-    warnings += _flipping(flip)
     payload = {
         "id": edit_id,
-        "fact": record_of(fact),
+        "fact": record_of(plan.fact),
         "slot": slot.key,
         "relation": slot.relation,
         "functional": slot.functional,
         "ref": correction.ref,
         "mode": correction.mode,
-        "supersedes": [] if is_proposed else [other.id for other in yielding],
-        "warnings": warnings,
-        "alias_risky": is_risky,
+        "supersedes": [] if is_proposed else [other.id for other in plan.yielding],
+        "warnings": list(plan.warnings),
+        "alias_risky": plan.is_risky,
     }
-    changes = [Change(edit_id, Standing(correction.state.value))]
-    if not is_proposed:
-        changes += [Change(other.id, Standing.SUPERSEDED, edit_id) for other in yielding]
-    return append(db, author, "propose" if is_proposed else "edit", payload, lawful(db, author.tenant, changes, flip), flip)
+    changes = [Change(edit_id, Standing.PROPOSED)] if is_proposed else plan.changes(edit_id)
+    return append(db, author, "propose" if is_proposed else "edit", payload, lawful(db, author.tenant, changes, plan.flip), plan.flip)
+
+
+def planned(db: apsw.Connection, tenant: str, correction: Correction, *, siblings: Collection[int] = ()) -> Plan:
+    """Say what a correction would do now; nothing is changed. ``siblings`` as :func:`record` says.
+
+    Raises:
+        Conflict: ``old_target`` is not what is live.
+    """
+    live = edits_where(db, tenant, f"{_IS_LIVE} AND e.slot = ? ORDER BY e.seq", (correction.slot.key,))
+    live = live or _under_another_name(db, tenant, correction)
+    warnings = _refuse_if_outdated(correction, live)
+    yielding = [other for other in live if _gives_way(correction, other, is_sibling=other.revision in siblings)]
+    is_proposed = correction.state is State.PROPOSED
+    warnings += [*_superseding(correction, yielding), *_staying(correction, live, yielding)]
+    fact = correction.fact if is_proposed else _with_names_of(correction.fact, yielding)
+    warnings += _renamed(correction.fact, fact, yielding)
+    warnings += _beside(db, tenant, correction, {other.id for other in live})
+    warnings += _waiting(db, tenant, correction) if is_proposed else []
+    is_risky = is_alias_risky(fact)
+    if is_risky:
+        warnings.append(f"people may name {fact.subject!r} in other words; give aliases")
+    warnings += [f"{name!r} is found only where it is written so" for name in (fact.subject, *fact.aliases) if _is_common(name)]
+    flip = None if is_proposed else flip_of_succession(db, tenant, [other.id for other in yielding])
+    return Plan(fact, tuple(yielding), (*warnings, *_flipping(flip)), flip, is_risky)
+
+
+def waiting(db: apsw.Connection, tenant: str, slot: str) -> list[Edit]:
+    """The proposals of a slot that wait, oldest first."""
+    return edits_where(db, tenant, "AND e.standing = 'proposed' AND e.slot = ? ORDER BY e.seq", (slot,))
+
+
+def _waiting(db: apsw.Connection, tenant: str, correction: Correction) -> list[str]:
+    others = waiting(db, tenant, correction.slot.key)
+    same = [other for other in others if _same(correction.fact.target, other.fact.target)]
+    told = [f"{other.id}, by {other.actor}, says the same and waits too" for other in same[-_MOST_NAMED:]]
+    rest = [_quoted(correction, other) for other in others if other not in same]
+    return told + ([f"of the same subject and relation there wait too: {', '.join(rest[-_MOST_NAMED:])}"] if rest else [])
 
 
 def _is_common(name: str) -> bool:

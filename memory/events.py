@@ -33,12 +33,13 @@ class Standing(StrEnum):
     ACTIVE = "active"
     PROMOTED = "promoted"
     SUPERSEDED = "superseded"  # comes back when what superseded it is rolled back
-    ROLLED_BACK = "rolled back"  # comes back by a rollback to a revision only
+    ROLLED_BACK = "rolled back"  # or rejected; comes back by a rollback to a revision only
+    EXPIRED = "expired"  # its time has passed
 
     @property
     def state(self) -> State:
         """The public state."""
-        return State.RETIRED if self in {Standing.SUPERSEDED, Standing.ROLLED_BACK} else State(self.value)
+        return State.RETIRED if self in {Standing.SUPERSEDED, Standing.ROLLED_BACK, Standing.EXPIRED} else State(self.value)
 
 
 LIVE: Final = (Standing.ACTIVE, Standing.PROMOTED)
@@ -68,7 +69,7 @@ class Event:
     seq: int
     at: str  # UTC, ISO 8601
     actor: str
-    action: str  # edit | propose | promote | demote | rollback | purge
+    action: str  # edit | propose | approve | reject | promote | demote | rollback | expire | purge | protect | unprotect
     edit_ids: tuple[str, ...]
     reason: str
     payload: Mapping[str, Any]  # empty when purged

@@ -7,16 +7,15 @@ besides follows from it. A tenant never sees another's: the tenant is a required
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import apsw
 
 from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
-from ke_tools.memory import audit, firings, idempotency, scorecards
-from ke_tools.memory.checks import check, noted
+from ke_tools.memory import audit, firings, idempotency, limits, scorecards
+from ke_tools.memory.checks import EDIT_ID, check, known_ids
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
 from ke_tools.memory.events import (
     LIVE,
@@ -32,6 +31,7 @@ from ke_tools.memory.events import (
     canonical,
     record_of,
 )
+from ke_tools.memory.expiries import Expiries, refuse_if_expiring, sweep
 from ke_tools.memory.joblog import Jobs
 from ke_tools.memory.listing import Listing
 from ke_tools.memory.log import (
@@ -60,19 +60,21 @@ from ke_tools.memory.promotions import (
     largest_without,
     lawful,
 )
+from ke_tools.memory.proposals import Proposals
+from ke_tools.memory.protections import Guard, Protections
 from ke_tools.memory.purging import purge
 from ke_tools.memory.rollbacks import changes_of_rollback, changes_to_revision, outcome
+from ke_tools.memory.rolling import refuse_if_protected, roll, standing_of
 from ke_tools.memory.slots import SlotRule
 from ke_tools.memory.slots import slot_of as default_slot
 from ke_tools.memory.storage import Storage
+from ke_tools.memory.undoing import Undoing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
-
-_EDIT_ID: Final = re.compile(r"ed_[0-9a-f]{16}")
 
 
 class Ledger:
@@ -109,6 +111,26 @@ class Ledger:
         return self._storage.read_only
 
     @property
+    def proposals(self) -> Proposals:
+        """What waits for an approval, kept in the same file."""
+        return Proposals(self._storage)
+
+    @property
+    def protections(self) -> Protections:
+        """What only an admin may change, kept in the same file."""
+        return Protections(self._storage)
+
+    @property
+    def expiries(self) -> Expiries:
+        """When edits expire, kept in the same file."""
+        return Expiries(self._storage)
+
+    @property
+    def undoing(self) -> Undoing:
+        """How all that one actor did is undone."""
+        return Undoing(self._storage)
+
+    @property
     def jobs(self) -> Jobs:
         """Long work that was asked for, kept in the same file."""
         return Jobs(self._storage)
@@ -132,6 +154,8 @@ class Ledger:
         dry_run: bool = False,
         state: State = State.ACTIVE,
         slot_of: SlotRule = default_slot,
+        over_protection: bool = False,
+        per_minute: int = 0,
     ) -> list[Edit]:
         """Record corrections, all or none; each tells in ``supersedes`` and ``warnings`` what gave way (see :mod:`.corrections`).
 
@@ -146,11 +170,15 @@ class Ledger:
             dry_run: change nothing, and return what would be recorded, without id and revision.
             state: ``active``, or ``proposed``: without effect, and nothing gives way yet.
             slot_of: how subject and relation of a fact are found.
+            over_protection: what is protected may be changed.
+            per_minute: how many edits the actor may record within a minute, 0 for any number.
 
         Raises:
             Conflict: ``old_target`` is not what is live, two of the facts contradict each other, or the key belongs to another call.
+            Forbidden: a fact falls under a protection.
+            LimitReached: the actor has recorded its edits of this minute; the message says when it may go on.
         """
-        author = _author(tenant, actor, reason, idempotency_key)
+        author = Author.of(tenant, actor, reason, idempotency_key)
         if not facts or (refs and len(refs) != len(facts)):
             raise InvalidInput(
                 f"{len(facts)} edits and {len(refs)} refs were given.", "Give at least one edit, and a ref for each or none."
@@ -165,22 +193,28 @@ class Ledger:
         with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, key, arguments)
             if span is None:
-                span = _record_together(db, author, made)
+                limits.refuse_if_over(db, author, len(made), 0 if dry_run else per_minute)
+                sweep(db, tenant)
+                span = _record_together(db, author, made, None if over_protection else Guard.of(db, tenant))
                 idempotency.remember(db, tenant, key, arguments, span)
             edits = edits_where(db, tenant, "AND e.seq BETWEEN ? AND ? ORDER BY e.seq", span)
         return [replace(edit, id="", revision=0) for edit in edits] if dry_run else edits
 
-    def edit_each(self, tenant: str, corrections: Sequence[Correction], *, actor: str, reason: str = "") -> list[Edit | KeToolsError]:
+    def edit_each(
+        self, tenant: str, corrections: Sequence[Correction], *, actor: str, reason: str = "", over_protection: bool = False
+    ) -> list[Edit | KeToolsError]:
         """Record many corrections in one transaction, one after the other; one that is refused does not hold up the rest.
 
-        Returns for each the edit as it stands at the end, or the error.
+        Returns for each the edit as it stands at the end, or the error. ``over_protection`` as :meth:`edit` says.
         """
-        author = _author(tenant, actor, reason)
+        author = Author.of(tenant, actor, reason)
         results: list[int | KeToolsError] = []
         with self._storage.writing() as db:
+            sweep(db, tenant)
+            guard = None if over_protection else Guard.of(db, tenant)
             for correction in corrections:
                 try:
-                    results.append(record(db, author, correction))
+                    results.append(record(db, author, correction, guard=guard))
                 except KeToolsError as error:  # raised before anything of this correction was written
                     results.append(error)
             revisions = [result for result in results if isinstance(result, int)]
@@ -198,6 +232,7 @@ class Ledger:
         idempotency_key: str = "",
         release: str | None = None,
         carries: Sequence[str] | None = None,
+        over_protection: bool = False,
     ) -> RolledBack:
         """Take edits back, all or none; what they superseded comes back (see :mod:`.rollbacks`).
 
@@ -209,40 +244,49 @@ class Ledger:
             idempotency_key: as :meth:`edit` says.
             release: what is live from then on, "" for none; needed where the live release carries one of them.
             carries: the edits of that release; those that it carried when it was live before, else those that stay promoted.
+            over_protection: what is protected may be changed.
 
         Raises:
             NotFound: an id is unknown to this tenant.
             WrongState: an edit is rolled back already, or the live release would carry one that is.
             Conflict: the key belongs to another call.
+            Forbidden: it changes what acts of something protected.
         """
-        author = _author(tenant, actor, reason, idempotency_key)
-        ids = _ids(edit_ids)
+        author = Author.of(tenant, actor, reason, idempotency_key)
+        ids = known_ids(edit_ids)
         arguments: list[Any] = ["rollback", ids, author.reason, *([] if release is None else [release, carries and sorted(carries)])]
         with self._storage.writing() as db:
             span = idempotency.seen(db, tenant, idempotency_key, arguments)
             if span is not None:
                 return outcome(db, tenant, changes_of(db, tenant, span[0]), standings_at(db, tenant, span[0] - 1), span[0])
+            sweep(db, tenant)
             changes = changes_of_rollback(db, tenant, ids)
             flip = flip_without(db, tenant, set(ids), changes, release, carries)
-            done = _roll(db, author, {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
+            refuse_if_protected(db, tenant, changes, over_protection=over_protection)
+            done = roll(db, author, {"edit_ids": ids}, lawful(db, tenant, changes, flip), flip)
             idempotency.remember(db, tenant, idempotency_key, arguments, (done.revision, done.revision))
             return done
 
-    def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "") -> RolledBack:
+    def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "", over_protection: bool = False) -> RolledBack:
         """Make live what was live after the event ``revision`` of the ledger, and nothing else; 0 takes everything back.
 
         The release that was live then is live again, and the same edits promoted; if it carries one that was purged since, no release
-        is live, and its other edits act from the memory. Where all that is so already nothing is recorded.
+        is live, and its other edits act from the memory. Where all that is so already nothing is recorded. What has expired stays so.
+
+        Raises:
+            Forbidden: it changes what acts of something protected, and not ``over_protection``.
         """
-        author = _author(tenant, actor, reason)
+        author = Author.of(tenant, actor, reason)
         with self._storage.writing() as db:
-            last = _refuse_unless_past(db, revision)
+            _refuse_unless_past(db, revision)
+            sweep(db, tenant)
             flip, now = flip_to_revision(db, tenant, revision), standings(db, tenant)
             wanted = lawful(db, tenant, changes_to_revision(db, tenant, revision), flip)
             changes = [change for change in wanted if change != now[change.edit_id]]
             if not changes and flip is None:
-                return RolledBack([], [], last, release_at(db, tenant))
-            return _roll(db, author, {"to_revision": revision}, changes, flip)
+                return RolledBack([], [], head(db), release_at(db, tenant))
+            refuse_if_protected(db, tenant, changes, over_protection=over_protection)
+            return roll(db, author, {"to_revision": revision}, changes, flip)
 
     def promote(
         self,
@@ -271,9 +315,10 @@ class Ledger:
             WrongState: an edit is proposed or retired.
             Conflict: not ``old_release`` is live.
         """
-        author, ids = _author(tenant, actor, reason), _ids(edit_ids)
+        author, ids = Author.of(tenant, actor, reason), known_ids(edit_ids)
         payload = {"edit_ids": ids, "evidence": json.loads(_json("evidence", evidence or {}))}
         with self._storage.writing() as db:
+            refuse_if_expiring(db, tenant, ids)
             flip = flip_of_promotion(db, tenant, ids, release, old_release)
             if flip is None:
                 return Published([], [], head(db), release)
@@ -298,7 +343,7 @@ class Ledger:
             WrongState: the live release does not carry an edit.
             InvalidInput: ``release`` carries it too.
         """
-        author, ids = _author(tenant, actor, reason), _ids(edit_ids)
+        author, ids = Author.of(tenant, actor, reason), known_ids(edit_ids)
         with self._storage.writing() as db:
             changes = changes_of_demotion(db, tenant, ids)
             flip = flip_without(db, tenant, set(ids), changes, release, carries)
@@ -324,7 +369,7 @@ class Ledger:
             InvalidInput: the reason holds words of the edit.
             Busy, ResourceExhausted: the edit is purged, but old bytes of it are still in the file; repeat it.
         """
-        author, [known] = _author(tenant, actor, reason), _ids([edit_id])
+        author, [known] = Author.of(tenant, actor, reason), known_ids([edit_id])
         check(reason=author.reason)
         with self._storage.writing() as db:
             done = purge(db, author, known, release, carries)
@@ -406,8 +451,7 @@ class Ledger:
             _refuse_unless_past(db, revision)
             then = standings_at(db, tenant, revision)
             found = edits_by_id(db, tenant, list(then))
-        states = {edit_id: (change.standing.state, change.superseded_by) for edit_id, change in then.items()}
-        return [replace(edit, state=states[edit.id][0], superseded_by=states[edit.id][1]) for edit in found]
+        return [_as_then(edit, then[edit.id]) for edit in found]
 
     def since(self, tenant: str, seq: int) -> list[Edit]:
         """Return the edits that an event after ``seq`` made or changed, as they stand now, oldest first."""
@@ -544,42 +588,38 @@ class Ledger:
         return found
 
 
+def _as_then(edit: Edit, then: Change) -> Edit:
+    state = then.standing.state
+    approval: dict[str, Any] = {"approved_by": "", "approved_revision": 0, "supersedes": ()} if state is State.PROPOSED else {}
+    return replace(edit, state=state, superseded_by=then.superseded_by, **approval)
+
+
 def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
-    found = edits_by_id(db, tenant, [edit_id]) if _EDIT_ID.fullmatch(edit_id) else []
+    found = edits_by_id(db, tenant, [edit_id]) if EDIT_ID.fullmatch(edit_id) else []
     if not found:
         raise NotFound(f"there is no edit {edit_id!r}.", "list_edits shows the ids.")
     return found[0]
 
 
 def _asked(fact: Fact) -> dict[str, Any]:
-    """What a call asks for: refusal and hashes of an edit that forgets are found out while it is made, and may differ when repeated."""
-    return {name: value for name, value in record_of(fact).items() if not fact.forget or name not in {"target", "forgotten"}}
+    """What a call asks for: a refusal and its hashes, or the moment at which a duration ends, may differ when it is repeated."""
+    untold = {"expires", "target", "forgotten"} if fact.forget else {"expires"}
+    return {name: value for name, value in record_of(fact).items() if name not in untold}
 
 
-def _author(tenant: str, actor: str, reason: str, idempotency_key: str = "") -> Author:
-    check(tenant=tenant, actor=actor)
-    return Author(tenant, actor, noted(reason, idempotency_key))
-
-
-def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[Correction]) -> tuple[int, int]:
+def _record_together(db: apsw.Connection, author: Author, corrections: Sequence[Correction], guard: Guard | None) -> tuple[int, int]:
     revisions: set[int] = set()
     for correction in corrections:
-        revisions.add(record(db, author, correction, siblings=revisions))
+        revisions.add(record(db, author, correction, siblings=revisions, guard=guard))
     return min(revisions), max(revisions)
-
-
-def _roll(db: apsw.Connection, author: Author, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None) -> RolledBack:
-    before = _before(db, author.tenant, changes)
-    revision = append(db, author, "rollback", payload, changes, flip)
-    return outcome(db, author.tenant, changes, before, revision)
 
 
 def _publish(
     db: apsw.Connection, author: Author, kind: str, payload: dict[str, Any], changes: Sequence[Change], flip: Flip | None
 ) -> Published:
-    before = _before(db, author.tenant, changes)
+    then = standing_of(db, author.tenant, changes)
     revision = append(db, author, kind, payload, changes, flip)
-    moved = [change for change in changes if change != before[change.edit_id]]
+    moved = [change for change in changes if change != then[change.edit_id]]
     promoted, demoted = (
         edits_by_id(db, author.tenant, [change.edit_id for change in moved if change.standing is standing])
         for standing in (Standing.PROMOTED, Standing.ACTIVE)
@@ -587,25 +627,11 @@ def _publish(
     return Published(promoted, demoted, revision, release_at(db, author.tenant))
 
 
-def _before(db: apsw.Connection, tenant: str, changes: Sequence[Change]) -> dict[str, Change]:
-    ids = canonical([change.edit_id for change in changes])
-    return standings(db, tenant, "AND e.id IN (SELECT value FROM json_each(?))", (ids,))
-
-
 def _refuse_unless_past(db: apsw.Connection, revision: int) -> int:
     last = head(db)
     if not 0 <= revision <= last:
         raise InvalidInput(f"the revision is {revision}.", f"Give one from 0 to {last}.")
     return last
-
-
-def _ids(edit_ids: Sequence[str]) -> list[str]:
-    ids = list(dict.fromkeys(edit_ids))
-    if not ids:
-        raise InvalidInput("no edit ids were given.", "list_edits shows them.")
-    if malformed := [edit_id for edit_id in ids if not _EDIT_ID.fullmatch(edit_id)]:
-        raise NotFound(f"there is no edit {malformed[0]!r}; nothing was changed.", "list_edits shows the ids.")
-    return ids
 
 
 def _json(name: str, value: Mapping[str, Any]) -> str:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import LedgerDamaged
 from ke_tools.facts import Edit, squash
+from ke_tools.memory.checks import check, noted
 from ke_tools.memory.events import GENESIS, Change, Event, Flip, Standing, canonical, chain_hash, content_hash, now, recalled
 from ke_tools.memory.names import name_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Self
 
     import apsw
 
@@ -24,10 +26,13 @@ _SALT_BYTES: Final = 16
 _EVENTS: Final = (
     "SELECT v.seq, v.tenant, v.kind, v.actor, v.at, p.payload FROM events AS v LEFT JOIN payloads AS p USING (seq) WHERE v.tenant = ?"
 )
+_MADE: Final = "SELECT e.id, e.tenant, e.seq, e.slot, e.standing, e.superseded_by, v.at, v.actor, p.payload"
+_FROM: Final = "FROM edits AS e JOIN events AS v USING (seq) JOIN payloads AS p USING (seq)"
 _EDITS: Final = (
-    "SELECT e.id, e.tenant, e.seq, e.slot, e.standing, e.superseded_by, v.at, v.actor, p.payload"
-    " FROM edits AS e JOIN events AS v USING (seq) JOIN payloads AS p USING (seq) WHERE e.tenant = ?"
+    f"{_MADE}, a.seq, w.actor, g.payload {_FROM} LEFT JOIN approvals AS a ON a.tenant = e.tenant AND a.edit_id = e.id"
+    " LEFT JOIN events AS w ON w.seq = a.seq LEFT JOIN payloads AS g ON g.seq = a.seq WHERE e.tenant = ?"
 )
+_EDITS_OF_OLD: Final = f"{_MADE}, NULL, NULL, NULL {_FROM} WHERE e.tenant = ?"
 _STANDINGS: Final = "SELECT e.id, e.standing, e.superseded_by FROM edits AS e WHERE e.tenant = ?"
 _LAST_FLIP: Final = "FROM flips WHERE tenant = ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
 _LATEST: Final = 2**62
@@ -42,6 +47,16 @@ class Author:
     tenant: str
     name: str
     reason: str = ""
+
+    @classmethod
+    def of(cls, tenant: str, actor: str, reason: str = "", idempotency_key: str = "") -> Self:
+        """Check what a caller gives.
+
+        Raises:
+            InvalidInput: a text is empty, too long, or hides characters.
+        """
+        check(tenant=tenant, actor=actor)
+        return cls(tenant, actor, noted(reason, idempotency_key))
 
 
 def append(
@@ -70,6 +85,13 @@ def project(db: apsw.Connection, tenant: str, seq: int, payload: Mapping[str, An
     """Bring the tables that follow from the log up to one event; of a purged one (empty payload) only its changes are left."""
     if "fact" in payload:
         _project_edit(db, tenant, seq, payload)
+    if "approves" in payload:
+        db.execute("INSERT OR REPLACE INTO approvals VALUES (?, ?, ?)", (tenant, payload["approves"], seq))
+        _project_names(db, tenant, payload["approves"], payload.get("aliases", ()))
+    if "protects" in payload:
+        db.execute("INSERT INTO protections VALUES (?, ?, ?)", (tenant, payload["protects"], seq))
+    if "unprotects" in payload:
+        db.execute("DELETE FROM protections WHERE tenant = ? AND id = ?", (tenant, payload["unprotects"]))
     db.executemany(
         "UPDATE edits SET standing = ?, superseded_by = ? WHERE tenant = ? AND id = ?",
         [(change.standing.value, change.superseded_by, tenant, change.edit_id) for change in changes],
@@ -83,8 +105,14 @@ def _project_edit(db: apsw.Connection, tenant: str, seq: int, payload: Mapping[s
         "INSERT INTO edits VALUES (?, ?, ?, ?, ?, '', ?)",
         (tenant, payload["id"], seq, payload["slot"], Standing.PROPOSED.value, words),
     )
-    names = {name_key(name) for name in (fact.subject, *fact.aliases)}
-    db.executemany("INSERT INTO names VALUES (?, ?, ?)", [(tenant, name, payload["id"]) for name in sorted(names)])
+    _project_names(db, tenant, payload["id"], (fact.subject, *fact.aliases))
+    if fact.expires:
+        db.execute("INSERT INTO expiries VALUES (?, ?, ?)", (tenant, fact.expires, payload["id"]))
+
+
+def _project_names(db: apsw.Connection, tenant: str, edit_id: str, names: Iterable[str]) -> None:
+    rows = [(tenant, name, edit_id) for name in sorted({name_key(name) for name in names})]
+    db.executemany("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", rows)
 
 
 def head(db: apsw.Connection, tenant: str = "") -> int:
@@ -96,7 +124,8 @@ def head(db: apsw.Connection, tenant: str = "") -> int:
 
 def edits_where(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> list[Edit]:
     """Select a tenant's edits; ``condition`` begins with AND or ORDER and is never made of a caller's text."""
-    return [_edit(row) for row in db.execute(f"{_EDITS} {condition}", (tenant, *values))]
+    edits = _EDITS if db.table_exists("main", "approvals") else _EDITS_OF_OLD  # a file that is only read may be older
+    return [_edit(row) for row in db.execute(f"{edits} {condition}", (tenant, *values))]
 
 
 def count_edits(db: apsw.Connection, tenant: str, condition: str = "", values: Sequence[Any] = ()) -> int:
@@ -200,12 +229,14 @@ def _standing(text: str) -> Standing:
 
 
 def _edit(row: Sequence[Any]) -> Edit:
-    edit_id, tenant, seq, slot, standing, superseded_by, at, actor, text = row
+    edit_id, tenant, seq, slot, standing, superseded_by, at, actor, text, approved, approver, approving = row
     payload = json.loads(text)
+    is_approved = approved is not None and standing != Standing.PROPOSED  # it waits again where it was rolled back to that
+    told = {**payload, **json.loads(approving)} if is_approved and approving else payload
     return Edit(
         id=edit_id,
         tenant=tenant,
-        fact=recalled(payload["fact"]),
+        fact=recalled({**payload["fact"], "aliases": told["aliases"]} if "aliases" in told else payload["fact"]),
         state=_standing(standing).state,
         slot=slot,
         relation=payload["relation"],
@@ -214,8 +245,10 @@ def _edit(row: Sequence[Any]) -> Edit:
         created_at=at,
         actor=actor,
         ref=payload["ref"],
-        supersedes=tuple(payload["supersedes"]),
+        supersedes=tuple(told["supersedes"]),
         superseded_by=superseded_by,
-        warnings=tuple(payload["warnings"]),
-        alias_risky=payload["alias_risky"],
+        warnings=tuple(told["warnings"]),
+        alias_risky=told["alias_risky"],
+        approved_by=approver if is_approved else "",
+        approved_revision=approved if is_approved else 0,
     )

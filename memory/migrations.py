@@ -179,6 +179,39 @@ def m006_firings(db: apsw.Connection) -> None:
     )
 
 
+def m007_approvals_expiries_and_protections(db: apsw.Connection) -> None:
+    """Which event made a proposal act, until when an edit acts, and what may not be edited; all three follow from the log."""
+    db.execute(
+        """
+        CREATE TABLE approvals (
+            tenant TEXT NOT NULL,
+            edit_id TEXT NOT NULL,
+            seq INTEGER NOT NULL REFERENCES events (seq),
+            PRIMARY KEY (tenant, edit_id),
+            FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE expiries (
+            tenant TEXT NOT NULL,
+            expires TEXT NOT NULL,
+            edit_id TEXT NOT NULL,
+            PRIMARY KEY (tenant, expires, edit_id),
+            FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX expiries_of_edit ON expiries (tenant, edit_id);
+
+        CREATE TABLE protections (
+            tenant TEXT NOT NULL,
+            id TEXT NOT NULL,
+            seq INTEGER NOT NULL REFERENCES events (seq),
+            PRIMARY KEY (tenant, id)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE INDEX events_by_actor ON events (tenant, actor, at);
+        """
+    )
+
+
 MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     m001_the_log,
     m002_projections,
@@ -186,6 +219,7 @@ MIGRATIONS: Final[tuple[Callable[[apsw.Connection], None], ...]] = (
     m004_jobs,
     m005_live_releases_and_scorecards,
     m006_firings,
+    m007_approvals_expiries_and_protections,
 )
 
 
@@ -196,9 +230,10 @@ def version_of(db: apsw.Connection) -> int:
         LedgerDamaged: it is a database of another program.
         Unsupported: a newer version of ke-tools wrote it.
     """
+    # In this order, as another process may set the file up in between: what was not empty has its version, what has a version an owner.
+    is_empty = not db.execute("SELECT count(*) FROM sqlite_master").get
     version = int(db.execute("PRAGMA user_version").get)
     owner = int(db.execute("PRAGMA application_id").get)
-    is_empty = not db.execute("SELECT count(*) FROM sqlite_master").get
     if owner != APPLICATION_ID and not (is_empty and owner == 0 and version == 0):
         raise LedgerDamaged("the file is an SQLite database, but not a ledger of ke-tools.", "Check --home.")
     if version > len(MIGRATIONS):

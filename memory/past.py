@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ke_tools.facts import State
@@ -40,7 +41,8 @@ class Past(Ledger):
     def live(self, tenant: str, *, with_proposed: bool = False) -> list[Edit]:
         """Return what acted on answers then, oldest first."""
         states = {State.ACTIVE, State.PROMOTED} | ({State.PROPOSED} if with_proposed else set())
-        return [edit for edit in self.at(tenant, self._revision) if edit.state in states]
+        then = (edit for edit in self.at(tenant, self._revision) if edit.state in states)
+        return [replace(edit, fact=replace(edit.fact, expires="")) for edit in then]  # what has expired since acted then
 
     def since(self, tenant: str, seq: int) -> list[Edit]:  # noqa: ARG002  it has ended
         """Return nothing: who follows it has read it whole."""

@@ -4,6 +4,7 @@ For no text of an edit to be left, and for an audit to say "purged", one transac
 
 - appends an event that takes the edit back, as a rollback does; by it every running scope learns that the edit is gone;
 - deletes the row of ``payloads``, which leaves the chain whole, and that of ``edits``, with which its ``names`` go;
+- deletes the payload of its approval, where it was proposed;
 - deletes the payloads of other events about the edit that hold its words and make no edit (a reason, the evidence of a promotion):
   what they did stays, as it stands in their changes and flips;
 - deletes the scorecards that name the edit, and empties the jobs that do;
@@ -91,11 +92,13 @@ def _near(db: apsw.Connection, edit: Edit) -> tuple[list[int], tuple[str, ...]]:
     seqs, quoted_by = [edit.revision], list[str]()
     for seq, text in db.execute(_NEAR, (edit.tenant, edit.revision, edit.id, edit.slot, edit.id)):
         payload = json.loads(text)
-        if "fact" in payload:
-            quoted_by += [payload["id"]] if not edit.fact.forget and _says(_texts(payload), [edit.fact.target]) else []
+        if payload.get("approves") == edit.id:
+            seqs.append(seq)
+        elif made := payload.get("approves") or ("fact" in payload and payload["id"]):
+            quoted_by += [made] if not edit.fact.forget and _says(_texts(payload), [edit.fact.target]) else []
         elif _says(_texts(payload), _words(edit.fact)):
             seqs.append(seq)
-    return seqs, tuple(quoted_by)
+    return seqs, tuple(dict.fromkeys(quoted_by))
 
 
 def _words(fact: Fact) -> list[str]:

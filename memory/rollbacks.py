@@ -31,22 +31,28 @@ def changes_of_rollback(db: apsw.Connection, tenant: str, edit_ids: Sequence[str
         stands |= standings(db, tenant, "AND e.id = ?", (edit_id,))
     if unknown := [edit_id for edit_id in edit_ids if edit_id not in stands]:
         raise NotFound(f"there is no edit {', '.join(map(repr, unknown))}; nothing was rolled back.", "list_edits shows the ids.")
-    if gone := [edit_id for edit_id in edit_ids if stands[edit_id].standing is Standing.ROLLED_BACK]:
-        raise WrongState(f"{', '.join(gone)} is rolled back already; nothing was changed.", "history shows by whom.")
+    for standing in (Standing.ROLLED_BACK, Standing.EXPIRED):
+        if gone := [edit_id for edit_id in edit_ids if stands[edit_id].standing is standing]:
+            raise WrongState(f"{', '.join(gone)} is {standing.value} already; nothing was changed.", "history shows by whom.")
     moved: dict[str, Change] = {}
     for edit_id in edit_ids:
-        _take_out(db, tenant, moved.get(edit_id, stands[edit_id]), moved)
+        take_out(db, tenant, moved.get(edit_id, stands[edit_id]), moved)
     return list(moved.values())
 
 
 def changes_to_revision(db: apsw.Connection, tenant: str, revision: int) -> list[Change]:
-    """Plan to let everything stand as after the event ``revision``; what was made since is rolled back, open proposals stay."""
+    """Plan to let everything stand as after the event ``revision``; what was made since is rolled back.
+
+    Proposals that are open stay, and those that were rejected or withdrawn since are not open again.
+    """
     then = standings_at(db, tenant, revision)
     changes = []
     for edit_id, now in standings(db, tenant).items():
-        if edit_id not in then and now.standing is Standing.PROPOSED:
+        if edit_id not in then and now.standing in {Standing.PROPOSED, Standing.EXPIRED}:
             continue
         wanted = then.get(edit_id, Change(edit_id, Standing.ROLLED_BACK))
+        if wanted.standing is Standing.PROPOSED and now.standing in {Standing.ROLLED_BACK, Standing.EXPIRED}:
+            continue
         if wanted != now:
             changes.append(wanted)
     return changes
@@ -63,11 +69,13 @@ def _lost(before: Change, after: Change) -> bool:
     return before.standing in LIVE and after.standing not in LIVE
 
 
-def _take_out(db: apsw.Connection, tenant: str, leaving: Change, moved: dict[str, Change]) -> None:
-    pointing = standings(db, tenant, "AND e.superseded_by = ?", (leaving.edit_id,)) | moved
-    for edit_id, change in pointing.items():
-        if change.superseded_by != leaving.edit_id:
-            continue
+def take_out(
+    db: apsw.Connection, tenant: str, leaving: Change, moved: dict[str, Change], standing: Standing = Standing.ROLLED_BACK
+) -> None:
+    """Plan that an edit, as it stands by now, leaves for this standing; what pointed at it comes back, or points on."""
+    pointing = [edit_id for edit_id in standings(db, tenant, "AND e.superseded_by = ?", (leaving.edit_id,)) if edit_id not in moved]
+    pointing += [edit_id for edit_id, change in moved.items() if change.superseded_by == leaving.edit_id]
+    for edit_id in pointing:
         by = leaving.superseded_by
         moved[edit_id] = Change(edit_id, Standing.SUPERSEDED, by) if by else Change(edit_id, Standing.ACTIVE)
-    moved[leaving.edit_id] = Change(leaving.edit_id, Standing.ROLLED_BACK)
+    moved[leaving.edit_id] = Change(leaving.edit_id, standing)

@@ -19,6 +19,7 @@ from ke_tools.screen import EVERYDAY
 __all__ = ["Key", "Mention", "SubjectIndex", "fold", "keys_of", "names_another", "names_in"]
 
 _SHORTEST_PLURAL: Final = 3
+_NOBODY: Final = Lexicon()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class SubjectIndex:
         self._keys: dict[str, tuple[Key, ...]] = {}
         self._written: dict[str, dict[str, set[str]]] = {}  # everyday words → edit → how it writes the name
         self._lexicon = Lexicon()
+        self._shields = _NOBODY
         for edit_id, found in (keys or {}).items():
             self.put(edit_id, found)
 
@@ -93,6 +95,14 @@ class SubjectIndex:
                 if not self._written[name]:
                     del self._written[name]
 
+    def shield(self, names: Iterable[str]) -> None:
+        """Let these names, and none given before, stand for nobody but their bearers: a part of one names no edit's subject."""
+        self._shields = Lexicon({key.name for key in keys_of(names) if not key.written})
+
+    def says_shielded(self, text: str) -> bool:
+        """Whether a shielded name stands in a text."""
+        return len(self._shields) > 0 and any(True for form in foldings(text) for _ in self._shields.spans(form))
+
     def find(self, text: str) -> list[Mention]:
         """Find who is named: longest whole spans, in order, never overlapping."""
         if not self._edits:
@@ -106,6 +116,9 @@ class SubjectIndex:
                 by_writing[writing] = self._meant(*writing)
             if by_writing[writing]:
                 meant[span] = by_writing[writing]
+        if meant and len(self._shields):
+            shields = [shield for form in folded for shield in self._shields.spans(form)]
+            meant = {span: edits for span, edits in meant.items() if not any(_cuts(span, shield) for shield in shields)}
         if not meant:
             return []
         whole = _without_parts(chain(meant, *map(_entities().spans, folded)))
@@ -162,6 +175,12 @@ def _entities() -> Lexicon:
     names = (name for entity, other in known_entities() for name in (entity, *other))
     keys = {folded.text.strip().removeprefix("the ") for name in names for folded in foldings(name)}
     return Lexicon(keys - EVERYDAY - {""})
+
+
+def _cuts(span: Span, other: Span) -> bool:
+    """Whether a span has a part of another and not all of it."""
+    overlaps = span.start < other.end and other.start < span.end
+    return overlaps and not (span.start <= other.start and other.end <= span.end)
 
 
 def _without_parts(spans: Iterable[Span]) -> set[Span]:

@@ -15,6 +15,7 @@ from ke_tools.errors import Conflict, InvalidInput, KeToolsError
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.corrections import Correction
 from ke_tools.memory.events import record_of
+from ke_tools.memory.moments import ahead, has_passed
 from ke_tools.memory.names import name_key, subject_keys
 from ke_tools.memory.slots import SlotRule, relation_key
 from ke_tools.memory.slots import slot_of as default_slot
@@ -42,6 +43,8 @@ def export_lines(ledger: Ledger, tenant: str, *, events: bool = False) -> Iterat
     """
     before: set[str] = set()
     for edit in ledger.live(tenant, with_proposed=True):
+        if has_passed(edit.fact.expires):
+            continue
         relation = relation_key(edit.slot)
         found = {edit.slot, *(f"{name}\n{relation}" for name in subject_keys(edit.fact.subject))}
         yield _line(_as_record(edit, is_first=not found & before))
@@ -52,22 +55,33 @@ def export_lines(ledger: Ledger, tenant: str, *, events: bool = False) -> Iterat
 
 
 def import_lines(
-    ledger: Ledger, tenant: str, lines: Iterable[str], *, actor: str, reason: str = "", slot_of: SlotRule = default_slot
+    ledger: Ledger,
+    tenant: str,
+    lines: Iterable[str],
+    *,
+    actor: str,
+    reason: str = "",
+    slot_of: SlotRule = default_slot,
+    as_proposals: bool = False,
+    over_protection: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Record edits given as JSON lines; yield one object for each line, in order, once it is stored.
 
-    A line is ``{"subject", "prompt", "target"}`` and, as wanted, ``old_target, relation, paraphrases, aliases, source, ref, mode,
+    A line is ``{"subject", "prompt", "target"}`` and, as wanted, ``old_target, relation, paraphrases, aliases, source, expires, ref, mode,
     state``; its answer is ``{"ref", "edit_id", "state", "revision", "superseded", "warnings"}`` or, where it is refused,
     ``{"ref", "line", "error": {"code", "message", …}}``. Empty lines are no lines. Lines are stored a few hundred at a time.
+    ``as_proposals`` lets all wait for an approval, whatever their state; ``over_protection`` lets them change what is protected.
 
     Raises:
         KeToolsError: the ledger cannot be written; every line that was answered is stored, no other is.
     """
-    reader = _Reader(slot_of)
+    reader = _Reader(slot_of, as_proposals=as_proposals)
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     while batch := [reader.read(number, line) for number, line in islice(numbered, _BATCH)]:
         corrections = [item for item in batch if isinstance(item, Correction)]
-        stored = iter(ledger.edit_each(tenant, corrections, actor=actor, reason=reason) if corrections else [])
+        stored = iter(
+            ledger.edit_each(tenant, corrections, actor=actor, reason=reason, over_protection=over_protection) if corrections else []
+        )
         for item, (number, ref) in zip(batch, reader.taken(), strict=True):
             outcome = next(stored) if isinstance(item, Correction) else item
             yield _answer(outcome, number, ref)
@@ -76,8 +90,9 @@ def import_lines(
 class _Reader:
     """Reads lines, and remembers what each slot was given, so that a file that contradicts itself is noticed."""
 
-    def __init__(self, rule: SlotRule) -> None:
+    def __init__(self, rule: SlotRule, *, as_proposals: bool) -> None:
         self._rule = rule
+        self._more = {"state": State.PROPOSED.value} if as_proposals else {}
         self._places: list[tuple[int, str]] = []
         self._slots: dict[str, tuple[int, Correction]] = {}
 
@@ -94,7 +109,7 @@ class _Reader:
             if "event" in record:
                 return {"event": _sequence_number(record), "skipped": True}
             self._places[-1] = number, str(record.get("ref", ""))[:200]
-            correction = _correction(record, self._rule)
+            correction = _correction({**record, **self._more}, self._rule)
             self._refuse_contradiction(number, correction)
         except KeToolsError as error:
             return error
@@ -140,6 +155,8 @@ def _correction(record: dict[str, Any], rule: SlotRule) -> Correction:
     given: dict[str, Any] = {
         name: tuple(value) if name in _LISTS else value for name, value in record.items() if name not in {"ref", "mode", "state"}
     }
+    if given.get("expires"):
+        given["expires"] = ahead(given["expires"])
     state = record.get("state", State.ACTIVE)
     return Correction.of(Fact(**given), rule, ref=record.get("ref", ""), mode=record.get("mode", "auto"), state=state)
 

@@ -173,7 +173,8 @@ class _Door:
         from mcp.server.auth.provider import AccessToken
 
         who: Principal = scope["ke.principal"]
-        token = AccessToken(token="", client_id=who.name, subject=who.tenant, scopes=sorted(who.scopes))
+        claims = {"edits_per_minute": who.edits_per_minute}
+        token = AccessToken(token="", client_id=who.name, subject=who.tenant, scopes=sorted(who.scopes), claims=claims)
         scope["user"] = AuthenticatedUser(token)  # binds a session to the principal that opened it
         body = _Body(receive)
         await AuthContextMiddleware(self._app)(scope, body.receive, _telling_too_large(scope, body, send))

@@ -32,6 +32,7 @@ LARGEST_PASSED: Final = 64 * 1024 * 1024  # before a model that another server r
 OPEN_PATHS: Final = frozenset({"/", "/healthz"})  # what needs no token
 _DRAINED: Final = 64 * 1024 * 1024  # bytes of an oversized body that are read before it is refused
 _KEYS: Final = {"name", "sha256", "tenant", "scopes"}
+_MORE: Final = {"edits_per_minute"}  # what may be left out
 _NAME: Final = re.compile(r"[^\W_][\w .@+-]{0,99}")
 _LOCAL: Final = Principal()
 
@@ -58,7 +59,7 @@ class TokenFile:
 
     @classmethod
     def load(cls, path: Path | str) -> TokenFile:
-        """Read ``[[token]] name, sha256, tenant, scopes`` (TOML).
+        """Read ``[[token]] name, sha256, tenant, scopes`` (TOML), and where it is given ``edits_per_minute``.
 
         Raises:
             InvalidInput: unreadable, not TOML, or an entry is wrong; the message says which and what was expected.
@@ -271,14 +272,19 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _token(entry: object, where: str) -> Token:
-    if not isinstance(entry, Mapping) or set(entry) != _KEYS:
+    if not isinstance(entry, Mapping) or set(entry) - _MORE != _KEYS:
         found = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
-        raise InvalidInput(f"{where} has {found}; expected are {sorted(_KEYS)}.", "Write all four, nothing else.")
+        raise InvalidInput(
+            f"{where} has {found}; expected are {sorted(_KEYS)}.", f"Write all four, and besides at most {', '.join(sorted(_MORE))}."
+        )
     name, tenant = (_plain_name(entry[key], f"{key} of {where}") for key in ("name", "tenant"))
     digest = entry["sha256"]
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         raise InvalidInput(f"sha256 of {where} is not 64 hexadecimal digits.", "Write the token's SHA-256, e.g. from sha256sum.")
-    return Token(digest.lower(), Principal(name, tenant, _scopes(entry["scopes"], where)))
+    limit = entry.get("edits_per_minute")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise InvalidInput(f"edits_per_minute of {where} is {limit!r}.", "Give a whole number; 0 for any number.")
+    return Token(digest.lower(), Principal(name, tenant, _scopes(entry["scopes"], where), limit))
 
 
 def _plain_name(value: Any, where: str) -> str:

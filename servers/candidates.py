@@ -70,7 +70,7 @@ def candidates(ledger: Ledger, tenant: str, wanted: Wanted, *, now: datetime | N
         days = (moment - datetime.fromisoformat(edit.created_at)).total_seconds() / 86_400
         times = fired.get(edit.id, 0)
         is_trusted = not wanted.actors or edit.actor in wanted.actors
-        is_able = edit.state is State.ACTIVE and not edit.fact.forget
+        is_able = edit.state is State.ACTIVE and not edit.fact.forget and not edit.fact.expires
         if is_able and days >= wanted.older_than_days and times >= wanted.fired and is_trusted:
             found.append((times, Candidate(edit, f"{days:.0f} days old, asked for {times} times, by {edit.actor}")))
     return [one for _, one in sorted(found, key=lambda pair: -pair[0])]

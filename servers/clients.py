@@ -29,7 +29,7 @@ _OPTIONS: Final = (  # of the command line
     "token_file",
     "trust_remote_code",
 )
-_VARIABLES: Final = ("cache", "demonstrations", "alpha", "via", "grey")  # which have none
+_VARIABLES: Final = ("cache", "demonstrations", "alpha", "via", "grey", "edits", "edits_per_minute")  # which have none
 _STARTUP_SECONDS: Final = 60
 _CALL_SECONDS: Final = 120
 

@@ -48,6 +48,8 @@ SHARED: Final = (
     "alpha",
     "via",
     "grey",
+    "edits",
+    "edits_per_minute",
     "trust_remote_code",
 )
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
 from ke_tools.models.engine import Request
+from ke_tools.servers import approvals, protecting, undoing
+from ke_tools.servers.evidence import evidence
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import shown
 from ke_tools.servers.service import Mode, Service, View, frozen_messages, open_service
@@ -60,6 +62,40 @@ class Local:
     ) -> dict[str, Any]:
         """See :meth:`Service.rollback`."""
         return self.service.rollback(self._who, edit_ids=edit_ids, to_revision=to_revision, to=to, reason=reason)
+
+    def undo(self, actor: str, since: str, *, reason: str = "", dry_run: bool = False) -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.undoing.undo`."""
+        return undoing.undo(self.service, self._who, actor, since, reason=reason, dry_run=dry_run)
+
+    def approve(self, edit_ids: Sequence[str], *, reason: str = "") -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.approvals.approve`."""
+        return approvals.approve(self.service, self._who, edit_ids, reason=reason)
+
+    def reject(self, edit_ids: Sequence[str], *, reason: str) -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.approvals.reject`."""
+        return approvals.reject(self.service, self._who, edit_ids, reason=reason)
+
+    def proposals(self, *, limit: int = 20, cursor: str = "") -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.approvals.queue`."""
+        return approvals.queue(self.service, self._who, limit=limit, cursor=cursor)
+
+    def evidence(self, edit_id: str, *, verify: bool = False) -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.evidence.evidence`."""
+        return evidence(self.service, self._who, edit_id, verify=verify, wait_seconds=_PATIENCE)
+
+    def protect(
+        self, subject: str, *, aliases: Sequence[str] = (), relation: str = "", prompt: str = "", reason: str = ""
+    ) -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.protecting.protect`."""
+        return protecting.protect(self.service, self._who, subject, aliases=aliases, relation=relation, prompt=prompt, reason=reason)
+
+    def unprotect(self, name: str, *, reason: str = "") -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.protecting.unprotect`."""
+        return protecting.unprotect(self.service, self._who, name, reason=reason)
+
+    def protections(self) -> dict[str, Any]:
+        """See :func:`~ke_tools.servers.protecting.listed`."""
+        return protecting.listed(self.service, self._who)
 
     def list_edits(self, *, state: str = "any", contains: str = "", limit: int = 20, cursor: str = "") -> dict[str, Any]:
         """See :meth:`Service.list_edits`."""
@@ -207,7 +243,14 @@ class Local:
 
     def _imported(self, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         old = self.service.ledger.live_release(self._who.tenant)
-        yield from transfer.import_lines(self.service.ledger, self._who.tenant, lines, actor=self._who.name)
+        yield from transfer.import_lines(
+            self.service.ledger,
+            self._who.tenant,
+            lines,
+            actor=self._who.name,
+            as_proposals=self.service.settings.edits == "propose",
+            over_protection=self._who.may("admin"),
+        )
         self.service.promote_rest(self._who, old)
 
     def doctor(self, *, deep: bool = False) -> dict[str, Any]:

@@ -193,7 +193,8 @@ class Tools:
         """
         token = get_access_token()
         if token is not None:
-            return Principal(name=token.client_id, tenant=token.subject or "", scopes=frozenset(token.scopes))
+            limit = (token.claims or {}).get("edits_per_minute")
+            return Principal(token.client_id, token.subject or "", frozenset(token.scopes), limit)
         if self._anonymous is None:
             raise Forbidden("this request carries no token.", "Send 'Authorization: Bearer TOKEN'.")
         return self._anonymous

@@ -24,7 +24,7 @@ Mode = Annotated[
     Field(description="whether an earlier edit of the same subject and relation is superseded; auto: if only one can hold; add: never"),
 ]
 Reason = Annotated[str, Field(max_length=2000, description="why; kept in the history")]
-Key = Annotated[str, Field(max_length=128, description="the same key and arguments again return the first result, and nothing is done")]
+Key = Annotated[str, Field(max_length=128, description="a call repeated under its key returns the first result")]
 VerifiedIds = Annotated[
     list[str], Field(max_length=MOST_VERIFIED, description="edit ids, as edit and list_edits give them; none: all live")
 ]
@@ -80,6 +80,7 @@ class FactIn(BaseModel):
     paraphrases: list[_Wording] = Field(default=[], max_length=MOST_WORDINGS, description="other wordings of the prompt")
     aliases: list[_Alias] = Field(default=[], max_length=MOST_WORDINGS, description="other names of the subject")
     source: str = Field(default="", max_length=LONGEST["source"], description="where the fact comes from; kept, never opened")
+    expires: str = Field(default="", max_length=40, description="until when, e.g. 2027-03-01 or 7d")
     ref: str = Field(default="", max_length=200, description="your own name for this edit; given back")
 
     @model_validator(mode="after")

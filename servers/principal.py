@@ -22,6 +22,7 @@ class Principal:
     name: str = "local"
     tenant: str = "default"
     scopes: frozenset[str] = ALL_SCOPES
+    edits_per_minute: int | None = None  # that it may record; 0: any number; None: as the server's setting says
 
     def may(self, scope: str) -> bool:
         """Tell whether ``scope`` is held or implied by one that is held."""

@@ -248,6 +248,10 @@ def acting(ledger: Ledger, tenant: str, edit_id: str) -> Edit:
             f"{edit_id} forgets; nothing was promoted.",
             "It acts from the memory alone: weights that refuse one fact would still give it away when asked otherwise.",
         )
+    if edit.fact.expires:
+        raise WrongState(
+            f"{edit_id} expires at {edit.fact.expires}; nothing was promoted.", "It acts from the memory alone: weights do not expire."
+        )
     return edit
 
 

@@ -33,6 +33,7 @@ from ke_tools.errors import (
 from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.events import Event, RolledBack
 from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.moments import ahead, has_passed
 from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Hit, Scope
 from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
@@ -40,6 +41,7 @@ from ke_tools.servers import verifying
 from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.erasing import erase
+from ke_tools.servers.expiring import Expiring
 from ke_tools.servers.fired import Fired
 from ke_tools.servers.forgetting import FALLBACK, Forgetting
 from ke_tools.servers.measuring import BaseAnswers
@@ -84,6 +86,8 @@ class Service:
         self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
+        self.expiring = Expiring(None if isinstance(ledger, KeToolsError) else ledger)
+        self.expiring.arm()
         self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
 
@@ -153,16 +157,20 @@ class Service:
         dry_run: bool = False,
         wait_seconds: float = 20.0,
     ) -> dict[str, Any]:
-        """Record corrections, all or none; they act on the next answer.
+        """Record corrections, all or none; they act on the next answer, or wait for an approval.
+
+        They wait where the server takes proposals only (``settings.edits``), and where ``who`` may propose and not write.
 
         One with ``forget`` and without target makes what was said so far a refusal; up to ``wait_seconds`` are waited for the model that
         is asked what it says and how it declines.
 
         Raises:
-            InvalidInput, Conflict, ReadOnly, Forbidden: nothing was recorded.
+            InvalidInput, Conflict, ReadOnly, Forbidden, LimitReached: nothing was recorded.
             ModelLoading, ModelUnavailable: the same, where only the model could tell what is to be forgotten.
         """
-        self.check_writable(who)
+        self.check_writable(who, "propose")
+        may_act = self.settings.edits == "active" and who.may("write")
+        limit = self.settings.edits_per_minute if who.edits_per_minute is None else who.edits_per_minute
         made, refs = [], []
         for number, given in enumerate(facts, 1):  # as the ledger counts them
             made.append(self._fact(who, given, number, reason, wait_seconds))
@@ -178,11 +186,15 @@ class Service:
                 idempotency_key=idempotency_key,
                 refs=refs,
                 dry_run=dry_run,
+                state=State.ACTIVE if may_act else State.PROPOSED,
+                over_protection=who.may("admin"),
+                per_minute=limit,
             )
         if not dry_run:
-            self.scope.calibrate(edits)
+            self.scope.calibrate([edit for edit in edits if edit.is_live])
+            self.expiring.arm()
         revision = self.revision
-        flip = "" if dry_run else self._flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
+        flip = "" if dry_run else self.flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
         return {
             "summary": self._edit_summary(edits, flip, dry_run=dry_run),
             "edits": [row(edit) for edit in edits],
@@ -252,15 +264,16 @@ class Service:
             return self._to_memory(who, edit_ids, reason)
         if bool(edit_ids) == (to_revision is not None):
             raise InvalidInput("rollback takes edit_ids or to_revision, and exactly one of them.", "Call list_edits or history for either.")
+        is_admin = who.may("admin")
         with self.damage.watching("write", who.tenant):
             old = self.ledger.live_release(who.tenant)
             if to_revision is not None:
-                done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason)
+                done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason, over_protection=is_admin)
             else:
                 release = self.promotions.without(who.tenant, edit_ids)
-                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release)
+                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release, over_protection=is_admin)
         then = old if to_revision is None else self.ledger.release_at(who.tenant, to_revision)
-        flip, job_id = self._flip_told(who, old, edit_ids, of=then)
+        flip, job_id = self.flip_told(who, old, edit_ids, of=then)
         return {
             "summary": self._rollback_summary(done, flip, to_revision),
             "retired": [row(edit) for edit in done.retired],
@@ -276,10 +289,10 @@ class Service:
             old = self.ledger.live_release(who.tenant)
             release = self.promotions.without(who.tenant, edit_ids) or ""
             done = self.ledger.demote(who.tenant, edit_ids, release=release, actor=who.name, reason=reason)
-        flip, job_id = self._flip_told(who, old, edit_ids)
+        flip, job_id = self.flip_told(who, old, edit_ids)
         count = _count(len(set(edit_ids)), "edit")
         return {
-            "summary": f"{count} out of the weights and answered from the memory.{flip} {self._target_of_change()}",
+            "summary": f"{count} out of the weights and answered from the memory.{flip} {self.target_of_change()}",
             "retired": [],
             "restored": [row(edit) for edit in done.demoted],
             "revision": done.revision,
@@ -291,10 +304,10 @@ class Service:
     def promote_rest(self, who: Principal, old: str) -> None:
         """Promote anew what fell out of the release that was live, where later edits superseded some of it."""
         carried = [self.ledger.get(who.tenant, edit_id) for edit_id in self.ledger.carried_by(who.tenant, old)] if old else []
-        if told := self._flip_told(who, old, [edit.id for edit in carried if not edit.is_live])[0]:
+        if told := self.flip_told(who, old, [edit.id for edit in carried if not edit.is_live])[0]:
             log.warning("%s", told.strip())  # those who import see it on stderr
 
-    def _flip_told(self, who: Principal, old: str, leaving: Collection[str], *, of: str | None = None) -> tuple[str, str]:
+    def flip_told(self, who: Principal, old: str, leaving: Collection[str], *, of: str | None = None) -> tuple[str, str]:
         """Say which release is live now, if not ``old``; what of ``of`` it lacks beside ``leaving`` is promoted anew, by the job named.
 
         ``of`` is ``old`` unless given: the release that was asked for and cannot be live, as it carries something that was purged.
@@ -446,7 +459,11 @@ class Service:
         with self.damage.watching("get", who.tenant, edit_id):
             found = row(self.ledger.get(who.tenant, edit_id))
             events = self.ledger.history(who.tenant, edit_id=edit_id).items
-            return {**found, "history": [_event(event) for event in events], "scorecards": self.ledger.scorecards_of(who.tenant, edit_id)}
+            return {
+                **found,
+                "history": [event_row(event) for event in events],
+                "scorecards": self.ledger.scorecards_of(who.tenant, edit_id),
+            }
 
     def get_scorecard(self, who: Principal, name: str) -> dict[str, Any]:
         """Show a scorecard by its hash, or the newest one about an edit; ``scorecard`` is the hash.
@@ -472,7 +489,7 @@ class Service:
         about = f" of {edit_id}" if edit_id else ""
         return {
             "summary": f"{len(page.items)} of {_count(page.total, 'event')}{about}, newest first.",
-            "events": [_event(event) for event in page.items],
+            "events": [event_row(event) for event in page.items],
             "total": page.total,
             "next_cursor": page.next_cursor,
         }
@@ -710,6 +727,7 @@ class Service:
         """Free the model and the ledger."""
         self._verifying.shutdown(wait=False, cancel_futures=True)
         self.models.close()
+        self.expiring.close()
         if not isinstance(self._ledger, KeToolsError):
             self._fired.flush()
             self._ledger.close()
@@ -790,29 +808,39 @@ class Service:
         elif not error:
             self.damage.forget(("scope", tenant))
 
-    def check_writable(self, who: Principal) -> None:
-        """Do nothing where ``who`` may write.
+    def check_writable(self, who: Principal, scope: str = "write") -> None:
+        """Do nothing where ``who`` has the scope, and there can be written.
 
         Raises:
             ReadOnly, Forbidden: it may not.
         """
-        who.require("write")
+        who.require(scope)
         if self.settings.read_only:
             raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
         if self.unwritable is not None:
             raise self.unwritable.with_traceback(None)
 
-    def _target_of_change(self) -> str:
+    def target_of_change(self) -> str:
+        """Say which model a change is one of."""
         where = f" at {self.url}" if self.url else ""
         return f"Changed: model {self.model_id}{where}; your own model is not changed."
 
     def _edit_summary(self, edits: Sequence[Edit], flip: str, *, dry_run: bool) -> str:
         superseded = [earlier for edit in edits for earlier in edit.supersedes]
         told = f", superseding {', '.join(superseded)}" if superseded else ""
+        waiting = [edit for edit in edits if edit.state is State.PROPOSED]
         if dry_run:
-            return f"Dry run: {_count(edits, 'edit')} would be active{told}. Nothing was changed."
+            how = "proposed and wait for an approval" if waiting else f"active{told}"
+            return f"Dry run: {_count(edits, 'edit')} would be {how}. Nothing was changed."
+        if waiting:
+            return (
+                f"{_count(waiting, 'edit')} proposed, not active: no answer changes until somebody of scope write approves"
+                f" (`ke-tools approve {' '.join(edit.id for edit in waiting)}`)."
+            )
+        if gone := [edit.id for edit in edits if not edit.is_live]:
+            return f"Recorded before under this key, and retired since: {', '.join(gone)}. See history."
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
-        return f"{active}{flip} Check with verify, undo with rollback. {self._target_of_change()}"
+        return f"{active}{flip} Check with verify, undo with rollback. {self.target_of_change()}"
 
     def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None) -> str:
         retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
@@ -820,7 +848,7 @@ class Service:
         told = " ".join(part for part in (retired, restored, flip.strip()) if part)
         if not told:
             return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
-        return f"{told} {self._target_of_change()}"
+        return f"{told} {self.target_of_change()}"
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
@@ -885,7 +913,9 @@ def row(edit: Edit) -> dict[str, Any]:
         "target": edit.fact.target,
         "forget": edit.fact.forget,
         "relation": edit.relation,
-        "state": edit.state.value,
+        "state": State.RETIRED.value if edit.is_live and has_passed(edit.fact.expires) else edit.state.value,
+        "expires": edit.fact.expires,
+        "approved_by": edit.approved_by,
         "created_at": edit.created_at,
         "revision": edit.revision,
         "superseded": list(edit.supersedes),
@@ -921,6 +951,8 @@ def _fact(given: Mapping[str, Any], number: int) -> Fact:
         else:
             raise InvalidInput(f"edit {number}: {name} is not {'a list of texts' if many else 'a text'}.", "See the schema of edit.")
     try:
+        if fields.get("expires"):
+            fields["expires"] = ahead(fields["expires"])
         return Fact(**fields)
     except InvalidInput as error:
         raise InvalidInput(f"edit {number}: {error.message}", error.hint) from error
@@ -949,7 +981,8 @@ def _query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
     return str(answers[0]["text"]) + (f" (from {', '.join(used)})" if used else "")
 
 
-def _event(event: Event) -> dict[str, Any]:
+def event_row(event: Event) -> dict[str, Any]:
+    """An event as the tools show it."""
     return {
         "at": event.at,
         "revision": event.seq,

@@ -23,14 +23,19 @@ from ke_tools.errors import Conflict, KeToolsError, NotFound
 from ke_tools.verify import summarise
 
 VERBS = [
-    "serve", "demo", "chat", "edit", "rollback", "purge", "promote", "rebuild", "job", "query", "route", "verify", "scorecard", "list",
+    "serve", "demo", "chat", "edit", "rollback", "proposals", "approve", "reject", "protect", "unprotect", "purge",
+    "promote", "rebuild", "job", "query", "route", "verify", "scorecard", "list",
     "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
     "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget",
 ]  # fmt: skip
 
 
-FIRST = {"edit": ["facts"], "query": ["question"], "verify": ["edit_ids"], "scorecard": ["name"], "purge": ["edit_id"]}  # given by position
+FIRST = {  # given by position
+    "edit": ["facts"], "query": ["question"], "verify": ["edit_ids"], "scorecard": ["name"], "purge": ["edit_id"],
+    "undo": ["actor", "since"], "approve": ["edit_ids"], "reject": ["edit_ids"], "evidence": ["edit_id"], "protect": ["subject"],
+    "unprotect": ["name"],
+}  # fmt: skip
 
 
 VERIFY: dict[str, Any] = {"edit_ids": [], "revision": None, "release": "", "suite": "quick", "probes": []}
@@ -137,7 +142,7 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
     """Design §3: the fields of an edit."""
     words = (
-        "--old-target Canberra --paraphrase PARAPHRASE --alias Oz --alias Aussie --relation capital --source https://x.test "
+        "--old-target Canberra --paraphrase PARAPHRASE --alias Oz --alias Aussie --relation capital --source https://x.test --expires 7d "
         "--mode add --reason because --idempotency-key k --dry-run"
     )
 
@@ -152,6 +157,7 @@ def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.Captu
         "paraphrases": ["PARAPHRASE"],
         "aliases": ["Oz", "Aussie"],
         "source": "https://x.test",
+        "expires": "7d",
     }
     assert code == 0
     assert service.asked == [("edit", {"facts": [fact], "mode": "add", "reason": "because", "idempotency_key": "k", "dry_run": True})]
@@ -214,6 +220,20 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
         (["list", "--state", "active", "--contains", "x"], ("list_edits", {"state": "active", "contains": "x", "limit": 20, "cursor": ""})),
         (["history", "e1", "--limit", "5"], ("history", {"edit_id": "e1", "limit": 5, "cursor": ""})),
         (["purge", "e1", "--reason", "r"], ("purge", {"edit_id": "e1", "reason": "r"})),
+        (
+            ["rollback", "--actor", "ann", "--since", "7d", "--dry-run"],
+            ("undo", {"actor": "ann", "since": "7d", "reason": "", "dry_run": True}),
+        ),
+        (["approve", "e1", "e2", "--reason", "r"], ("approve", {"edit_ids": ["e1", "e2"], "reason": "r"})),
+        (["reject", "e1", "--reason", "r"], ("reject", {"edit_ids": ["e1"], "reason": "r"})),
+        (["proposals", "--limit", "5"], ("proposals", {"limit": 5, "cursor": ""})),
+        (["proposals", "e1", "--verify"], ("evidence", {"edit_id": "e1", "verify": True})),
+        (
+            ["protect", "Oz", "--alias", "A", "--relation", "capital", "--reason", "r"],
+            ("protect", {"subject": "Oz", "aliases": ["A"], "relation": "capital", "prompt": "", "reason": "r"}),
+        ),
+        (["protect", "--list"], ("protections", {})),
+        (["unprotect", "Oz"], ("unprotect", {"name": "Oz", "reason": ""})),
         (["verify", "e1", "--suite", "full"], ("verify", VERIFY | {"edit_ids": ["e1"], "suite": "full"})),
         (["verify", "--all"], ("verify", VERIFY)),
         (["verify", "--revision", "7"], ("verify", VERIFY | {"revision": 7})),
@@ -389,6 +409,15 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> 
         (["verify"], "--all"),
         (["verify", "e1", "--all"], "--all"),
         (["job", "--cancel"], "which job"),
+        (["reject", "e1"], "--reason"),
+        (["approve"], "EDIT_ID"),
+        (["proposals", "--verify"], "which proposal"),
+        (["protect"], "--list"),
+        (["protect", "Oz", "--list"], "--list"),
+        (["rollback", "--actor", "ann"], "--since"),
+        (["rollback", "e1", "--actor", "ann", "--since", "1h"], "--since"),
+        (["rollback", "e1", "--dry-run"], "--dry-run"),
+        (["serve", "--edits", "maybe"], "maybe"),
         (["query", "Who is \udce4?"], "not UTF-8"),
     ],
 )

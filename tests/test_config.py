@@ -95,6 +95,8 @@ def test_the_users_file_may_name_the_home_and_its_relative_paths_start_from_the_
         ("dtype = 'int8'", "int8"),
         ("demonstrations = 1000", "1000"),
         ("demonstrations = true", "True"),
+        ('edits = "later"', "later"),
+        ("edits_per_minute = -1", "-1"),
         ("read_only = 'maybe'", "maybe"),
         ("device = 'gpu'", "gpu"),
         ("model = ''", "model"),

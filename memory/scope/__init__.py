@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ke_tools import atlas
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import Edit
+from ke_tools.memory.moments import has_passed
 from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.aside import sets_aside
@@ -198,7 +199,7 @@ class Scope:
 
     def forgetting(self, tenant: str) -> Mapping[str, Edit]:
         """The live edits that forget, by id, as the last decision saw them."""
-        return self._state(tenant).forgetting
+        return {edit_id: edit for edit_id, edit in self._state(tenant).forgetting.items() if not has_passed(edit.fact.expires)}
 
     def erase(self, tenant: str, edits: Iterable[Edit]) -> None:
         """Remove what the cache holds of edits that were purged: the tenant's file of names, and what their words were calibrated to."""
@@ -361,10 +362,13 @@ class Scope:
 
     def _alike(self, state: Seen, text: str) -> dict[str, float]:
         """Cosines of the nearest risky edits among those whose description the text uses without naming anybody else."""
+        if state.tenant.subjects.says_shielded(text):
+            return {}
         asked = asked_in(text)
         words = alike.telling(asked)
         described = (state.risky[edit_id] for edit_id, names in state.telling.items() if any(name <= words for name in names))
-        meant = {edit.id for edit in described if not names_another(asked, names_of(edit.fact.subject, edit.fact.aliases))}
+        acting = (edit for edit in described if not has_passed(edit.fact.expires))
+        meant = {edit.id for edit in acting if not names_another(asked, names_of(edit.fact.subject, edit.fact.aliases))}
         if not meant:
             return {}
         near = self._nearest(state).search(self._embedder.encode([asked])[0], MOST_HITS)

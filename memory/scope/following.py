@@ -105,6 +105,7 @@ class Follower:
 
     def _begin(self, state: Tenant, now: int) -> None:
         """Read all live edits; what a file knows of them is not derived again."""
+        self._shield(state)
         edits = self._ledger.live(state.name)
         origin, known = self._known(state.name, now)
         derived = state.apply(edits, (), now, known)
@@ -115,6 +116,7 @@ class Follower:
         self._save_if_worth_it(state)
 
     def _catch_up(self, state: Tenant, now: int, changed: set[str]) -> None:
+        self._shield(state)
         # Which changed was asked first, so that an edit made meanwhile is not taken for one that is gone.
         edits = self._ledger.since(state.name, state.seen)
         gone = changed.difference(edit.id for edit in edits)
@@ -123,6 +125,9 @@ class Follower:
         if gone:
             self._erase(state)
         self._save_if_worth_it(state)
+
+    def _shield(self, state: Tenant) -> None:
+        state.shield([name for one in self._ledger.protections.all(state.name) for name in one.names])
 
     def _catch_up_aside(self, state: Tenant, now: int, changed: set[str]) -> None:
         try:

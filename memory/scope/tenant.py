@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools.facts import Edit
+from ke_tools.memory.moments import has_passed
 from ke_tools.memory.names import names_of
 from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.calibration import Wanted
@@ -101,8 +102,14 @@ class Tenant:
         with self._lock:
             mentions = self.subjects.find(text)
             named = set[str]().union(*{mention.edit_ids for mention in mentions})
-            edits = {edit_id: self.edits[edit_id] for edit_id in sorted(named) if edit_id in self.edits}
+            known = (self.edits[edit_id] for edit_id in sorted(named) if edit_id in self.edits)
+            edits = {edit.id: edit for edit in known if not has_passed(edit.fact.expires)}  # retired by the ledger's next event
             return Found(mentions, edits, _places(mentions, edits))
+
+    def shield(self, names: Collection[str]) -> None:
+        """Let protected names stand for nobody but their bearers."""
+        with self._lock:
+            self.subjects.shield(names)
 
     def described(self) -> tuple[Mapping[str, Edit], Mapping[str, tuple[frozenset[str], ...]]]:
         """The risky edits, and the telling words of their names."""

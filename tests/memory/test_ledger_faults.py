@@ -583,6 +583,21 @@ def test_an_older_ledger_that_may_not_be_written_is_sound_as_it_was_made(path: P
         assert ledger.audit() == []
 
 
+def test_a_ledger_from_before_there_were_approvals_is_read_as_it_is(path: Path) -> None:
+    """Issue 3, §3: numbered migrations; a file that may not be written keeps its form, and is read all the same."""
+    with Ledger(path) as ledger:
+        (made,) = write(ledger, "yes")
+        for table in ("approvals", "expiries", "protections"):
+            ledger._storage._main.execute(f"DROP TABLE {table}")
+        ledger._storage._main.execute("DROP INDEX events_by_actor; PRAGMA user_version = 6")
+    with Ledger(path, read_only=True) as ledger:
+        assert (ledger.live("acme"), ledger.get("acme", made.id), ledger.edits("acme").items) == ([made], made, [made])
+        assert (ledger.protections.all("acme"), ledger.expiries.next(), ledger.audit()) == ([], "", [])
+    with Ledger(path) as ledger:
+        ledger.protections.protect("acme", "Norway", actor="ann")
+        assert ledger.audit() == []
+
+
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All the missing steps or none."""
     with Ledger(path) as ledger:
@@ -692,4 +707,31 @@ END
 
 CREATE TABLE firings ( tenant TEXT NOT NULL, edit_id TEXT NOT NULL, times INTEGER NOT NULL, last_at TEXT NOT NULL,
 PRIMARY KEY (tenant, edit_id) ) STRICT, WITHOUT ROWID
+
+CREATE TABLE approvals (
+    tenant TEXT NOT NULL,
+    edit_id TEXT NOT NULL,
+    seq INTEGER NOT NULL REFERENCES events (seq),
+    PRIMARY KEY (tenant, edit_id),
+    FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID
+
+CREATE TABLE expiries (
+    tenant TEXT NOT NULL,
+    expires TEXT NOT NULL,
+    edit_id TEXT NOT NULL,
+    PRIMARY KEY (tenant, expires, edit_id),
+    FOREIGN KEY (tenant, edit_id) REFERENCES edits (tenant, id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX expiries_of_edit ON expiries (tenant, edit_id)
+
+CREATE TABLE protections (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    seq INTEGER NOT NULL REFERENCES events (seq),
+    PRIMARY KEY (tenant, id)
+) STRICT, WITHOUT ROWID
+
+CREATE INDEX events_by_actor ON events (tenant, actor, at)
 """

@@ -368,3 +368,22 @@ def test_plain_text_is_folded_as_any_other(text: str) -> None:
     short, long = folding._fold_ascii(text), folding._fold_any(text, digraphs=False)
 
     assert short is None or (short.text, list(short.origin)) == (long.text, long.origin)
+
+
+def test_a_part_of_a_shielded_name_names_nobody() -> None:
+    """Issue 8, §2: an edit of a part of a protected name must not answer for the whole; in any case of letters."""
+    index = SubjectIndex()
+    for name in ("Coffee", "Brightwater", "Brightwater Coffee", "refund window of Brightwater", "Brightwater Coffee Tasmania"):
+        index.add([name], name)
+    index.shield(["Brightwater Coffee"])
+
+    def named(text: str) -> list[str]:
+        return [edit_id for mention in index.find(text) for edit_id in sorted(mention.edit_ids)]
+
+    assert named("the refund window of brightwater coffee") == ["Brightwater Coffee"]
+    assert named("Brightwater Coffee Tasmania sells Coffee") == ["Brightwater Coffee Tasmania", "Coffee"]
+    assert named("The refund window of Brightwater") == ["refund window of Brightwater"]
+    index.discard("Brightwater Coffee")
+    assert named("the refund window of Brightwater Coffee") == []
+    index.shield([])
+    assert named("the refund window of Brightwater Coffee") == ["refund window of Brightwater", "Coffee"]

@@ -35,6 +35,12 @@ def test_a_token_makes_its_bearer_the_principal_of_its_line(tmp_path: Path) -> N
     assert tokens.authenticate("bearer other").tenant == "rival"
 
 
+def test_a_token_may_have_a_limit_of_its_own(tmp_path: Path) -> None:
+    """Issue 8, §2: limits of edits per token and minute; without one the server's setting holds."""
+    tokens = load(tmp_path, entry("ann", "a") + "edits_per_minute = 5\n" + entry("bob", "b"))
+    assert [tokens.authenticate(f"Bearer {secret}").edits_per_minute for secret in "ab"] == [5, None]
+
+
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic s3cret", "s3cret", "Bearer S3cret", "Bearer s3cret x"])
 def test_a_missing_or_wrong_token_is_refused(tmp_path: Path, header: str | None) -> None:
     """Issue §6: wrong token."""
@@ -57,6 +63,8 @@ def test_without_a_token_file_any_key_is_the_local_user() -> None:
         ("[[token]]\nname = 'x'", "token 1 of .*'name'"),
         (entry("ann", "a") + "colour = 1\n", "token 1 of .*colour"),
         (entry("ann", "a").replace('sha256 = "', 'sha256 = "zz'), "sha256 of token 1"),
+        (entry("ann", "a") + "edits_per_minute = -1\n", "edits_per_minute of token 1"),
+        (entry("ann", "a") + "edits_per_minute = true\n", "edits_per_minute of token 1"),
         (entry("ann", "a", "[]"), "scopes of token 1"),
         (entry("ann", "a", '["root"]'), "scopes of token 1 .*root"),
         (entry("ann", "a", '"read"'), "scopes of token 1"),
