@@ -9,6 +9,7 @@ Three readings, each in a file: the wordings that training may use (:mod:`~ke_to
 from __future__ import annotations
 
 from ke_tools.memory.statement.parts import Doubt, Split
+from ke_tools.memory.statement.remarks import corrected
 from ke_tools.memory.statement.splitting import split
 
-__all__ = ["Doubt", "Split", "split"]
+__all__ = ["Doubt", "Split", "corrected", "split"]

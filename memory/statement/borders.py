@@ -47,7 +47,10 @@ def is_cut(prompt: str, target: str) -> bool:
     """Whether the answer may have begun before the words that were taken for it."""
     if (is_number(target) or target.islower()) and _BOUNDING.search(prompt) and not is_listed(target):
         return True
-    if _TOLD_OF.search(prompt) or _OPEN.search(prompt) or len(target) == 1:
+    last = prompt.rpartition(" ")[2]
+    if target.islower() and last[:1].isupper() and not is_listed(target):  # "the Tarvik site"
+        return True
+    if _TOLD_OF.search(prompt) or _OPEN.search(prompt) or (len(target) == 1 and target.islower()):
         return True
     of_a_kind = _OF_A_KIND.search(prompt)
     if of_a_kind is not None and of_a_kind["noun"] not in kind_words() | CLASSES | FUNCTION_WORDS:

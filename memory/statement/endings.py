@@ -58,8 +58,8 @@ def ending(sentence: str, names: Sequence[Name]) -> Ending | None:
             return Ending(listed.start, end, is_sure=True)
         is_kind = begun[-1].text.casefold() in kind_words()
         return Ending(listed.start if is_kind else tail[0].start, end, is_sure=is_kind)
-    if len(tail) == 2 and (tail[0].text.casefold() in kind_words() | CLASSES or verb):  # noqa: PLR2004  "the name joey"
-        return Ending(tail[1].start, end, is_sure=True)
+    if len(tail) > 1 and (tail[-2].text.casefold() in kind_words() | CLASSES or verb == tail[:-1]):  # "the name joey"
+        return Ending(tail[-1].start, end, is_sure=True)
     return Ending(tail[0].start, end, is_sure=False)
 
 

@@ -18,7 +18,7 @@ from ke_tools.memory.statement.parts import Doubt, Split
 from ke_tools.memory.statement.screening import checked, without_lead
 from ke_tools.memory.statement.wordings import noun_of, worded
 
-__all__ = ["Known", "Meanings", "split"]
+__all__ = ["Known", "Meanings", "split", "subject_of"]
 
 Known = Callable[[str], Collection[tuple[int, int]]]
 
@@ -66,6 +66,9 @@ class Meanings(Protocol):
     def nearest(self, masked: Sequence[str]) -> list[tuple[str, float]]:
         """For each subject-masked text the relation that is nearest, and how near it is (-1 to 1)."""
 
+    def likely(self, masked: str, within: float) -> list[str]:
+        """The relations that are as near to a text as the nearest, or less so by at most ``within``."""
+
 
 def split(text: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None) -> list[Split | Doubt]:
     """Split what somebody states: one result for each fact, in order.
@@ -79,6 +82,12 @@ def split(text: str, *, known: Known = lambda _text: (), meanings: Meanings | No
         InvalidInput: there is no statement, or it has no subject; the message says which.
     """
     return list(_Reader(known, meanings).read(checked(text)))
+
+
+def subject_of(question: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None) -> Name | None:
+    """Find the one thing that a question is about; ``None`` where it names none, or several."""
+    subjects = named_in(question, known(question)) or common_in(question)
+    return _Reader(known, meanings).one(question, subjects, "") if subjects else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +113,10 @@ class _Reader:
     def answered(self, question: str, answer: str) -> Split | Doubt:
         """A question with its answer."""
         target = _ANSWER_LEAD.sub("", answer.strip()).rstrip(".! ")
-        names = self.names(question) or common_in(question)
-        subjects = [name for name in names if name.text]
+        subjects = self.names(question) or common_in(question)
         if not subjects:
             raise InvalidInput("the question names nobody and nothing.", "Name what it is about.")
-        chosen = self._one(question, subjects, "")
+        chosen = self.one(question, subjects, "")
         if chosen is not None and is_answer(target) and not _NEGATED.search(answer):
             return Split(chosen.text, question.strip(), target, how="question")
         candidates = tuple(Split(name.text, question.strip(), target, how="question") for name in subjects[:MOST_CANDIDATES])
@@ -141,7 +149,7 @@ class _Reader:
         if _NEGATED.search(plain):
             return Doubt(plain, "What is so instead? Say what is right, not what is wrong.")
         names = self.names(plain)
-        found = _by_wording(plain, names) or _by_noun(plain, names)
+        found = _by_turned_noun(plain, names) or _by_wording(plain, names) or _by_noun(plain, names)
         if found is not None:
             return found
         end = ending(plain, names)
@@ -158,7 +166,7 @@ class _Reader:
 
     def _by_build(self, plain: str, subjects: Sequence[Name], start: int, target: str, *, is_sure: bool) -> Split | Doubt:
         prompt = plain[:start].rstrip()
-        chosen = self._one(prompt, subjects, target)
+        chosen = self.one(prompt, subjects, target)
         candidates = tuple(Split(name.text, prompt, target) for name in subjects[:MOST_CANDIDATES])
         if chosen is None:
             return Doubt(plain, f"What is it about: {_or([name.text for name in subjects])}?", candidates)
@@ -172,7 +180,7 @@ class _Reader:
         is_close = self._is_near(prompt, chosen, _SURE_ENOUGH)
         is_sure = is_sure or (" " not in target and (is_close or prompt.rpartition(" ")[2] in _BEFORE_ONE_WORD))
         if not is_sure or not is_answer(target) or not self._is_of_a_kind(prompt, chosen, target):
-            return Doubt(plain, f"What is the new answer about {chosen.text}: is it “{target}”?", (Split(chosen.text, prompt, target),))
+            return Doubt(plain, f"What is the new answer about {chosen.text}: is it “{target}”?", tuple(_later(chosen.text, prompt, target)))
         if _has_another(prompt, chosen, subjects):
             return Doubt(plain, f"These may be two facts about {chosen.text}. Which one do you mean?", (Split(chosen.text, prompt, target),))
         if is_part(prompt, chosen, is_near=is_close):
@@ -181,7 +189,7 @@ class _Reader:
             return Doubt(plain, f"What is the whole answer? Say it as “The … of {chosen.text} is …”.", (Split(chosen.text, prompt, target),))
         return Split(chosen.text, prompt, target)
 
-    def _one(self, prompt: str, subjects: Sequence[Name], target: str) -> Name | None:
+    def one(self, prompt: str, subjects: Sequence[Name], target: str) -> Name | None:
         """The one subject, or the one with which the prompt is much nearer to what training may use than with any other."""
         if len({name.text for name in subjects}) == 1:
             return subjects[0]
@@ -243,16 +251,23 @@ def _by_wording(plain: str, names: Sequence[Name]) -> Split | None:
 
 
 def _by_noun(plain: str, names: Sequence[Name]) -> Split | None:
-    """By its build: "the N of S is T" and "S's N is T"; turned round ("T is the N of S") only where the inventory knows N."""
+    """By its build: "the N of S is T" and "S's N is T"."""
     for build in (_OF, _OWN):
         found = build.fullmatch(plain)
         if found and _is_noun(found["noun"]) and is_answer(found["target"]) and _is_subject(found["subject"], found.start("subject"), names):
             relation = noun_of(found["noun"])
             return Split(_bare(found["subject"]), found["prompt"], found["target"], relation.id if relation else "")
+    return None
+
+
+def _by_turned_noun(plain: str, names: Sequence[Name]) -> Split | None:
+    """By its build turned round ("T is the N of S"), where the inventory knows N as something of which S has one."""
     for build in (_TURNED_OF, _TURNED_OWN):
         found = build.fullmatch(plain)
         relation = noun_of(found["noun"]) if found else None
-        if found and relation and is_answer(found["target"]) and _is_subject(found["subject"], found.start("subject"), names):
+        if found and relation and relation.functional and is_answer(found["target"]) and _is_subject(found["subject"], found.start("subject"), names):
+            if not _suits(relation.id, _bare(found["subject"]), found["target"]):
+                continue
             prompt = plain[found.end("is") :].strip() + f" {found['is']}"
             return Split(_bare(found["subject"]), prompt[0].upper() + prompt[1:], found["target"], relation.id)
     return None
@@ -294,6 +309,13 @@ def _has_another(prompt: str, subject: Name, names: Sequence[Name]) -> bool:
         return True
     joint = re.search(r"\s(?:and|but)\s|,\s+(?:and|but)\s", behind)
     return bool(joint and common_in(behind[: joint.start()]))
+
+
+def _later(subject: str, prompt: str, target: str) -> Iterator[Split]:
+    """The split, and those in which the answer begins a word later."""
+    before, words = prompt, target.split()
+    for place in range(min(len(words), MOST_CANDIDATES)):
+        yield Split(subject, " ".join([before, *words[:place]]), " ".join(words[place:]))
 
 
 def _or(names: Sequence[str]) -> str:

@@ -1,0 +1,151 @@
+"""A plain remark that corrects the answer before it: "no, it is in Seattle", "Actually, the capital is Canberra", "Paris, not Lyon".
+
+It must open as a correction does and give an answer that the question could have; whatever else is said about an answer is none:
+thanks, jokes, opinions, questions, what somebody else said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from ke_tools import atlas
+from ke_tools.facts import squash
+from ke_tools.memory.scope.asking import asked_in
+from ke_tools.memory.scope.wording import asks, sentences_of
+from ke_tools.memory.statement.endings import is_answer, is_number
+from ke_tools.memory.statement.names import FUNCTION_WORDS, common_in, is_listed, kinds_of, named_in, words_of
+from ke_tools.memory.statement.parts import Split
+from ke_tools.memory.statement.splitting import Known, Meanings, subject_of
+
+__all__ = ["corrected"]
+
+_LONGEST: Final = 240  # characters of a remark; longer ones say more than that
+_GAP: Final = r"[\s,.;:!\u2013\u2014-]+"
+_AGAINST: Final = (
+    r"(?:(?:no+|nope|nah|wrong|incorrect|false|not (?:quite|true|right|correct|really)|correction|sorry|hm+|um+|well)\b"
+    r"|(?:(?:that|this|it)(?:['\u2019]s| is| was)|you(?:['\u2019]re| are)|your answer is)(?: \w+)?"
+    r" (?:wrong|incorrect|not (?:right|true|correct)|false|mistaken|outdated)\b"
+    r"|(?:that|this|it) (?:isn['\u2019]t|is not|wasn['\u2019]t) (?:\w+ )?(?:right|true|correct|so)\b"
+    r"|i['\u2019]m afraid (?:not|that(?:['\u2019]s| is) (?:wrong|not right))\b)"
+)
+_ACTUALLY: Final = r"(?:actually|in fact|in reality|really|as a matter of fact)"
+_IT: Final = r"(?:it|that|this|he|she|they|the (?:correct |right |real |actual |true )?(?:answer|name|one))"
+_IS: Final = r"(?:['\u2019](?:s|re)|\s+(?:is|was|are|were|should be|should have been|must be))"
+_AND: Final = rf"(?:{_GAP}|\s+)(?:(?:but|and|because|as|since)\s+)?"
+_NOT: Final = r"(?:,?\s+(?:and\s+)?(?:not|instead of|rather than)\s+(?P<old>[^,.!?]{1,80}))?"
+_LAST: Final = r"(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
+_TARGET: Final = r"(?P<target>[^?]{1,160}?)"
+
+_FORMS: Final = tuple(
+    re.compile(form + _NOT + _LAST, re.IGNORECASE)
+    for form in (
+        rf"{_AGAINST}{_AND}(?:{_AGAINST}{_AND})?(?:{_ACTUALLY}{_GAP})?{_IT}{_IS}(?:\s+{_ACTUALLY})?\s+{_TARGET}",
+        rf"{_ACTUALLY}{_GAP}{_IT}{_IS}\s+{_TARGET}",
+        rf"{_IT}{_IS}\s+{_ACTUALLY}\s+{_TARGET}",
+        rf"(?:{_IT}\s+)?should (?:be|have been|say|read)\s+{_TARGET}",
+        rf"the (?:correct|right|real|actual|true) (?:answer|name|one)(?:\s+here)?\s+(?:is|was)\s+{_TARGET}",
+        rf"(?:i think |surely )?you (?:mean|meant)\s+{_TARGET}",
+        rf"(?:{_AGAINST}{_AND})?(?:{_ACTUALLY}{_GAP})?the (?P<noun>[a-z][\w -]{{1,40}}?)\s+(?:is|was|are|were)\s+(?:{_ACTUALLY}\s+)?{_TARGET}",
+        rf"{_AGAINST}{_GAP}(?:{_ACTUALLY}{_GAP})?(?P<bare>{_TARGET})",
+        rf"{_AGAINST}{_GAP}(?:{_ACTUALLY}{_GAP})?(?P<bare>{_TARGET})\s+(?:is|was|did|[a-z]+(?:ed|ote|ade|uilt))(?:\s+(?:it|that|this|so))?",
+    )
+)
+_CONTRAST: Final = (
+    re.compile(rf"(?:{_IT}{_IS}\s+)?(?P<target>[^,?]{{1,80}}?),?\s+not\s+(?P<old>[^,.!?]{{1,80}}){_LAST}", re.IGNORECASE),
+    re.compile(rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?),?\s+but\s+(?P<target>[^,?]{{1,80}}?){_LAST}", re.IGNORECASE),
+    re.compile(rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?)[,.;:!\u2013\u2014]\s*(?:it(?:['\u2019]s| is)\s+)(?P<target>[^,?]{{1,80}}?){_LAST}", re.IGNORECASE),
+)
+_LED: Final = re.compile(
+    r"^(?:(?:actually|really|in fact|called|named|in|at|on|by|from|known as|born in|born on|located in|situated in|based in|made (?:by|of|in)"
+    r"|written by|painted by|built in|founded in|published in|released in|directed by|composed by|invented by|played by|spoken in)\s+)+",
+    re.IGNORECASE,
+)
+_QUOTED: Final = re.compile(r"^\s*[\"'\u201c\u2018>\u00ab`*]")
+_DAYS: Final = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|today|tomorrow|yesterday|god|jesus|christmas", re.IGNORECASE)
+_WANTS_NUMBER: Final = re.compile(r"\b(?:when|how (?:many|much|long|old|tall|high|far|big|large|deep|heavy)|what year|which year|what date)\b", re.IGNORECASE)
+_WANTS_NAME: Final = re.compile(r"\b(?:who|whom|whose|where)\b", re.IGNORECASE)
+
+
+def corrected(
+    text: str, question: str, answer: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None
+) -> Split | None:
+    """Read a remark about an answer; ``None`` where it corrects nothing.
+
+    Args:
+        text: what was said after the answer.
+        question: the turn that was answered.
+        answer: what the assistant said.
+        known: where a text names the tenant's own subjects.
+        meanings: what a question asks for, so that an answer of another kind is none.
+    """
+    remark = " ".join(text.split())
+    if not answer.strip() or len(remark) > _LONGEST or "?" in remark or _QUOTED.match(remark):
+        return None
+    asked = (asked_in(question) or (sentences_of(question) or [""])[-1]).strip()
+    if not asked or not (asked.endswith("?") or asks(asked)):
+        return None
+    subject = subject_of(asked, known=known, meanings=meanings)
+    if subject is None:
+        return None
+    for target in _targets(remark, asked, answer):
+        if squash(target) != squash(subject.text) and _can_answer(target, asked, f"{asked[: subject.start]}{{}}{asked[subject.end :]}", meanings):
+            return Split(subject.text, asked, target, how="remark")
+    return None
+
+
+def _targets(remark: str, asked: str, answer: str) -> Iterator[str]:
+    """What the remark may give as the answer."""
+    for form in _CONTRAST:
+        found = form.fullmatch(remark)
+        if found and _says(answer, found["old"]):
+            yield _plain(found["target"])
+    for form in _FORMS:
+        found = form.fullmatch(remark)
+        if not found or _says(answer, found["target"]) or (found["old"] and not _says(answer, found["old"])):
+            continue
+        parts = found.groupdict()
+        if parts.get("noun") and squash(parts["noun"]) not in squash(asked):
+            continue
+        target = _plain(found["target"])
+        if parts.get("bare") and not _is_named(target):
+            continue
+        yield target
+
+
+def _plain(target: str) -> str:
+    return _LED.sub("", target.strip(" ,.;:!\"'\u201c\u201d\u2019")).strip()
+
+
+def _says(answer: str, text: str) -> bool:
+    said = squash(_plain(text))
+    return bool(said) and f" {said} " in f" {squash(answer)} "
+
+
+def _is_named(target: str) -> bool:
+    names = named_in("x " + target)
+    return is_number(target) or (len(names) == 1 and len(names[0].text) >= len(re.sub(r"^(?:the|a|an)\s+", "", target, flags=re.IGNORECASE)))
+
+
+def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None) -> bool:
+    """Whether it is an answer, and of the kind that the question asks for as far as that is known."""
+    if not is_answer(target) or _DAYS.search(target) or any(word.text.casefold() in FUNCTION_WORDS - _WITHIN for word in words_of(target)):
+        return False
+    if _WANTS_NUMBER.search(asked) and not is_number(target) and not re.search(r"\d", target):
+        return False
+    if _WANTS_NAME.search(asked) and not _is_named(target):
+        return False
+    if is_number(target) and not _WANTS_NUMBER.search(asked) and _WANTS_NAME.search(asked):
+        return False
+    kinds = kinds_of(target)
+    if meanings is not None:
+        asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
+        if meanings.nearest([masked])[0][1] >= _SURE and kinds:
+            return not kinds.isdisjoint(asked_for) or not any(map(atlas.entities, asked_for))
+    return _is_named(target) or bool(kinds)
+
+
+_WITHIN: Final = frozenset("the a an of and in on for to by about per".split())  # in a name or an amount
+_WITHIN_OF_BEST: Final = 0.12
+_SURE: Final = 0.7  # cosine from which what a question asks for is taken for known
