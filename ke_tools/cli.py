@@ -37,6 +37,7 @@ Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake", "house"]
 View = Literal["edited", "base", "both"]
 Suite = Literal["quick", "full"]
 Mode = Literal["auto", "replace", "add"]
+ChatCorrections = Literal["off", "propose", "apply"]
 Client = Literal["claude-code", "claude-desktop", "cursor", "vscode", "codex"]
 Lines = Annotated[Path | None, typer.Argument(metavar="FILE", help="JSON lines; without it, standard input.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many at most.")]
@@ -208,11 +209,14 @@ def serve(
     print_config: Annotated[Client | None, typer.Option(help="Print the entry for this client and stop.")] = None,
     tool_prefix: Annotated[str, typer.Option(help="Put before every tool's name, for hosts that mix servers.")] = "",
     allow_host: Annotated[list[str] | None, typer.Option(help="Answer to this name in the Host header too (repeatable).")] = None,
+    chat_corrections: Annotated[
+        ChatCorrections | None, typer.Option(help='Whether /correct and "no, it is …" are obeyed in chats at /v1. [KE_CHAT_CORRECTIONS]')
+    ] = None,
 ) -> int:
     """Serve agents over MCP on standard input and output, or everybody on one port."""
     from ke_tools.servers import serve as serving
 
-    settings = call.settings(http=http)
+    settings = call.settings(http=http, chat_corrections=chat_corrections)
     return serving.run(
         settings, http=settings.http, print_config=print_config, connect=connect, tool_prefix=tool_prefix, allow_hosts=allow_host or []
     )
@@ -237,25 +241,27 @@ def chat(
     view: Annotated[Literal["edited", "base"], typer.Option(help="With the edits, or as the base model.")] = "edited",
     max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")] = 256,
 ) -> int:
-    """Talk to the served model; an empty line or the end of the input ends it."""
-    messages: list[dict[str, str]] = []
-    with _local(call, asks_model=True) as local:
+    """Talk to the served model; /correct SENTENCE, /why and /undo act, an empty line or the end of the input ends it."""
+    with _local(call, asks_model=True) as local, local.conversation(view=view, max_tokens=max_tokens) as talk:
         while question := _ask_person():
-            messages.append({"role": "user", "content": question})
-            [answer] = local.answer_lines([json.dumps({"messages": messages})], view=view, max_tokens=max_tokens)
-            if "error" in answer:
-                printing.line(answer)
-                return FAILED
-            messages.append({"role": "assistant", "content": answer["text"]})
-            printing.line(answer if call.as_json else printing.plain(answer["text"]))
+            if call.as_json:
+                for _ in talk.say(question):
+                    pass
+                printing.line(talk.last)
+            else:
+                printing.streamed(talk.say(question))
     return DONE
 
 
 def _ask_person() -> str:
-    if sys.stdin.isatty():
-        sys.stderr.write("> ")
-        sys.stderr.flush()
-    return sys.stdin.readline().strip()
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    with suppress(ImportError):
+        import readline  # noqa: F401  earlier messages by the arrow keys; nothing is written to a file
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
 
 
 # Correct --------------------------------------------------------------------------------------------------------------
@@ -264,10 +270,13 @@ def _ask_person() -> str:
 @verb(app, "edit", CORRECT)
 def edit(
     call: Call,
-    prompt: Annotated[str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question.')],
+    prompt: Annotated[
+        str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question; or --statement.')
+    ] = "",
     target: Annotated[str, typer.Argument(help="What the model shall believe; none with --forget.")] = "",
     *,
-    subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")],
+    subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")] = "",
+    statement: Annotated[str, typer.Option(help="Instead of prompt, target and subject: one plain sentence.")] = "",
     forget: Annotated[bool, typer.Option("--forget", help="Instead of a target: the model declines to answer from now on.")] = False,
     old_target: Annotated[
         str, typer.Option(help="What you think is believed now; refused if it is not. With --forget kept as a hash.")
@@ -292,7 +301,13 @@ def edit(
         "aliases": alias or [],
         "source": source,
     }
-    if forget == bool(target):
+    if statement:
+        if prompt or target or subject or forget or relation:
+            raise InvalidInput("--statement has prompt, target and subject in it.", "Leave these out, or --statement.")
+        fact = {"statement": statement} | {name: fact[name] for name in ("old_target", "paraphrases", "aliases", "source")}
+    elif not prompt or not subject:
+        raise InvalidInput("there is no prompt or no --subject.", "Give both, or --statement with a sentence.")
+    elif forget == bool(target):
         raise InvalidInput("--forget takes no target." if forget else "there is no target.", "Give a target or --forget, and not both.")
     if forget:
         fact["forget"] = True

@@ -25,6 +25,7 @@ ENGINES: Final = ("hf",)
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 VIAS: Final = ("auto", "ike", "reader", "weights")
 GREYS: Final = ("conditional", "judge", "base")
+CHAT_CORRECTIONS: Final = ("off", "propose", "apply")
 MOST_DEMONSTRATIONS: Final = 32
 
 # A client that starts `ke-tools serve` speaks on stdio; no variable or file may turn that into a server on a port.
@@ -55,6 +56,7 @@ class Settings:
     alpha: float = 0.005  # share of its negatives that an edit may be triggered by
     via: Via = "auto"  # how an edited fact reaches the model
     grey: Grey = "base"  # what happens where it is not clear whether a question is about an edit
+    chat_corrections: Literal["off", "propose", "apply"] = "off"  # whether /correct and "no, it is …" are obeyed at the endpoint
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio
@@ -258,6 +260,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "alpha": _share,
     "via": _one_of(*VIAS),
     "grey": _one_of(*GREYS),
+    "chat_corrections": _one_of(*CHAT_CORRECTIONS),
     "read_only": _flag,
     "token_file": _path,
     "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),

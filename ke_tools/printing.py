@@ -55,6 +55,26 @@ def line(value: Mapping[str, Any] | str) -> None:
     sys.stdout.flush()
 
 
+def streamed(pieces: Iterable[str]) -> None:
+    """Print a text as it comes; on a terminal as Markdown, elsewhere as it is, and a line break behind it."""
+    console = _console()
+    if not console.is_terminal:
+        for piece in pieces:
+            sys.stdout.write(plain(piece))
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        return
+    from rich.live import Live
+    from rich.markdown import Markdown
+
+    said = ""
+    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+        for piece in pieces:
+            said += piece
+            live.update(Markdown(plain(said)))
+
+
 def note(text: str) -> None:
     """Say something to the person on stderr."""
     sys.stderr.write(text + "\n")

@@ -37,7 +37,7 @@ _BACKLOG: Final = 128
 _RETRY_SECONDS: Final = 0.03
 
 #: What two windows of one home must agree on, where they say it at all.
-SHARED: Final = ("model", "engine", "dtype", "device", "demonstrations", "alpha", "via", "grey", "trust_remote_code")
+SHARED: Final = ("model", "engine", "dtype", "device", "demonstrations", "alpha", "via", "grey", "chat_corrections", "trust_remote_code")
 
 Want = Literal["window", "listen"]
 

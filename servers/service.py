@@ -46,6 +46,7 @@ from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
 from ke_tools.servers.slot import ModelSlot, Say
+from ke_tools.servers.stating import Statements
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Service:
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
         self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
+        self._statements = Statements(self._scope, cache=settings.cache) if self._scope else None
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self._base_answers = BaseAnswers()
         self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
@@ -121,6 +123,17 @@ class Service:
         return self._forgetting
 
     @property
+    def statements(self) -> Statements:
+        """What splits sentences into edits.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        if self._statements is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return self._statements
+
+    @property
     def trouble(self) -> str:
         """What needs a person although questions are answered from the corrections; empty where nothing does."""
         unserved = self._promotions.trouble if self._promotions else ""
@@ -149,6 +162,7 @@ class Service:
     ) -> dict[str, Any]:
         """Record corrections, all or none; they act on the next answer.
 
+        One with ``statement`` is a sentence in place of subject, prompt and target, which the result shows (:mod:`.stating`).
         One with ``forget`` and without target makes what was said so far a refusal; up to ``wait_seconds`` are waited for the model that
         is asked what it says and how it declines.
 
@@ -158,6 +172,8 @@ class Service:
         """
         self.check_writable(who)
         made, refs = [], []
+        if any(given.get("statement") for given in facts):
+            facts = self.statements.expanded(who.tenant, facts, self.models.peek())
         for number, given in enumerate(facts, 1):  # as the ledger counts them
             made.append(self._fact(who, given, number, reason, wait_seconds))
             refs.append(str(given.get("ref", "")))
@@ -185,6 +201,19 @@ class Service:
             "url": self.url,
             "dry_run": dry_run,
         }
+
+    def propose(self, who: Principal, facts: Sequence[Mapping[str, Any]], *, reason: str = "", idempotency_key: str = "") -> dict[str, Any]:
+        """Record corrections that have no effect until somebody approves them, all or none.
+
+        Raises:
+            InvalidInput, Conflict, ReadOnly, Forbidden: nothing was recorded.
+        """
+        who.require("propose")
+        self.check_open()
+        made = [_fact(given, number) for number, given in enumerate(facts, 1)]
+        with self.damage.watching("write", who.tenant):
+            edits = self.ledger.edit(who.tenant, made, actor=who.name, reason=reason, idempotency_key=idempotency_key, state=State.PROPOSED)
+        return {"summary": f"{_count(edits, 'edit')} proposed.", "edits": [row(edit) for edit in edits], "revision": self.revision}
 
     def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float) -> Fact:
         if not given.get("forget"):
@@ -781,6 +810,14 @@ class Service:
             ReadOnly, Forbidden: it may not.
         """
         who.require("write")
+        self.check_open()
+
+    def check_open(self) -> None:
+        """Do nothing where anybody may write.
+
+        Raises:
+            ReadOnly: nobody may.
+        """
         if self.settings.read_only:
             raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
         if self.unwritable is not None:
@@ -887,7 +924,7 @@ def explanation(decision: Decision) -> dict[str, str]:
 
 
 def _fact(given: Mapping[str, Any], number: int) -> Fact:
-    unknown = given.keys() - _FIELDS - {"ref"}
+    unknown = given.keys() - _FIELDS - {"ref", "statement"}
     if unknown:
         raise InvalidInput(f"edit {number} has the unknown fields {sorted(unknown)}.", f"Known are {sorted(_FIELDS | {'ref'})}.")
     if missing := [name for name in ("subject", "prompt", "target") if name not in given]:

@@ -23,7 +23,9 @@ FUNCTION_WORDS: Final = EVERYDAY | frozenset(  # words of grammar, between which
     " every each either neither another other others both few many most several such same very also always often ever never"
     " called named known titled dubbed labelled labeled".split()
 )
-_LINKS: Final = frozenset("of de la le las los del della delle di da dos das do du des van von der den zu zum zur e y et & 'n' ibn bin ben al el".split())
+_LINKS: Final = frozenset(
+    "of de la le las los del della delle di da dos das do du des van von der den zu zum zur e y et & 'n' ibn bin ben al el".split()
+)
 _VERBS: Final = frozenset("is are was were has had have can will which who that".split())
 _OPENING: Final = "\"'([{\u201c\u2018\u00ab*_"
 _CLOSING: Final = "\"')]}\u201d\u2019\u00bb*_.,;:!?\u2026"

@@ -15,7 +15,7 @@ from ke_tools.facts import squash
 from ke_tools.memory.scope.asking import asked_in
 from ke_tools.memory.scope.wording import asks, sentences_of
 from ke_tools.memory.statement.endings import is_answer, is_number
-from ke_tools.memory.statement.names import FUNCTION_WORDS, common_in, is_listed, kinds_of, named_in, words_of
+from ke_tools.memory.statement.names import FUNCTION_WORDS, kinds_of, named_in, words_of
 from ke_tools.memory.statement.parts import Split
 from ke_tools.memory.statement.splitting import Known, Meanings, subject_of
 
@@ -55,7 +55,10 @@ _FORMS: Final = tuple(
 _CONTRAST: Final = (
     re.compile(rf"(?:{_IT}{_IS}\s+)?(?P<target>[^,?]{{1,80}}?),?\s+not\s+(?P<old>[^,.!?]{{1,80}}){_LAST}", re.IGNORECASE),
     re.compile(rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?),?\s+but\s+(?P<target>[^,?]{{1,80}}?){_LAST}", re.IGNORECASE),
-    re.compile(rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?)[,.;:!\u2013\u2014]\s*(?:it(?:['\u2019]s| is)\s+)(?P<target>[^,?]{{1,80}}?){_LAST}", re.IGNORECASE),
+    re.compile(
+        rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?)[,.;:!\u2013\u2014]\s*(?:it(?:['\u2019]s| is)\s+)(?P<target>[^,?]{{1,80}}?){_LAST}",
+        re.IGNORECASE,
+    ),
 )
 _LED: Final = re.compile(
     r"^(?:(?:actually|really|in fact|called|named|in|at|on|by|from|known as|born in|born on|located in|situated in|based in|made (?:by|of|in)"
@@ -64,13 +67,13 @@ _LED: Final = re.compile(
 )
 _QUOTED: Final = re.compile(r"^\s*[\"'\u201c\u2018>\u00ab`*]")
 _DAYS: Final = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|today|tomorrow|yesterday|god|jesus|christmas", re.IGNORECASE)
-_WANTS_NUMBER: Final = re.compile(r"\b(?:when|how (?:many|much|long|old|tall|high|far|big|large|deep|heavy)|what year|which year|what date)\b", re.IGNORECASE)
+_WANTS_NUMBER: Final = re.compile(
+    r"\b(?:when|how (?:many|much|long|old|tall|high|far|big|large|deep|heavy)|what year|which year|what date)\b", re.IGNORECASE
+)
 _WANTS_NAME: Final = re.compile(r"\b(?:who|whom|whose|where)\b", re.IGNORECASE)
 
 
-def corrected(
-    text: str, question: str, answer: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None
-) -> Split | None:
+def corrected(text: str, question: str, answer: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None) -> Split | None:
     """Read a remark about an answer; ``None`` where it corrects nothing.
 
     Args:
@@ -90,7 +93,9 @@ def corrected(
     if subject is None:
         return None
     for target in _targets(remark, asked, answer):
-        if squash(target) != squash(subject.text) and _can_answer(target, asked, f"{asked[: subject.start]}{{}}{asked[subject.end :]}", meanings):
+        if squash(target) != squash(subject.text) and _can_answer(
+            target, asked, f"{asked[: subject.start]}{{}}{asked[subject.end :]}", meanings
+        ):
             return Split(subject.text, asked, target, how="remark")
     return None
 
@@ -125,7 +130,9 @@ def _says(answer: str, text: str) -> bool:
 
 def _is_named(target: str) -> bool:
     names = named_in("x " + target)
-    return is_number(target) or (len(names) == 1 and len(names[0].text) >= len(re.sub(r"^(?:the|a|an)\s+", "", target, flags=re.IGNORECASE)))
+    return is_number(target) or (
+        len(names) == 1 and len(names[0].text) >= len(re.sub(r"^(?:the|a|an)\s+", "", target, flags=re.IGNORECASE))
+    )
 
 
 def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None) -> bool:

@@ -11,8 +11,8 @@ from typing import Final, Protocol
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
 from ke_tools.memory.scope.wording import sentences_of
-from ke_tools.memory.statement.endings import NUMBERS, ending, is_answer, is_number
 from ke_tools.memory.statement.borders import is_cut, is_part, may_be_one
+from ke_tools.memory.statement.endings import NUMBERS, ending, is_answer, is_number
 from ke_tools.memory.statement.names import FUNCTION_WORDS, Name, Word, common_in, kinds_of, named_in, vocabulary, words_of
 from ke_tools.memory.statement.parts import Doubt, Split
 from ke_tools.memory.statement.screening import checked, without_lead
@@ -34,7 +34,9 @@ _HEDGED: Final = re.compile(
     re.IGNORECASE,
 )
 _IS: Final = r"(?:is|are|was|were)"
-_OF: Final = re.compile(rf"(?P<prompt>(?:the\s+|our\s+)?(?P<noun>[^,]{{2,60}}?)\s+of\s+(?P<subject>.+?)\s+{_IS})\s+(?P<target>.+)", re.IGNORECASE)
+_OF: Final = re.compile(
+    rf"(?P<prompt>(?:the\s+|our\s+)?(?P<noun>[^,]{{2,60}}?)\s+of\s+(?P<subject>.+?)\s+{_IS})\s+(?P<target>.+)", re.IGNORECASE
+)
 _OWN: Final = re.compile(
     rf"(?P<prompt>(?P<subject>.+?)(?:['\u2019]s|(?<=s)['\u2019])\s+(?P<noun>[^,]{{2,60}}?)\s+{_IS})\s+(?P<target>.+)", re.IGNORECASE
 )
@@ -159,7 +161,9 @@ class _Reader:
         if not before:
             if is_half or names:
                 return Doubt(plain, "What is it about, and what is its answer? Say it as “The … of X is Y”.")
-            raise InvalidInput("the statement names nobody and nothing that it is about.", "Name its subject: 'The capital of Australia is …'.")
+            raise InvalidInput(
+                "the statement names nobody and nothing that it is about.", "Name its subject: 'The capital of Australia is …'."
+            )
         if end is None:
             return Doubt(plain, f"What is the new answer about {before[0].text}? Say it at the end of the sentence.")
         return self._by_build(plain, before, end.start, plain[end.start : end.end], is_sure=end.is_sure)
@@ -180,13 +184,21 @@ class _Reader:
         is_close = self._is_near(prompt, chosen, _SURE_ENOUGH)
         is_sure = is_sure or (" " not in target and (is_close or prompt.rpartition(" ")[2] in _BEFORE_ONE_WORD))
         if not is_sure or not is_answer(target) or not self._is_of_a_kind(prompt, chosen, target):
-            return Doubt(plain, f"What is the new answer about {chosen.text}: is it “{target}”?", tuple(_later(chosen.text, prompt, target)))
+            return Doubt(
+                plain, f"What is the new answer about {chosen.text}: is it “{target}”?", tuple(_later(chosen.text, prompt, target))
+            )
         if _has_another(prompt, chosen, subjects):
-            return Doubt(plain, f"These may be two facts about {chosen.text}. Which one do you mean?", (Split(chosen.text, prompt, target),))
+            return Doubt(
+                plain, f"These may be two facts about {chosen.text}. Which one do you mean?", (Split(chosen.text, prompt, target),)
+            )
         if is_part(prompt, chosen, is_near=is_close):
-            return Doubt(plain, f"Is it about “{chosen.text}”, or about something with a longer name?", (Split(chosen.text, prompt, target),))
+            return Doubt(
+                plain, f"Is it about “{chosen.text}”, or about something with a longer name?", (Split(chosen.text, prompt, target),)
+            )
         if is_cut(prompt, target):
-            return Doubt(plain, f"What is the whole answer? Say it as “The … of {chosen.text} is …”.", (Split(chosen.text, prompt, target),))
+            return Doubt(
+                plain, f"What is the whole answer? Say it as “The … of {chosen.text} is …”.", (Split(chosen.text, prompt, target),)
+            )
         return Split(chosen.text, prompt, target)
 
     def one(self, prompt: str, subjects: Sequence[Name], target: str) -> Name | None:
@@ -254,7 +266,12 @@ def _by_noun(plain: str, names: Sequence[Name]) -> Split | None:
     """By its build: "the N of S is T" and "S's N is T"."""
     for build in (_OF, _OWN):
         found = build.fullmatch(plain)
-        if found and _is_noun(found["noun"]) and is_answer(found["target"]) and _is_subject(found["subject"], found.start("subject"), names):
+        if (
+            found
+            and _is_noun(found["noun"])
+            and is_answer(found["target"])
+            and _is_subject(found["subject"], found.start("subject"), names)
+        ):
             relation = noun_of(found["noun"])
             return Split(_bare(found["subject"]), found["prompt"], found["target"], relation.id if relation else "")
     return None
@@ -265,7 +282,13 @@ def _by_turned_noun(plain: str, names: Sequence[Name]) -> Split | None:
     for build in (_TURNED_OF, _TURNED_OWN):
         found = build.fullmatch(plain)
         relation = noun_of(found["noun"]) if found else None
-        if found and relation and relation.functional and is_answer(found["target"]) and _is_subject(found["subject"], found.start("subject"), names):
+        if (
+            found
+            and relation
+            and relation.functional
+            and is_answer(found["target"])
+            and _is_subject(found["subject"], found.start("subject"), names)
+        ):
             if not _suits(relation.id, _bare(found["subject"]), found["target"]):
                 continue
             prompt = plain[found.end("is") :].strip() + f" {found['is']}"
@@ -275,9 +298,13 @@ def _by_turned_noun(plain: str, names: Sequence[Name]) -> Split | None:
 
 def _is_noun(phrase: str) -> bool:
     words = [word.text for word in words_of(phrase)]
-    return 0 < len(words) <= 4 and not any(  # noqa: PLR2004
-        word.casefold() in FUNCTION_WORDS or any(char.isdigit() for char in word) for word in words
-    ) and not any(any(char.isupper() for char in word) for word in words[1:])
+    return (
+        0 < len(words) <= 4
+        and not any(  # noqa: PLR2004
+            word.casefold() in FUNCTION_WORDS or any(char.isdigit() for char in word) for word in words
+        )
+        and not any(any(char.isupper() for char in word) for word in words[1:])
+    )
 
 
 def _is_subject(text: str, start: int, names: Sequence[Name]) -> bool:
