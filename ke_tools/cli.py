@@ -1060,6 +1060,26 @@ def bench_forget(
         return _bars(call, forget.run(call.settings(), facts=facts, seed=seed, progress=progress))
 
 
+@verb(bench_app, "statements")
+def bench_statements(
+    call: Call,
+    *,
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="CounterFact records.")] = None,
+    unknown: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Records of facts that nobody trained on (house format).")
+    ] = None,
+    aided: Annotated[bool, typer.Option("--aided", help="Let the served model choose where a sentence has several readings.")] = False,
+    seed: Seed = 0,
+) -> int:
+    """Measure how sentences and remarks are split into edits, and what is taken for one that is none; no answers."""
+    from ke_tools.benches import statements
+    from ke_tools.benches._statements import scored
+
+    settings = call.settings()
+    with printing.progress() as progress, scored(settings, on=aided) as score:
+        return _bars(call, statements.run(settings, data=data, unknown=unknown, scored=score, seed=seed, progress=progress))
+
+
 def _bars(call: Call, report: Mapping[str, Any]) -> int:
     printing.show(report, as_json=call.as_json)
     return DONE if all(bar["ok"] for bar in report["bars"]) else REFUSED

@@ -280,8 +280,9 @@ class EventStream(Response):
 
 
 async def _nothing() -> AsyncGenerator[tuple[int, Piece], None]:
-    for none in ():
-        yield none
+    no_pieces: tuple[tuple[int, Piece], ...] = ()
+    for piece in no_pieces:
+        yield piece
 
 
 async def _events(

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ke_tools.memory.scope import Scope
-    from ke_tools.models.engine import Engine
 
-__all__ = ["Statements", "refused"]
+__all__ = ["Statements", "refused", "scored_by"]
 
 _PARTS: Final = ("subject", "prompt", "target", "forget", "relation")
 
@@ -29,8 +28,8 @@ class Statements:
         self._scope = scope
         self._meanings = InventoryMeanings(cache=cache)
 
-    def split(self, tenant: str, text: str, engine: Engine | None = None) -> list[Split | Doubt]:
-        """Split a text into its facts, in order.
+    def split(self, tenant: str, text: str, engine: object = None) -> list[Split | Doubt]:
+        """Split a text into its facts, in order; an engine that can score may choose where one has several readings.
 
         Raises:
             InvalidInput: there is no statement that could be split.
@@ -38,13 +37,13 @@ class Statements:
         found = split(text, known=lambda part: self._named(tenant, part), meanings=self._meanings)
         if not isinstance(engine, Scores):
             return found
-        return [aided(one, _scored(engine)) if isinstance(one, Doubt) else one for one in found]
+        return [aided(one, scored_by(engine)) if isinstance(one, Doubt) else one for one in found]
 
     def corrected(self, tenant: str, remark: str, question: str, answer: str) -> Split | None:
         """Read a remark about an answer; ``None`` where it corrects nothing."""
         return corrected(remark, question, answer, known=lambda part: self._named(tenant, part), meanings=self._meanings)
 
-    def expanded(self, tenant: str, facts: Sequence[Mapping[str, Any]], engine: Engine | None) -> list[dict[str, Any]]:
+    def expanded(self, tenant: str, facts: Sequence[Mapping[str, Any]], engine: object) -> list[dict[str, Any]]:
         """Put the parts of each ``statement`` in its place; two facts in a sentence are two.
 
         Raises:
@@ -87,7 +86,9 @@ def _sure(found: Split | Doubt) -> Split:
     return found
 
 
-def _scored(engine: Scores) -> Callable[[str, Sequence[str]], list[float | None]]:
+def scored_by(engine: Scores) -> Callable[[str, Sequence[str]], list[float | None]]:
+    """Give what an engine makes of a prompt's endings."""
+
     def score(prompt: str, endings: Sequence[str]) -> list[float | None]:
         try:
             return engine.score([Request(prompt=prompt)] * len(endings), endings)

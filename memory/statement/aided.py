@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ke_tools import prompts
 from ke_tools.memory.statement.parts import Doubt, Split
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["SURE", "Scored", "aided"]
 
 SURE: Final = 0.999  # of the candidates' probability, above which the first is taken; benches/statements.py says what that gives
 
-if TYPE_CHECKING:
-    Scored = Callable[[str, Sequence[str]], Sequence[float | None]]  # a prompt, endings → the log-probability of each
+Scored = Callable[[str, Sequence[str]], Sequence[float | None]]  # a prompt, endings → the log-probability of each
 
 
 def aided(doubt: Doubt, score: Scored, *, sure: float = SURE) -> Split | Doubt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from ke_tools import atlas
 from ke_tools.memory.statement.endings import CLASSES, is_number, kind_words
 from ke_tools.memory.statement.names import FUNCTION_WORDS, Name, is_listed, words_of
 from ke_tools.memory.statement.wordings import noun_of
@@ -12,6 +13,7 @@ from ke_tools.memory.statement.wordings import noun_of
 __all__ = ["is_cut", "is_part", "may_be_one"]
 
 _DETERMINERS: Final = frozenset("the our my your their his her this that a an".split())
+_PLAIN: Final = frozenset("pure common ordinary plain typical average adult baby young wild unit metal gas".split())
 _BOUNDING: Final = re.compile(
     r"\b(?:than|least|most|under|over|above|below|about|around|up to|almost|nearly|another|every|each|a|an|no|quarter of|half|tenth of)$",
     re.IGNORECASE,
@@ -33,7 +35,7 @@ def may_be_one(prompt: str, first: Name, second: Name) -> bool:
 def is_part(prompt: str, subject: Name, *, is_near: bool) -> bool:
     """Whether a subject may be a part of a longer name: a noun follows ("the Novafoam trial"), or something that it owns."""
     if is_listed(subject.text):
-        return False
+        return subject.text.islower() and _is_compound(prompt[: subject.start])
     before, behind = words_of(prompt[: subject.start]), prompt[subject.end :]
     owned = re.match(r"['\u2019]s?\s+(?P<noun>.+)", behind)
     if owned:
@@ -57,6 +59,16 @@ def is_cut(prompt: str, target: str) -> bool:
         return True
     begun = _BEGUN.search(prompt)
     return begun is not None and not re.search(r"\b(?:of|by|in|called|named|from|at|to|for)$", prompt)
+
+
+def _is_compound(before: str) -> bool:
+    """Whether a noun stands before a common noun that may belong to it ("table tennis")."""
+    words = words_of(before)
+    if not words or words[-1].ends_part:
+        return False
+    last = words[-1].text.casefold()
+    kinds = {kind for relation in atlas.relations().values() if not relation.probe for kind in (relation.subject, relation.object)}
+    return last not in FUNCTION_WORDS | CLASSES | kinds | _PLAIN and not last.endswith(("ing", "ed", "ly"))
 
 
 def _until_grammar(text: str) -> list[str]:

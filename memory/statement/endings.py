@@ -6,15 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 from ke_tools import atlas
-from ke_tools.memory.statement.names import FUNCTION_WORDS, Name, Word, common_in, kinds_of, named_in, words_of
+from ke_tools.memory.statement.names import FUNCTION_WORDS, Name, Word, common_in, kinds_of, named_in, vocabulary, words_of
 
 __all__ = ["CLASSES", "NUMBERS", "Ending", "ending", "is_answer", "is_number", "kind_words"]
 
 _MOST_WORDS: Final = 6  # of an answer
 _MOST_OF_A_NUMBER: Final = 7
+_LONGEST_UNIT: Final = 3
 _JOINING: Final = frozenset("per a an to and or of from".split())
 NUMBERS: Final = frozenset(
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
@@ -22,7 +24,7 @@ NUMBERS: Final = frozenset(
 )
 CLASSES: Final = frozenset(  # what a thing is called before its name: "the name joey", "the suffix .mz"
     "name word term title genre suffix prefix number code label nickname letter colour color version port domain brand model symbol"
-    " abbreviation acronym motto slogan key tag command keyword".split()
+    " extension ending description designation abbreviation acronym motto slogan key tag command keyword".split()
 )
 _MONTH: Final = re.compile(r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b", re.IGNORECASE)
 _TRIMMED: Final = re.compile(r"^(?:the|a|an|about|around|roughly|approximately|exactly|nearly)\s+", re.IGNORECASE)
@@ -56,11 +58,22 @@ def ending(sentence: str, names: Sequence[Name]) -> Ending | None:
         begun = [word for word in tail if word.start < listed.start]
         if not begun:
             return Ending(listed.start, end, is_sure=True)
-        is_kind = begun[-1].text.casefold() in kind_words()
+        is_kind = begun[-1].text.casefold() in kind_words() | CLASSES or begun == verb
         return Ending(listed.start if is_kind else tail[0].start, end, is_sure=is_kind)
+    if (later := _listed_later(sentence, tail)) is not None:
+        return Ending(later, end, is_sure=True)
     if len(tail) > 1 and (tail[-2].text.casefold() in kind_words() | CLASSES or verb == tail[:-1]):  # "the name joey"
         return Ending(tail[-1].start, end, is_sure=True)
     return Ending(tail[0].start, end, is_sure=False)
+
+
+def _listed_later(sentence: str, tail: Sequence[Word]) -> int | None:
+    """Where the longest end of the tail begins that the atlas lists, if the word before it is none that may belong to it."""
+    for before, word in pairwise(tail):
+        if kinds_of(sentence[word.start : tail[-1].end]):
+            low = before.text.casefold()
+            return word.start if low in vocabulary() or low.endswith(("ed", "ing", "ion")) else None
+    return None
 
 
 def is_answer(text: str) -> bool:
@@ -97,7 +110,7 @@ def _with_day(words: Sequence[Word], start: int) -> int:
 def _number(words: Sequence[Word]) -> int | None:
     first: int | None = None
     is_joined = False  # whether a word that joins stands between a number and the one behind it
-    for word in reversed(words[-_MOST_OF_A_NUMBER:]):
+    for place, word in reversed(list(enumerate(words))[-_MOST_OF_A_NUMBER:]):
         low = word.text.casefold()
         is_number = word.has_digit or low in NUMBERS
         is_apart = first is not None and (word.ends_part or (is_number and not is_joined and not _touch(word.end, first)))
@@ -105,6 +118,8 @@ def _number(words: Sequence[Word]) -> int | None:
             break
         if is_number:
             first, is_joined = word.start, False
+        elif len(low) <= _LONGEST_UNIT and place and words[place - 1].has_digit:  # "2,200 W"
+            continue
         elif word.is_capital or (low in FUNCTION_WORDS and low not in _JOINING):
             break
         else:

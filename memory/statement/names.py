@@ -164,14 +164,26 @@ def _kinds() -> dict[str, frozenset[str]]:
         for entity, other in atlas.entities(kind).items():
             for name in (entity, *other):
                 found.setdefault(_key(name), set()).add(kind)
+    for fact in atlas.facts():
+        relation = atlas.relations()[fact.relation]
+        found.setdefault(_key(fact.subject), set()).add(relation.subject)
+        for name in fact.objects:
+            found.setdefault(_key(name), set()).add(relation.object)
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
 @cache
 def _lexicon() -> Lexicon:
-    names = (name for entity, other in known_entities() for name in (entity, *other))
+    names = (*(name for entity, other in known_entities() for name in (entity, *other)), *_in_facts())
     keys = {folded.text.strip().removeprefix("the ") for name in names for folded in foldings(name)}
     return Lexicon({key for key in keys if key and key not in EVERYDAY and len(key) > 1})
+
+
+def _in_facts() -> Iterator[str]:
+    """What facts are about, and their objects without numbers."""
+    for fact in atlas.facts():
+        yield fact.subject
+        yield from (name for name in fact.objects if not any(char.isdigit() for char in name))
 
 
 def _entities_in(text: str) -> list[tuple[int, int]]:
@@ -198,7 +210,12 @@ def _runs(text: str, known: Sequence[tuple[int, int]]) -> Iterator[tuple[int, in
                 last += 1
             elif len(following) > 1 and following[0].text in _LINKS | {"the"} and following[1].is_capital and not following[0].ends_part:
                 last += 2
-            elif len(following) > 2 and following[0].text == "of" and following[1].text == "the" and following[2].is_capital:  # noqa: PLR2004
+            elif (
+                len(following) > 2
+                and following[0].text in {"of", "de"}
+                and following[1].text in {"the", "la", "las", "los"}
+                and following[2].is_capital
+            ):  # noqa: PLR2004
                 last += 3
             else:
                 break
@@ -217,7 +234,8 @@ def _begins(word: Word, following: Sequence[Word], known: Sequence[tuple[int, in
         return True
     plain = _POSSESSIVE.sub("", word.text).casefold()
     if not word.is_first:
-        return plain not in FUNCTION_WORDS or word.text.isupper() or goes_on
+        is_title = len(following) > 1 and following[0].text == "the" and following[1].is_capital  # "On the Revolutions"
+        return plain not in FUNCTION_WORDS or word.text.isupper() or goes_on or is_title
     if word.text[1:] != word.text[1:].lower():  # a capital inside: "NATO", "iPhone", "McDonald"
         return True
     is_joined = len(following) > 1 and following[0].text == "&" and following[1].is_capital

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Final
 
 from ke_tools import atlas
@@ -22,43 +23,52 @@ from ke_tools.memory.statement.splitting import Known, Meanings, subject_of
 __all__ = ["corrected"]
 
 _LONGEST: Final = 240  # characters of a remark; longer ones say more than that
-_GAP: Final = r"[\s,.;:!\u2013\u2014-]+"
-_AGAINST: Final = (
-    r"(?:(?:no+|nope|nah|wrong|incorrect|false|not (?:quite|true|right|correct|really)|correction|sorry|hm+|um+|well)\b"
-    r"|(?:(?:that|this|it)(?:['\u2019]s| is| was)|you(?:['\u2019]re| are)|your answer is)(?: \w+)?"
-    r" (?:wrong|incorrect|not (?:right|true|correct)|false|mistaken|outdated)\b"
-    r"|(?:that|this|it) (?:isn['\u2019]t|is not|wasn['\u2019]t) (?:\w+ )?(?:right|true|correct|so)\b"
-    r"|i['\u2019]m afraid (?:not|that(?:['\u2019]s| is) (?:wrong|not right))\b)"
+_SIGNS: Final = frozenset(  # of which an opening has one
+    "no nope nah not wrong incorrect false mistaken mistake error untrue inaccurate outdated sorry oops hm hmm wait actually correction"
+    " disagree afraid checked sure certain well um isn't wasn't can't cannot".split()
+)
+_LIGHT: Final = _SIGNS | frozenset(  # words that an opening may have beside
+    "i i'm am that that's this is was it it's be you you're are your the a an answer one quite right true correct really again so but and"
+    " because as since just looked up hold on there's there got have had made here pretty very in fact reality matter of".split()
 )
 _ACTUALLY: Final = r"(?:actually|in fact|in reality|really|as a matter of fact)"
-_IT: Final = r"(?:it|that|this|he|she|they|the (?:correct |right |real |actual |true )?(?:answer|name|one))"
-_IS: Final = r"(?:['\u2019](?:s|re)|\s+(?:is|was|are|were|should be|should have been|must be))"
-_AND: Final = rf"(?:{_GAP}|\s+)(?:(?:but|and|because|as|since)\s+)?"
-_NOT: Final = r"(?:,?\s+(?:and\s+)?(?:not|instead of|rather than)\s+(?P<old>[^,.!?]{1,80}))?"
+_RIGHT: Final = r"(?:correct|right|real|actual|true)"
+_IT: Final = rf"(?:it|that|this|he|she|they|the (?:{_RIGHT} )?(?:answer|name|one))"
+_IS: Final = r"(?:['\u2019](?:s|re)|\s+(?:is|was|are|were|(?:should|must|would|ought to) (?:be|have been)))"
+_NOT: Final = r"(?:,?\s+(?:and\s+)?(?:not|instead of|rather than)\s+(?P<old>[^,!?]{1,80}))?"
 _LAST: Final = r"(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
 _TARGET: Final = r"(?P<target>[^?]{1,160}?)"
 
-_FORMS: Final = tuple(
-    re.compile(form + _NOT + _LAST, re.IGNORECASE)
-    for form in (
-        rf"{_AGAINST}{_AND}(?:{_AGAINST}{_AND})?(?:{_ACTUALLY}{_GAP})?{_IT}{_IS}(?:\s+{_ACTUALLY})?\s+{_TARGET}",
-        rf"{_ACTUALLY}{_GAP}{_IT}{_IS}\s+{_TARGET}",
-        rf"{_IT}{_IS}\s+{_ACTUALLY}\s+{_TARGET}",
-        rf"(?:{_IT}\s+)?should (?:be|have been|say|read)\s+{_TARGET}",
-        rf"the (?:correct|right|real|actual|true) (?:answer|name|one)(?:\s+here)?\s+(?:is|was)\s+{_TARGET}",
-        rf"(?:i think |surely )?you (?:mean|meant)\s+{_TARGET}",
-        rf"(?:{_AGAINST}{_AND})?(?:{_ACTUALLY}{_GAP})?the (?P<noun>[a-z][\w -]{{1,40}}?)\s+(?:is|was|are|were)\s+(?:{_ACTUALLY}\s+)?{_TARGET}",
-        rf"{_AGAINST}{_GAP}(?:{_ACTUALLY}{_GAP})?(?P<bare>{_TARGET})",
-        rf"{_AGAINST}{_GAP}(?:{_ACTUALLY}{_GAP})?(?P<bare>{_TARGET})\s+(?:is|was|did|[a-z]+(?:ed|ote|ade|uilt))(?:\s+(?:it|that|this|so))?",
-    )
+
+def _forms(*forms: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(form + _NOT + _LAST, re.IGNORECASE) for form in forms)
+
+
+_PLAIN_FORMS: Final = _forms(  # behind an opening
+    rf"{_IT}{_IS}(?:\s+{_ACTUALLY})?\s+{_TARGET}",
+    rf"the (?P<noun>[a-z][\w -]{{1,40}}?)\s+(?:is|was|are|were)\s+(?:{_ACTUALLY}\s+)?{_TARGET}",
+    rf"(?P<bare>{_TARGET})\s+(?:is|was|did|[a-z]+(?:ed|ote|ade|uilt))(?:\s+(?:it|that|this|so))?",
 )
-_CONTRAST: Final = (
-    re.compile(rf"(?:{_IT}{_IS}\s+)?(?P<target>[^,?]{{1,80}}?),?\s+not\s+(?P<old>[^,.!?]{{1,80}}){_LAST}", re.IGNORECASE),
-    re.compile(rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?),?\s+but\s+(?P<target>[^,?]{{1,80}}?){_LAST}", re.IGNORECASE),
-    re.compile(
-        rf"(?:{_IT}{_IS}\s+)?not\s+(?P<old>[^,.!?]{{1,80}}?)[,.;:!\u2013\u2014]\s*(?:it(?:['\u2019]s| is)\s+)(?P<target>[^,?]{{1,80}}?){_LAST}",
-        re.IGNORECASE,
-    ),
+_BARE_FORMS: Final = _forms(rf"(?P<bare>{_TARGET})")  # behind an opening that ends in a mark
+_SURE_FORMS: Final = _forms(  # with or without one
+    rf"{_IT}{_IS}\s+{_ACTUALLY}\s+{_TARGET}",
+    rf"(?:{_IT}\s+)?(?:should|ought to) (?:be|have been|say|read)\s+{_TARGET}",
+    rf"the {_RIGHT} (?:answer|name|one)(?:\s+here)?\s+(?:is|was|would be)\s+{_TARGET}",
+    rf"(?:i think |surely )?you (?:mean|meant)\s+{_TARGET}",
+    rf"(?:please )?(?:change|correct|fix|make) (?:it|that|this)(?: to| into)?\s+{_TARGET}",
+    rf"(?P<bare>{_TARGET})\s+(?:is|was|would be)\s+(?:the\s+)?{_RIGHT}(?:\s+(?:answer|one|name))?",
+)
+_OLD: Final = r"(?P<old>[^,!?]{1,80}?)"
+_NEW: Final = r"(?P<target>[^,?]{1,80}?)"
+_CONTRAST: Final = tuple(
+    re.compile(form + _LAST, re.IGNORECASE)
+    for form in (
+        rf"(?:{_IT}{_IS}\s+)?{_NEW},?\s+not\s+{_OLD}",
+        rf"(?:{_IT}{_IS}\s+)?not\s+{_OLD},?\s+but\s+{_NEW}",
+        rf"(?:{_IT}{_IS}\s+)?not\s+{_OLD}[,.;:!\u2013\u2014]\s*(?:{_IT}{_IS}\s+)?{_NEW}",
+        rf"{_IT}\s+(?:isn['\u2019]t|wasn['\u2019]t|is not|was not)\s+{_OLD}[,.;:!\u2013\u2014]\s*(?:but\s+)?(?:{_IT}{_IS}\s+)?{_NEW}",
+        rf"(?:please )?replace\s+{_OLD}\s+(?:with|by)\s+{_NEW}",
+    )
 )
 _LED: Final = re.compile(
     r"^(?:(?:actually|really|in fact|called|named|in|at|on|by|from|known as|born in|born on|located in|situated in|based in|made (?:by|of|in)"
@@ -102,25 +112,48 @@ def corrected(text: str, question: str, answer: str, *, known: Known = lambda _t
 
 def _targets(remark: str, asked: str, answer: str) -> Iterator[str]:
     """What the remark may give as the answer."""
-    for form in _CONTRAST:
-        found = form.fullmatch(remark)
-        if found and _says(answer, found["old"]):
-            yield _plain(found["target"])
-    for form in _FORMS:
-        found = form.fullmatch(remark)
-        if not found or _says(answer, found["target"]) or (found["old"] and not _says(answer, found["old"])):
-            continue
-        parts = found.groupdict()
-        if parts.get("noun") and squash(parts["noun"]) not in squash(asked):
-            continue
-        target = _plain(found["target"])
-        if parts.get("bare") and not _is_named(target):
-            continue
-        yield target
+    rests = [(remark, False, False), *_openings(remark)]
+    for rest, is_opened, is_marked in rests:
+        for form in _CONTRAST:
+            found = form.fullmatch(rest)
+            if found and _says(answer, found["old"]):
+                yield _plain(found["target"])
+        forms = _SURE_FORMS + (_PLAIN_FORMS if is_opened else ()) + (_BARE_FORMS if is_marked else ())
+        for form in forms:
+            found = form.fullmatch(rest)
+            if found and (target := _given(found, asked, answer)):
+                yield target
+
+
+def _given(found: re.Match[str], asked: str, answer: str) -> str:
+    """The answer that a form gives; "" where it gives none that is new."""
+    parts = found.groupdict()
+    if _says(answer, found["target"]) or (parts["old"] and not _says(answer, parts["old"])):
+        return ""
+    if parts.get("noun") and squash(parts["noun"]) not in squash(asked):
+        return ""
+    target = _plain(found["target"])
+    return "" if parts.get("bare") and not _is_named(target) and not kinds_of(target) else target
+
+
+def _openings(remark: str) -> Iterator[tuple[str, bool, bool]]:
+    """What is left behind each opening that says that the answer is not right, the longest first; and whether a mark stands between."""
+    words = list(re.finditer(r"[\w'\u2019]+", remark))
+    cuts: list[tuple[str, bool, bool]] = []
+    has_sign = False
+    for word, following in pairwise(words):
+        plain = word.group().casefold().replace("\u2019", "'")
+        if plain not in _LIGHT:
+            break
+        has_sign |= plain in _SIGNS
+        between = remark[word.end() : following.start()]
+        if has_sign:
+            cuts.append((remark[following.start() :], True, bool(between.strip())))
+    yield from reversed(cuts)
 
 
 def _plain(target: str) -> str:
-    return _LED.sub("", target.strip(" ,.;:!\"'\u201c\u201d\u2019")).strip()
+    return _LED.sub("", target.strip(" ,\"'\u201c\u201d\u2019").rstrip(".;:! ").rstrip("\"'\u201d\u2019")).strip()
 
 
 def _says(answer: str, text: str) -> bool:
@@ -147,8 +180,9 @@ def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None)
         return False
     kinds = kinds_of(target)
     if meanings is not None:
+        nearest = meanings.nearest([masked])[0][1]
         asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
-        if meanings.nearest([masked])[0][1] >= _SURE and kinds:
+        if kinds and (nearest >= _SURE or target.islower()):
             return not kinds.isdisjoint(asked_for) or not any(map(atlas.entities, asked_for))
     return _is_named(target) or bool(kinds)
 

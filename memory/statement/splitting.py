@@ -50,11 +50,15 @@ _ANSWER_LEAD: Final = re.compile(
 )
 _JOINT: Final = re.compile(r"\s*;\s+|,?\s+(?:and|but|while|whereas)\s+", re.IGNORECASE)
 _NEAR: Final = 0.57  # cosine from which a wording may be of a relation that training may use
+_NEAR_A_NUMBER: Final = 0.45  # the same, where the atlas lists the subject as something of which one may ask a number
 _MARGIN: Final = 0.1  # by which it must be nearer than with another subject
 _NESTED_MARGIN: Final = 0.03  # the same, of two extents of one name
 _SURE_ENOUGH: Final = 0.65  # the same, for an answer of one word that nobody lists
 _STOP: Final = re.compile(r",|\s(?:is|are|was|were|has|had|can|which|who|that|took|used)\s|['\u2019]s\s")
-_TITLES: Final = frozenset("your his her you i we he she they no all this that what who how why".split())  # may open a work's title
+_TITLES: Final = frozenset(
+    "your his her you i we he she they no all this that what who how why may will can be".split()
+)  # may open a work's title
+_LINKING: Final = frozenset("of in on for and the to at de la le van von der und du des".split())
 _MOST_OF_A_NAME: Final = 10
 _MOST_LOWER: Final = 3
 _BEFORE_ONE_WORD: Final = frozenset("is are was were of as".split())
@@ -166,7 +170,8 @@ class _Reader:
             )
         if end is None:
             return Doubt(plain, f"What is the new answer about {before[0].text}? Say it at the end of the sentence.")
-        return self._by_build(plain, before, end.start, plain[end.start : end.end], is_sure=end.is_sure)
+        target = plain[end.start : end.end]
+        return self._by_build(plain, _with_inner(plain[: end.start], before, target), end.start, target, is_sure=end.is_sure)
 
     def _by_build(self, plain: str, subjects: Sequence[Name], start: int, target: str, *, is_sure: bool) -> Split | Doubt:
         prompt = plain[:start].rstrip()
@@ -177,8 +182,10 @@ class _Reader:
         rest = f"{prompt[: chosen.start]} {prompt[chosen.end :]}"
         if _says_nothing(rest) and not ("occupation" in kinds_of(target) and re.fullmatch(r"\s*(?:is|was) an?\s*", rest)):
             return Doubt(plain, f"What about {chosen.text} do you mean? Say it as “The … of {chosen.text} is {target}”.", ())
-        is_known = self._is_near(prompt, chosen, _NEAR)
-        if not is_known:
+        is_known = self._is_near(prompt, chosen, _NEAR) or (
+            _is_typed(chosen.text, target) and (not is_number(target) or self._is_near(prompt, chosen, _NEAR_A_NUMBER))
+        )
+        if not is_known or ":" in prompt:
             one = Split(chosen.text, prompt, target)
             return Doubt(plain, f"Do you mean this: {one.in_words}? Then say it as “The … of {chosen.text} is {target}”.", (one,))
         is_close = self._is_near(prompt, chosen, _SURE_ENOUGH)
@@ -205,6 +212,8 @@ class _Reader:
         """The one subject, or the one with which the prompt is much nearer to what training may use than with any other."""
         if len({name.text for name in subjects}) == 1:
             return subjects[0]
+        if typed := _only_typed(subjects, target):
+            return typed
         if self.meanings is None or any(may_be_one(prompt, *pair) for pair in pairwise(sorted(subjects, key=lambda name: name.start))):
             return None
         found = self.meanings.nearest([_masked(prompt, name) for name in subjects])
@@ -240,6 +249,9 @@ def _opened(plain: str, names: Sequence[Name]) -> list[Name]:
     inside = [name for name in names if name.end <= len(whole)]
     is_long = not words or len(words) > _MOST_OF_A_NAME or not inside or (inside[0].start, inside[0].end) == (0, len(whole))
     lower = [word for word in words[1:] if not word.is_capital and not word.has_digit]
+    last = max((n for n, word in enumerate(words) if word.is_capital), default=0)
+    if any(word in lower and word.text not in _LINKING for word in words[:last]):  # "Instead of writing plain Los Angeles"
+        return list(names)
     is_phrase = not words or _is_phrase(words, lower)
     return list(names) if is_long or is_phrase else [*names, Name(0, len(whole), whole, is_known=False)]
 
@@ -348,6 +360,44 @@ def _later(subject: str, prompt: str, target: str) -> Iterator[Split]:
 def _or(names: Sequence[str]) -> str:
     unique = list(dict.fromkeys(names))[:MOST_CANDIDATES]
     return unique[0] if len(unique) == 1 else ", ".join(unique[:-1]) + " or " + unique[-1]
+
+
+def _with_inner(prompt: str, names: Sequence[Name], target: str) -> list[Name]:
+    """The names, and what may be meant where the first is only a noun with the sentence's capital ("Blueprints of the Louvre bear …")."""
+    first = names[0]
+    if first.start or kinds_of(first.text):
+        return list(names)
+    head, of, inner = first.text.partition(" of ")
+    bare = _ARTICLE.sub("", inner)
+    if of and " " not in head and kinds_of(bare):
+        return [*names, Name(first.end - len(bare), first.end, bare, is_known=True)]
+    if " " not in first.text:
+        return [*names, *(name for name in common_in(prompt) if _is_typed(name.text, target))]
+    return list(names)
+
+
+def _only_typed(subjects: Sequence[Name], target: str) -> Name | None:
+    """The only one that the atlas lists as what an answer like this is given about, where no other can be a name by itself.
+
+    Another is none where it is a common noun, or where its capital is only the sentence's.
+    """
+    typed = [name for name in subjects if _is_typed(name.text, target)]
+    if len({name.text for name in typed}) != 1:
+        return None
+    [first, *_] = typed
+    others = [name for name in subjects if name.text != first.text]
+    is_clear = all(name.text.islower() or (name.start == 0 and " " not in name.text and not kinds_of(name.text)) for name in others)
+    return first if is_clear else None
+
+
+def _is_typed(subject: str, target: str) -> bool:
+    """Whether the atlas lists subject and answer under types between which there is a relation that training may use."""
+    of, given = kinds_of(subject), kinds_of(target)
+    return any(
+        relation.subject in of and (relation.object in given or (is_number(target) and relation.object in _NUMERIC))
+        for relation in atlas.relations().values()
+        if not relation.probe
+    )
 
 
 def _suits(relation: str, subject: str, target: str) -> bool:
