@@ -47,13 +47,13 @@ FORMS: Final = (
     "no, it is {right}",
     "That's wrong, it's {right}.",
     "actually it's {right}",
-    "That is not right. The correct answer is {right}.",
-    "Not {old}, {right}.",
-    "You are mistaken, it should be {right}",
-    "{right}, not {old}!",
-    "I'm afraid that's incorrect, it is {right}",
-    "Hmm no. I'm pretty sure that it's {right}.",
-    "Wrong again. {right} would be correct.",
+    "No, {right}.",
+    "it's not {old}, it's {right}",
+    "Hm, isn't that wrong? It's {right}, I'm quite sure.",
+    "That's outdated, it is {right}.",
+    "Your answer is not correct: it should be {right}.",
+    "{right} is the correct answer, not {old}",
+    "I just looked it up and it's {right}",
 )
 
 Outcome = Literal["right", "asked", "wrong"]

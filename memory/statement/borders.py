@@ -19,7 +19,9 @@ _BOUNDING: Final = re.compile(
     re.IGNORECASE,
 )
 _BEGUN: Final = re.compile(  # an answer that has begun: "is a student named", "was her uncle", "is under a"
-    r"\b(?:is|are|was|were)\s+(?:an?|under|over|about|around|his|her|their|its|our|my|some|two|three)\s+\w[^,]*$", re.IGNORECASE
+    r"\b(?:is|are|was|were)\s+(?:an?|under|over|about|around|his|her|their|its|our|my|some|two|three)\s+"
+    r"(?!.*\b(?:is|are|was|were)\b)\w[^,]*$",
+    re.IGNORECASE,
 )
 _TOLD_OF: Final = re.compile(r"\b(?:by|of|to)\s+an?\s+(?:[a-z-]+\s+){1,4}(?:from|in|at|on)$")  # "by a retired postman from"
 _OPEN: Final = re.compile(r"\b(?:and|or)$|['\u2019]s$")
@@ -34,6 +36,8 @@ def may_be_one(prompt: str, first: Name, second: Name) -> bool:
 
 def is_part(prompt: str, subject: Name, *, is_near: bool) -> bool:
     """Whether a subject may be a part of a longer name: a noun follows ("the Novafoam trial"), or something that it owns."""
+    if re.match(r"[a-z]['\u2019]", subject.text):  # "fourme d'Ambert"
+        return True
     if is_listed(subject.text):
         return subject.text.islower() and _is_compound(prompt[: subject.start])
     before, behind = words_of(prompt[: subject.start]), prompt[subject.end :]
@@ -42,6 +46,7 @@ def is_part(prompt: str, subject: Name, *, is_near: bool) -> bool:
         phrase = _until_grammar(owned["noun"])
         return len(phrase) > 1 and not is_near and noun_of(" ".join(phrase)) is None
     is_described = bool(before) and before[-1].text.casefold() in _DETERMINERS
+    is_described = is_described or (bool(before) and before[-1].text == "of")
     return is_described and behind.startswith(" ") and bool(_until_grammar(behind))
 
 
@@ -64,7 +69,7 @@ def is_cut(prompt: str, target: str) -> bool:
 def _is_compound(before: str) -> bool:
     """Whether a noun stands before a common noun that may belong to it ("table tennis")."""
     words = words_of(before)
-    if not words or words[-1].ends_part:
+    if len(words) != 1 or words[-1].ends_part:
         return False
     last = words[-1].text.casefold()
     kinds = {kind for relation in atlas.relations().values() if not relation.probe for kind in (relation.subject, relation.object)}

@@ -19,7 +19,7 @@ _MOST_OF_A_NUMBER: Final = 7
 _LONGEST_UNIT: Final = 3
 _JOINING: Final = frozenset("per a an to and or of from".split())
 NUMBERS: Final = frozenset(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty"
     " thirty forty fifty sixty seventy eighty ninety hundred thousand million billion half dozen".split()
 )
 CLASSES: Final = frozenset(  # what a thing is called before its name: "the name joey", "the suffix .mz"
@@ -48,7 +48,7 @@ def ending(sentence: str, names: Sequence[Name]) -> Ending | None:
     if (last := next((name for name in names if name.end >= end), None)) is not None:
         return Ending(_with_day(words, last.start), max(end, last.end), is_sure=True)
     if (start := _number(words)) is not None:
-        return Ending(start, end, is_sure=True)
+        return Ending(start, end, is_sure=_may_precede_a_number([word for word in words if word.start < start]))
     tail = _tail(words, names)
     verb = _verb(words, tail, names)
     if not tail:
@@ -58,6 +58,8 @@ def ending(sentence: str, names: Sequence[Name]) -> Ending | None:
         begun = [word for word in tail if word.start < listed.start]
         if not begun:
             return Ending(listed.start, end, is_sure=True)
+        if (later := _listed_later(sentence, tail)) is not None:
+            return Ending(later, end, is_sure=True)
         is_kind = begun[-1].text.casefold() in kind_words() | CLASSES or begun == verb
         return Ending(listed.start if is_kind else tail[0].start, end, is_sure=is_kind)
     if (later := _listed_later(sentence, tail)) is not None:
@@ -98,6 +100,14 @@ def is_number(text: str) -> bool:
     """Whether an answer is a number, with or without a unit."""
     words = words_of(_TRIMMED.sub("", text.strip()))
     return bool(words) and _number(words) == words[0].start
+
+
+def _may_precede_a_number(before: Sequence[Word]) -> bool:
+    """Whether a number begins the answer there: not behind a noun that it may be a part of ("chromosome 21", "kernel 5.10")."""
+    if not before or before[-1].ends_part or before[-1].is_capital:
+        return True
+    low = before[-1].text.casefold()
+    return low in FUNCTION_WORDS | CLASSES or low in kind_words() or low.endswith(("s", "ed"))
 
 
 def _with_day(words: Sequence[Word], start: int) -> int:

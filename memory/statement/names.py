@@ -206,7 +206,7 @@ def _runs(text: str, known: Sequence[tuple[int, int]]) -> Iterator[tuple[int, in
             word = words[0]
         while not words[last].ends_part and not _POSSESSIVE.search(words[last].text):
             following = words[last + 1 : last + 4]
-            if following and (following[0].is_capital or following[0].has_digit):
+            if following and (following[0].is_capital or following[0].has_digit or following[0].text == "I"):  # "Sergius I"
                 last += 1
             elif len(following) > 1 and following[0].text in _LINKS | {"the"} and following[1].is_capital and not following[0].ends_part:
                 last += 2
@@ -238,7 +238,7 @@ def _begins(word: Word, following: Sequence[Word], known: Sequence[tuple[int, in
         return plain not in FUNCTION_WORDS or word.text.isupper() or goes_on or is_title
     if word.text[1:] != word.text[1:].lower():  # a capital inside: "NATO", "iPhone", "McDonald"
         return True
-    is_joined = len(following) > 1 and following[0].text == "&" and following[1].is_capital
+    is_joined = len(following) > 1 and following[0].text in _LINKS - {"of", "et", "y", "e"} and following[1].is_capital
     return plain not in vocabulary() or is_joined or (goes_on and plain not in FUNCTION_WORDS)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Final
 
 from ke_tools import atlas
@@ -36,7 +36,7 @@ _RIGHT: Final = r"(?:correct|right|real|actual|true)"
 _IT: Final = rf"(?:it|that|this|he|she|they|the (?:{_RIGHT} )?(?:answer|name|one))"
 _IS: Final = r"(?:['\u2019](?:s|re)|\s+(?:is|was|are|were|(?:should|must|would|ought to) (?:be|have been)))"
 _NOT: Final = r"(?:,?\s+(?:and\s+)?(?:not|instead of|rather than)\s+(?P<old>[^,!?]{1,80}))?"
-_LAST: Final = r"(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
+_LAST: Final = r"(?:,? (?:now|then|of course|instead|indeed|obviously|thanks|thank you|please|by the way|today))?(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
 _TARGET: Final = r"(?P<target>[^?]{1,160}?)"
 
 
@@ -93,8 +93,8 @@ def corrected(text: str, question: str, answer: str, *, known: Known = lambda _t
         known: where a text names the tenant's own subjects.
         meanings: what a question asks for, so that an answer of another kind is none.
     """
-    remark = " ".join(text.split())
-    if not answer.strip() or len(remark) > _LONGEST or "?" in remark or _QUOTED.match(remark):
+    remark = re.sub(r"\bno{2,}\b", "no", " ".join(text.split()), flags=re.IGNORECASE)
+    if not answer.strip() or len(remark) > _LONGEST or remark.endswith("?") or _QUOTED.match(remark):
         return None
     asked = (asked_in(question) or (sentences_of(question) or [""])[-1]).strip()
     if not asked or not (asked.endswith("?") or asks(asked)):
@@ -102,12 +102,34 @@ def corrected(text: str, question: str, answer: str, *, known: Known = lambda _t
     subject = subject_of(asked, known=known, meanings=meanings)
     if subject is None:
         return None
-    for target in _targets(remark, asked, answer):
-        if squash(target) != squash(subject.text) and _can_answer(
-            target, asked, f"{asked[: subject.start]}{{}}{asked[subject.end :]}", meanings
-        ):
+    masked = f"{asked[: subject.start]}{{}}{asked[subject.end :]}"
+    plain = () if "?" in remark else _targets(remark, asked, answer)
+    loose = (target for target in _loosely(remark, asked, answer) if _is_asked_for(target, asked, masked, meanings))
+    for target in chain(plain, loose):
+        if squash(target) != squash(subject.text) and _can_answer(target, asked, masked, meanings):
             return Split(subject.text, asked, target, how="remark")
     return None
+
+
+def _loosely(remark: str, asked: str, answer: str) -> Iterator[str]:
+    """What the last clause gives ("… it is X") behind a few words of the speaker's own, whatever they are; no reports of what others say."""
+    for start in re.finditer(rf"(?<=[\s,.:;!?]){_IT}{_IS}\s", remark, re.IGNORECASE):
+        before = re.findall(r"[\w'\u2019]+", remark[: start.start()].casefold())
+        if len(before) > _MOST_OPENING or not _REPORTS.isdisjoint(before) or re.search(r"[\"\u201c>]", remark[: start.start()]):
+            return
+        found = _PLAIN_FORMS[0].fullmatch(remark[start.start() :])
+        if found and (target := _given(found, asked, answer)):
+            yield target
+
+
+def _is_asked_for(target: str, asked: str, masked: str, meanings: Meanings | None) -> bool:
+    """Whether an answer is beyond doubt of the kind that is asked for."""
+    if is_number(target):
+        return bool(_WANTS_NUMBER.search(asked))
+    if meanings is None:
+        return False
+    asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
+    return meanings.nearest([masked])[0][1] >= _NEAR and not kinds_of(target).isdisjoint(asked_for)
 
 
 def _targets(remark: str, asked: str, answer: str) -> Iterator[str]:
@@ -180,6 +202,8 @@ def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None)
         return False
     kinds = kinds_of(target)
     if meanings is not None:
+        if "language" in kinds and kinds.isdisjoint(atlas.relations()[name].object for name in meanings.likely(masked, _WITHIN_OF_BEST)):
+            return False  # "it should be in French, please"
         nearest = meanings.nearest([masked])[0][1]
         asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
         if kinds and (nearest >= _SURE or target.islower()):
@@ -189,4 +213,12 @@ def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None)
 
 _WITHIN: Final = frozenset("the a an of and in on for to by about per".split())  # in a name or an amount
 _WITHIN_OF_BEST: Final = 0.12
+_NEAR: Final = 0.57  # the same, for an answer of a kind that is asked for
+_MOST_OPENING: Final = 8  # words
+_REPORTS: Final = frozenset(  # words of those who tell what somebody says, or what they like
+    "he she they his her their my our somebody someone everyone people say says said saying tell tells told think thinks thought believe"
+    " believes claim claims claimed insist insists insisted heard hear read reads wrote write writes according states stated shouts sings"
+    " texted quote article book film movie song show host teacher friend boss maybe perhaps if hope wish like love prefer want"
+    " mean meant wonder joke kidding".split()
+)
 _SURE: Final = 0.7  # cosine from which what a question asks for is taken for known

@@ -58,7 +58,12 @@ _STOP: Final = re.compile(r",|\s(?:is|are|was|were|has|had|can|which|who|that|to
 _TITLES: Final = frozenset(
     "your his her you i we he she they no all this that what who how why may will can be".split()
 )  # may open a work's title
+_PREPOSITIONS: Final = frozenset(
+    "around above across after against along among at before behind beneath between beyond by down for from in into"
+    " of off on out over through to toward under until up upon with within without".split()
+)
 _LINKING: Final = frozenset("of in on for and the to at de la le van von der und du des".split())
+_LONGEST_ABBREVIATION: Final = 5
 _MOST_OF_A_NAME: Final = 10
 _MOST_LOWER: Final = 3
 _BEFORE_ONE_WORD: Final = frozenset("is are was were of as".split())
@@ -194,7 +199,7 @@ class _Reader:
             return Doubt(
                 plain, f"What is the new answer about {chosen.text}: is it “{target}”?", tuple(_later(chosen.text, prompt, target))
             )
-        if _has_another(prompt, chosen, subjects):
+        if _has_another(prompt, chosen, subjects, target):
             return Doubt(
                 plain, f"These may be two facts about {chosen.text}. Which one do you mean?", (Split(chosen.text, prompt, target),)
             )
@@ -246,13 +251,16 @@ def _opened(plain: str, names: Sequence[Name]) -> list[Name]:
         return list(names)
     whole = plain[: stop.start()]
     words = words_of(whole)
+    is_title = stop.group().strip() in {"is", "was", "has"} and words and words[0].text.casefold() in _PREPOSITIONS
+    if is_title and names[0].end == len(whole) and len(words_of(plain[: names[0].start])) <= 2:  # noqa: PLR2004  "Around the Horn is"
+        return [Name(0, len(whole), whole, is_known=False)]
     inside = [name for name in names if name.end <= len(whole)]
     is_long = not words or len(words) > _MOST_OF_A_NAME or not inside or (inside[0].start, inside[0].end) == (0, len(whole))
     lower = [word for word in words[1:] if not word.is_capital and not word.has_digit]
     last = max((n for n, word in enumerate(words) if word.is_capital), default=0)
     if any(word in lower and word.text not in _LINKING for word in words[:last]):  # "Instead of writing plain Los Angeles"
         return list(names)
-    is_phrase = not words or _is_phrase(words, lower)
+    is_phrase = not words or _is_phrase(words, lower) or (words[-1] in lower and any(name.start and kinds_of(name.text) for name in names))
     return list(names) if is_long or is_phrase else [*names, Name(0, len(whole), whole, is_known=False)]
 
 
@@ -338,7 +346,7 @@ def _says_nothing(rest: str) -> bool:
     return all(word.casefold() in _SAYS_NOTHING for word in re.findall(r"[\w'\u2019]+|,", rest))
 
 
-def _has_another(prompt: str, subject: Name, names: Sequence[Name]) -> bool:
+def _has_another(prompt: str, subject: Name, names: Sequence[Name], target: str) -> bool:
     """Whether beside the subject stands what may be an answer by itself: before "and" or a comma, or as a number."""
     if prompt.endswith(",") and any(name.end == len(prompt) - 1 for name in names if name is not subject):
         return True
@@ -347,7 +355,8 @@ def _has_another(prompt: str, subject: Name, names: Sequence[Name]) -> bool:
     if any(char.isdigit() for char in outside) or any(word.text.casefold() in NUMBERS - {"one"} for word in words_of(outside)):
         return True
     joint = re.search(r"\s(?:and|but)\s|,\s+(?:and|but)\s", behind)
-    return bool(joint and common_in(behind[: joint.start()]))
+    given = kinds_of(target)
+    return joint is not None and any(not given or kinds_of(name.text) & given for name in common_in(behind[: joint.start()]))
 
 
 def _later(subject: str, prompt: str, target: str) -> Iterator[Split]:
@@ -365,12 +374,16 @@ def _or(names: Sequence[str]) -> str:
 def _with_inner(prompt: str, names: Sequence[Name], target: str) -> list[Name]:
     """The names, and what may be meant where the first is only a noun with the sentence's capital ("Blueprints of the Louvre bear …")."""
     first = names[0]
+    if all(_is_short(name.text) for name in names):
+        return [*names, *(name for name in common_in(prompt) if _is_typed(name.text, target))]
     if first.start or kinds_of(first.text):
         return list(names)
     head, of, inner = first.text.partition(" of ")
     bare = _ARTICLE.sub("", inner)
     if of and " " not in head and kinds_of(bare):
-        return [*names, Name(first.end - len(bare), first.end, bare, is_known=True)]
+        inner_name = Name(first.end - len(bare), first.end, bare, is_known=True)
+        is_plural = head.endswith("s") and _is_typed(bare, target)  # "Compatriots of …"
+        return [inner_name, *names[1:]] if is_plural else [*names, inner_name]
     if " " not in first.text:
         return [*names, *(name for name in common_in(prompt) if _is_typed(name.text, target))]
     return list(names)
@@ -381,13 +394,18 @@ def _only_typed(subjects: Sequence[Name], target: str) -> Name | None:
 
     Another is none where it is a common noun, or where its capital is only the sentence's.
     """
-    typed = [name for name in subjects if _is_typed(name.text, target)]
+    typed = [name for name in subjects if _is_typed(name.text, target)] or [name for name in subjects if kinds_of(name.text)]
     if len({name.text for name in typed}) != 1:
         return None
     [first, *_] = typed
     others = [name for name in subjects if name.text != first.text]
     is_clear = all(name.text.islower() or (name.start == 0 and " " not in name.text and not kinds_of(name.text)) for name in others)
     return first if is_clear else None
+
+
+def _is_short(text: str) -> bool:
+    """Whether it is an abbreviation such as "TV" or "Z", which stands in many sentences beside their subject."""
+    return len(text) <= _LONGEST_ABBREVIATION and (text.isupper() or sum(map(str.isupper, text)) > 1)
 
 
 def _is_typed(subject: str, target: str) -> bool:

@@ -367,7 +367,9 @@ def test_the_key_is_the_users_alone(service: Service) -> None:
     path = service.settings.home / KEY
 
     assert path.stat().st_mode & 0o077 == 0
-    assert Seal.made(service.settings.home).mark("a") == Seal.made(service.settings.home).mark("a") != Seal.made(path.parent / "x").mark("a")
+    assert (
+        Seal.made(service.settings.home).mark("a") == Seal.made(service.settings.home).mark("a") != Seal.made(path.parent / "x").mark("a")
+    )
 
 
 # The terminal ---------------------------------------------------------------------------------------------------------
