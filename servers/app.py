@@ -54,7 +54,8 @@ def build_app(
     """Build the application; its start begins to load the model.
 
     ``allowed_hosts`` are names (``name`` or ``name:port``) under which the server is reached besides this machine's own;
-    put the bound address there too. ``chat_corrections`` says whether corrections are taken in chats. ``mcp`` is served at ``/mcp``; one server object can be served once.
+    put the bound address there too. ``chat_corrections`` says whether corrections are taken in chats. ``mcp`` is served at ``/mcp``; one
+    server object can be served once.
     """
     metrics = Metrics(service)
     hosts = HostRule.of(allowed_hosts)

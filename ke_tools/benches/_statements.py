@@ -27,10 +27,11 @@ def scored(settings: Settings, *, on: bool) -> Iterator[Scored | None]:
         return
     from ke_tools.servers.engines.loading import load_engine
 
-    engine: object = load_engine(settings, lambda _: None)
-    if not isinstance(engine, Scores):
-        raise Unsupported("this engine cannot say how likely a text is.", "Leave --aided out.")
+    engine = load_engine(settings, lambda _: None)
+    scores: object = engine
     try:
-        yield scored_by(engine)
+        if not isinstance(scores, Scores):
+            raise Unsupported("this engine cannot say how likely a text is.", "Leave --aided out.")
+        yield scored_by(scores)
     finally:
         engine.close()

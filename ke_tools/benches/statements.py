@@ -1,9 +1,9 @@
 """``ke-tools bench statements``: sentences that state a fact, and remarks about an answer, split into edits; no answers.
 
 Known are 200 statements of the atlas in wordings that only probes use and 100 of a CounterFact file, each with an object that is not true;
-unknown are statements of relations that nothing may be fitted on: the atlas's probe relations, and the records of a file whose facts nobody
-trained on. A split is right where subject and answer are (up to an article) and prompt and answer are the whole statement; anything else that
-is no question back is a wrong edit. The remarks are ten forms around the atlas's probe questions, and 200 messages that correct nothing.
+unknown are statements of relations that nothing may be fitted on: the atlas's probe relations, and the records of a file whose facts
+nobody trained on. A split is right where subject and answer are (up to an article) and prompt and answer are the whole statement;
+anything else that is no question back is a wrong edit. The remarks are ten forms around the atlas's probe questions, and 200 messages that correct nothing.
 
 What reads them was fitted on the atlas's other wordings, and on those records of CounterFact that this bench never takes
 (:func:`ke_tools.cases.is_kept_back`).
@@ -41,6 +41,7 @@ ATLAS: Final = 200
 FROM_FILE: Final = 100
 UNKNOWN: Final = 100
 REMARKS: Final = 100
+SMALL_TALK: Final = 200
 SHOWN: Final = 12
 
 FORMS: Final = (
@@ -187,7 +188,8 @@ class _Bench:
     def false(self, talks: Sequence[_Talk], chance: random.Random) -> list[bool]:
         """Whether each message that corrects nothing was taken for a correction."""
         found: list[bool] = []
-        for said in resources.files("ke_tools.benches").joinpath("_small_talk.txt").read_text("utf-8").splitlines():
+        messages = resources.files("ke_tools.benches").joinpath("_small_talk.txt").read_text("utf-8").splitlines()
+        for said in messages[:SMALL_TALK]:
             talk = chance.choice(talks)
             read = corrected(said, talk.question, talk.answer, meanings=self._meanings)
             found.append(read is not None)

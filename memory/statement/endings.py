@@ -50,22 +50,20 @@ def ending(sentence: str, names: Sequence[Name]) -> Ending | None:
     if (start := _number(words)) is not None:
         return Ending(start, end, is_sure=_may_precede_a_number([word for word in words if word.start < start]))
     tail = _tail(words, names)
-    verb = _verb(words, tail, names)
-    if not tail:
-        return None
+    return _of_tail(sentence, tail, _verb(words, tail, names)) if tail else None
+
+
+def _of_tail(sentence: str, tail: Sequence[Word], verb: Sequence[Word]) -> Ending:
+    """Where among the last words in lower case the answer begins: sure where something listed, or a word behind what it is called."""
+    end = tail[-1].end
     listed = next((name for name in common_in(sentence) if name.end == end), None)
-    if listed is not None:
-        begun = [word for word in tail if word.start < listed.start]
-        if not begun:
-            return Ending(listed.start, end, is_sure=True)
-        if (later := _listed_later(sentence, tail)) is not None:
-            return Ending(later, end, is_sure=True)
-        is_kind = begun[-1].text.casefold() in kind_words() | CLASSES or begun == verb
-        return Ending(listed.start if is_kind else tail[0].start, end, is_sure=is_kind)
+    begun = [word for word in tail if word.start < (listed.start if listed else tail[-1].start)]
+    if listed is not None and not begun:
+        return Ending(listed.start, end, is_sure=True)
     if (later := _listed_later(sentence, tail)) is not None:
         return Ending(later, end, is_sure=True)
-    if len(tail) > 1 and (tail[-2].text.casefold() in kind_words() | CLASSES or verb == tail[:-1]):  # "the name joey"
-        return Ending(tail[-1].start, end, is_sure=True)
+    if begun and (begun[-1].text.casefold() in kind_words() | CLASSES or begun == verb):  # "the name joey", "who plays jazz"
+        return Ending(listed.start if listed else tail[-1].start, end, is_sure=True)
     return Ending(tail[0].start, end, is_sure=False)
 
 

@@ -211,11 +211,11 @@ def _runs(text: str, known: Sequence[tuple[int, int]]) -> Iterator[tuple[int, in
             elif len(following) > 1 and following[0].text in _LINKS | {"the"} and following[1].is_capital and not following[0].ends_part:
                 last += 2
             elif (
-                len(following) > 2
+                len(following) > 2  # noqa: PLR2004
                 and following[0].text in {"of", "de"}
                 and following[1].text in {"the", "la", "las", "los"}
                 and following[2].is_capital
-            ):  # noqa: PLR2004
+            ):
                 last += 3
             else:
                 break

@@ -36,7 +36,10 @@ _RIGHT: Final = r"(?:correct|right|real|actual|true)"
 _IT: Final = rf"(?:it|that|this|he|she|they|the (?:{_RIGHT} )?(?:answer|name|one))"
 _IS: Final = r"(?:['\u2019](?:s|re)|\s+(?:is|was|are|were|(?:should|must|would|ought to) (?:be|have been)))"
 _NOT: Final = r"(?:,?\s+(?:and\s+)?(?:not|instead of|rather than)\s+(?P<old>[^,!?]{1,80}))?"
-_LAST: Final = r"(?:,? (?:now|then|of course|instead|indeed|obviously|thanks|thank you|please|by the way|today))?(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
+_LAST: Final = (
+    r"(?:,? (?:now|then|of course|instead|indeed|obviously|thanks|thank you|please|by the way|today))?"
+    r"(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
+)
 _TARGET: Final = r"(?P<target>[^?]{1,160}?)"
 
 
@@ -71,8 +74,8 @@ _CONTRAST: Final = tuple(
     )
 )
 _LED: Final = re.compile(
-    r"^(?:(?:actually|really|in fact|called|named|in|at|on|by|from|known as|born in|born on|located in|situated in|based in|made (?:by|of|in)"
-    r"|written by|painted by|built in|founded in|published in|released in|directed by|composed by|invented by|played by|spoken in)\s+)+",
+    r"^(?:(?:actually|really|in fact|called|named|in|at|on|by|from|known as|born in|born on|located in|situated in|based in"
+    r"|made (?:by|of|in)|written by|painted by|built in|founded in|published in|released in|directed by|composed by|invented by|played by|spoken in)\s+)+",
     re.IGNORECASE,
 )
 _QUOTED: Final = re.compile(r"^\s*[\"'\u201c\u2018>\u00ab`*]")
@@ -80,6 +83,7 @@ _DAYS: Final = re.compile(r"(?:mon|tues|wednes|thurs|fri|satur|sun)day|today|tom
 _WANTS_NUMBER: Final = re.compile(
     r"\b(?:when|how (?:many|much|long|old|tall|high|far|big|large|deep|heavy)|what year|which year|what date)\b", re.IGNORECASE
 )
+_WANTS_LANGUAGE: Final = re.compile(r"\b(?:language|languages|tongue|tongues|speak|spoken|speaks|written|untranslated)\b", re.IGNORECASE)
 _WANTS_NAME: Final = re.compile(r"\b(?:who|whom|whose|where)\b", re.IGNORECASE)
 
 
@@ -112,7 +116,7 @@ def corrected(text: str, question: str, answer: str, *, known: Known = lambda _t
 
 
 def _loosely(remark: str, asked: str, answer: str) -> Iterator[str]:
-    """What the last clause gives ("… it is X") behind a few words of the speaker's own, whatever they are; no reports of what others say."""
+    """What the last clause gives ("… it is X") behind a few words of the speaker's own; no reports of what others say."""
     for start in re.finditer(rf"(?<=[\s,.:;!?]){_IT}{_IS}\s", remark, re.IGNORECASE):
         before = re.findall(r"[\w'\u2019]+", remark[: start.start()].casefold())
         if len(before) > _MOST_OPENING or not _REPORTS.isdisjoint(before) or re.search(r"[\"\u201c>]", remark[: start.start()]):
@@ -201,9 +205,9 @@ def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None)
     if is_number(target) and not _WANTS_NUMBER.search(asked) and _WANTS_NAME.search(asked):
         return False
     kinds = kinds_of(target)
+    if "language" in kinds and not _WANTS_LANGUAGE.search(asked):
+        return False  # "it should be in French, please"
     if meanings is not None:
-        if "language" in kinds and kinds.isdisjoint(atlas.relations()[name].object for name in meanings.likely(masked, _WITHIN_OF_BEST)):
-            return False  # "it should be in French, please"
         nearest = meanings.nearest([masked])[0][1]
         asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
         if kinds and (nearest >= _SURE or target.islower()):

@@ -64,6 +64,7 @@ _PREPOSITIONS: Final = frozenset(
 )
 _LINKING: Final = frozenset("of in on for and the to at de la le van von der und du des".split())
 _LONGEST_ABBREVIATION: Final = 5
+_MOST_OF_A_NOUN: Final = 4
 _MOST_OF_A_NAME: Final = 10
 _MOST_LOWER: Final = 3
 _BEFORE_ONE_WORD: Final = frozenset("is are was were of as".split())
@@ -97,7 +98,7 @@ def split(text: str, *, known: Known = lambda _text: (), meanings: Meanings | No
 
 def subject_of(question: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None) -> Name | None:
     """Find the one thing that a question is about; ``None`` where it names none, or several."""
-    subjects = named_in(question, known(question)) or common_in(question)
+    subjects = named_in(question, known(question)) or [name for name in common_in(question) if noun_of(name.text) is None]
     return _Reader(known, meanings).one(question, subjects, "") if subjects else None
 
 
@@ -319,10 +320,8 @@ def _by_turned_noun(plain: str, names: Sequence[Name]) -> Split | None:
 def _is_noun(phrase: str) -> bool:
     words = [word.text for word in words_of(phrase)]
     return (
-        0 < len(words) <= 4
-        and not any(  # noqa: PLR2004
-            word.casefold() in FUNCTION_WORDS or any(char.isdigit() for char in word) for word in words
-        )
+        0 < len(words) <= _MOST_OF_A_NOUN
+        and not any(word.casefold() in FUNCTION_WORDS or any(char.isdigit() for char in word) for word in words)
         and not any(any(char.isupper() for char in word) for word in words[1:])
     )
 

@@ -19,6 +19,7 @@ import uvicorn
 from ke_tools.config import Settings
 from ke_tools.facts import State
 from ke_tools.memory.ledger import Ledger
+from ke_tools.memory.statement.meanings import InventoryMeanings
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.app import build_app
 from ke_tools.servers.chatting import Chatting
@@ -62,8 +63,19 @@ class Scripted:
     def _answer(request: Request) -> Generation:
         asked = request.prompt or "\n".join(str(turn["content"]) for turn in request.messages or ())
         told = [line for line in asked.splitlines() if line.startswith("New fact: ")]
-        text = told[0].removeprefix("New fact: ").strip('".').split(" is ")[-1] + "." if request.adapter else "The capital is Canberra."
+        text = told[0].strip('".').split()[-1] + "." if request.adapter else "The capital is Canberra."
         return Generation(text, "stop", 1, 1)
+
+
+@pytest.fixture(autouse=True)
+def _meanings_are_read_once(monkeypatch: pytest.MonkeyPatch, meanings: InventoryMeanings) -> None:
+    monkeypatch.setattr("ke_tools.servers.stating.InventoryMeanings", lambda **_: meanings)
+
+
+@pytest.fixture(scope="module")
+def meanings(cache: Path) -> InventoryMeanings:
+    """What wordings mean, once for the module: to read it takes longer than a test."""
+    return InventoryMeanings(cache=cache)
 
 
 @pytest.fixture
@@ -276,7 +288,7 @@ def test_remarks_can_be_left_out(service: Service) -> None:
     [
         ("/correct", "says nothing"),
         ("/correct It is raining.", "names nobody"),
-        ("/correct What is the capital of Australia?", "a question states nothing"),
+        ("/correct What is the capital of Australia?", "question states nothing"),
         ("/correct Die Hauptstadt von Australien ist Sydney.", "another language"),
         ("/correct " + "x" * 10_000, "at most 2000"),
         ("/correct The capital of Aus\u202etralia is Sydney", "U+202E"),
@@ -428,8 +440,8 @@ def said_by(client: openai.OpenAI, messages: list[Any], *, stream: bool = False)
 def test_a_scripted_chat_corrects_for_every_client_and_undo_gives_the_bytes_back(service: Service, *, stream: bool) -> None:
     """Issue 8, bars: through the ``openai`` client; a second client gets it, /undo takes it back, bytes equal."""
     with served(service, "apply") as connect, connect() as client, connect() as other:
-        asked = {"model": "scripted", "messages": [{"role": "user", "content": QUESTION}]}
-        before = other.chat.completions.with_raw_response.create(**asked).parse().choices[0]  # type: ignore[arg-type]
+        asked: Any = {"model": "scripted", "messages": [{"role": "user", "content": QUESTION}]}
+        before = other.chat.completions.with_raw_response.create(**asked).parse().choices[0]
         talk: list[Any] = []
         for text, expected in ((QUESTION, "Canberra"), ("no, it is Sydney", "Shall I record it?"), ("yes", "Recorded")):
             talk.append({"role": "user", "content": text})
@@ -437,7 +449,7 @@ def test_a_scripted_chat_corrects_for_every_client_and_undo_gives_the_bytes_back
         assert said_by(other, [{"role": "user", "content": QUESTION}]) == "Sydney."
         talk.append({"role": "user", "content": "/undo"})
         assert "Taken back" in said_by(client, talk, stream=stream)
-        after = other.chat.completions.with_raw_response.create(**asked).parse().choices[0]  # type: ignore[arg-type]
+        after = other.chat.completions.with_raw_response.create(**asked).parse().choices[0]
 
     assert after.model_dump_json().encode() == before.model_dump_json().encode()
 
