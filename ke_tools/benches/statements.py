@@ -3,7 +3,8 @@
 Known are 200 statements of the atlas in wordings that only probes use and 100 of a CounterFact file, each with an object that is not true;
 unknown are statements of relations that nothing may be fitted on: the atlas's probe relations, and the records of a file whose facts
 nobody trained on. A split is right where subject and answer are (up to an article) and prompt and answer are the whole statement;
-anything else that is no question back is a wrong edit. The remarks are ten forms around the atlas's probe questions, and 200 messages that correct nothing.
+anything else that is no question back is a wrong edit. The remarks are ten forms around the atlas's probe questions, and 200 messages that
+correct nothing.
 
 What reads them was fitted on the atlas's other wordings, and on those records of CounterFact that this bench never takes
 (:func:`ke_tools.cases.is_kept_back`).
@@ -48,13 +49,13 @@ FORMS: Final = (
     "no, it is {right}",
     "That's wrong, it's {right}.",
     "actually it's {right}",
-    "No, {right}.",
-    "it's not {old}, it's {right}",
-    "Hm, isn't that wrong? It's {right}, I'm quite sure.",
-    "That's outdated, it is {right}.",
-    "Your answer is not correct: it should be {right}.",
-    "{right} is the correct answer, not {old}",
-    "I just looked it up and it's {right}",
+    "no no, {right}",
+    "Incorrect. It's {right}.",
+    "{right}, not {old}. Please correct that.",
+    "Sorry, that's not true, it was {right}",
+    "As far as I know that is wrong. The answer is {right}.",
+    "It is {right} and not {old}",
+    "Well actually, the right answer is {right}!",
 )
 
 Outcome = Literal["right", "asked", "wrong"]

@@ -23,7 +23,7 @@ _BEGUN: Final = re.compile(  # an answer that has begun: "is a student named", "
     r"(?!.*\b(?:is|are|was|were)\b)\w[^,]*$",
     re.IGNORECASE,
 )
-_TOLD_OF: Final = re.compile(r"\b(?:by|of|to)\s+an?\s+(?:[a-z-]+\s+){1,4}(?:from|in|at|on)$")  # "by a retired postman from"
+_TOLD_OF: Final = re.compile(r"\b(?:by|of)\s+an?\s+(?:[a-z-]+\s+){1,4}(?:from|in|at|on)$")  # "by a retired postman from"
 _OPEN: Final = re.compile(r"\b(?:and|or)$|['\u2019]s$")
 _OF_A_KIND: Final = re.compile(r"\b(?:is|are|was|were)\s+the\s+(?P<noun>[a-z][\w-]*)$")
 

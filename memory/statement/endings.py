@@ -78,11 +78,12 @@ def _listed_later(sentence: str, tail: Sequence[Word]) -> int | None:
 
 def is_answer(text: str) -> bool:
     """Whether a text can be an answer as a whole: one name, a number with its unit, something listed, a few words without grammar."""
-    plain = _TRIMMED.sub("", text.strip()).rstrip(".!")
+    whole = _TRIMMED.sub("", text.strip())
+    plain = whole.rstrip(".!")
     words = words_of(plain)
     if not words or len(plain) > 200:  # noqa: PLR2004
         return False
-    if kinds_of(plain):
+    if kinds_of(plain) or kinds_of(whole):
         return True
     names = named_in("x " + plain)  # no word is the first of a sentence
     if len(names) == 1 and (names[0].start, names[0].end) == (2 + words[0].start, 2 + words[-1].end):

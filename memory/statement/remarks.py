@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Final
 
@@ -37,7 +38,8 @@ _IT: Final = rf"(?:it|that|this|he|she|they|the (?:{_RIGHT} )?(?:answer|name|one
 _IS: Final = r"(?:['\u2019](?:s|re)|\s+(?:is|was|are|were|(?:should|must|would|ought to) (?:be|have been)))"
 _NOT: Final = r"(?:,?\s+(?:and\s+)?(?:not|instead of|rather than)\s+(?P<old>[^,!?]{1,80}))?"
 _LAST: Final = (
-    r"(?:,? (?:now|then|of course|instead|indeed|obviously|thanks|thank you|please|by the way|today))?"
+    r"(?:,? (?:now|then|of course|instead|indeed|obviously|thanks|thank you|please|by the way|today|for sure|i checked"
+    r"|i['\u2019]m (?:\w+ )?(?:sure|certain)))?"
     r"(?:[\s,.!]+(?:please )?(?:fix|correct|remember|note) (?:it|that|this)(?: please)?)?[\s.!]*"
 )
 _TARGET: Final = r"(?P<target>[^?]{1,160}?)"
@@ -75,7 +77,8 @@ _CONTRAST: Final = tuple(
 )
 _LED: Final = re.compile(
     r"^(?:(?:actually|really|in fact|called|named|in|at|on|by|from|known as|born in|born on|located in|situated in|based in"
-    r"|made (?:by|of|in)|written by|painted by|built in|founded in|published in|released in|directed by|composed by|invented by|played by|spoken in)\s+)+",
+    r"|made (?:by|of|in)|written by|painted by|built in|founded in|published in|released in|directed by|composed by|invented by|played by"
+    r"|spoken in)\s+)+",
     re.IGNORECASE,
 )
 _QUOTED: Final = re.compile(r"^\s*[\"'\u201c\u2018>\u00ab`*]")
@@ -106,13 +109,61 @@ def corrected(text: str, question: str, answer: str, *, known: Known = lambda _t
     subject = subject_of(asked, known=known, meanings=meanings)
     if subject is None:
         return None
-    masked = f"{asked[: subject.start]}{{}}{asked[subject.end :]}"
+    meant = _Question(asked, subject.text, f"{asked[: subject.start]}{{}}{asked[subject.end :]}", meanings)
     plain = () if "?" in remark else _targets(remark, asked, answer)
-    loose = (target for target in _loosely(remark, asked, answer) if _is_asked_for(target, asked, masked, meanings))
+    loose = (target for target in _loosely(remark, asked, answer) if meant.surely_asks_for(target))
     for target in chain(plain, loose):
-        if squash(target) != squash(subject.text) and _can_answer(target, asked, masked, meanings):
+        if squash(target) != squash(subject.text) and meant.takes(target):
             return Split(subject.text, asked, target, how="remark")
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What was asked, and what can answer it."""
+
+    asked: str
+    subject: str
+    masked: str
+    meanings: Meanings | None
+
+    def surely_asks_for(self, target: str) -> bool:
+        """Whether an answer is beyond doubt of the kind that is asked for."""
+        if is_number(target):
+            return bool(_WANTS_NUMBER.search(self.asked))
+        return self.meanings is not None and self._likeness >= _NEAR and not kinds_of(target).isdisjoint(self._kinds)
+
+    def takes(self, target: str) -> bool:
+        """Whether it is an answer, and of the kind that is asked for as far as that is known."""
+        kinds = kinds_of(target)
+        if not is_answer(target) or _DAYS.search(target) or (not kinds and _has_grammar(target)):
+            return False
+        if not self._fits_its_words(target, kinds):
+            return False
+        if self.meanings is not None and kinds and (self._likeness >= _SURE or target.islower()):
+            return not kinds.isdisjoint(self._kinds) or not any(map(atlas.entities, self._kinds))
+        return _is_named(target) or bool(kinds)
+
+    def _fits_its_words(self, target: str, kinds: frozenset[str]) -> bool:
+        """Whether "when" and "how many" get a number, "who" and "where" a name, and only what asks for a language gets one."""
+        wants_name, wants_number = _WANTS_NAME.search(self.asked), _WANTS_NUMBER.search(self.asked)
+        if wants_number and not re.search(r"\d", target) and not is_number(target):
+            return False
+        if wants_name and (not _is_named(target) or (is_number(target) and not wants_number)):
+            return False
+        return "language" not in kinds or bool(_WANTS_LANGUAGE.search(self.asked))  # "it should be in French, please"
+
+    @property
+    def _likeness(self) -> float:
+        return self.meanings.nearest([self.masked])[0][1] if self.meanings else 0.0
+
+    @property
+    def _kinds(self) -> set[str]:
+        """The types that may be asked for; a relation and its inverse are worded alike, and the subject's type tells them apart."""
+        known, of = atlas.relations(), kinds_of(self.subject)
+        likely = [known[name] for name in self.meanings.likely(self.masked, _WITHIN_OF_BEST)] if self.meanings else []
+        turned = [known[relation.inverse] for relation in likely if relation.inverse in known]
+        return {relation.object for relation in likely} | {relation.object for relation in turned if relation.subject in of}
 
 
 def _loosely(remark: str, asked: str, answer: str) -> Iterator[str]:
@@ -124,16 +175,6 @@ def _loosely(remark: str, asked: str, answer: str) -> Iterator[str]:
         found = _PLAIN_FORMS[0].fullmatch(remark[start.start() :])
         if found and (target := _given(found, asked, answer)):
             yield target
-
-
-def _is_asked_for(target: str, asked: str, masked: str, meanings: Meanings | None) -> bool:
-    """Whether an answer is beyond doubt of the kind that is asked for."""
-    if is_number(target):
-        return bool(_WANTS_NUMBER.search(asked))
-    if meanings is None:
-        return False
-    asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
-    return meanings.nearest([masked])[0][1] >= _NEAR and not kinds_of(target).isdisjoint(asked_for)
 
 
 def _targets(remark: str, asked: str, answer: str) -> Iterator[str]:
@@ -187,32 +228,15 @@ def _says(answer: str, text: str) -> bool:
     return bool(said) and f" {said} " in f" {squash(answer)} "
 
 
+def _has_grammar(target: str) -> bool:
+    return any(word.text.casefold() in FUNCTION_WORDS - _WITHIN for word in words_of(target))
+
+
 def _is_named(target: str) -> bool:
     names = named_in("x " + target)
     return is_number(target) or (
         len(names) == 1 and len(names[0].text) >= len(re.sub(r"^(?:the|a|an)\s+", "", target, flags=re.IGNORECASE))
     )
-
-
-def _can_answer(target: str, asked: str, masked: str, meanings: Meanings | None) -> bool:
-    """Whether it is an answer, and of the kind that the question asks for as far as that is known."""
-    if not is_answer(target) or _DAYS.search(target) or any(word.text.casefold() in FUNCTION_WORDS - _WITHIN for word in words_of(target)):
-        return False
-    if _WANTS_NUMBER.search(asked) and not is_number(target) and not re.search(r"\d", target):
-        return False
-    if _WANTS_NAME.search(asked) and not _is_named(target):
-        return False
-    if is_number(target) and not _WANTS_NUMBER.search(asked) and _WANTS_NAME.search(asked):
-        return False
-    kinds = kinds_of(target)
-    if "language" in kinds and not _WANTS_LANGUAGE.search(asked):
-        return False  # "it should be in French, please"
-    if meanings is not None:
-        nearest = meanings.nearest([masked])[0][1]
-        asked_for = {atlas.relations()[relation].object for relation in meanings.likely(masked, _WITHIN_OF_BEST)}
-        if kinds and (nearest >= _SURE or target.islower()):
-            return not kinds.isdisjoint(asked_for) or not any(map(atlas.entities, asked_for))
-    return _is_named(target) or bool(kinds)
 
 
 _WITHIN: Final = frozenset("the a an of and in on for to by about per".split())  # in a name or an amount

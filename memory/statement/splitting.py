@@ -139,7 +139,7 @@ class _Reader:
 
     def statement(self, sentence: str) -> list[Split | Doubt]:
         """A sentence that states something; two facts where both halves are whole statements by themselves."""
-        plain = without_lead(sentence).strip().rstrip(".! \u2026")
+        plain = _unended(without_lead(sentence).strip())
         if len(words_of(plain)) > _MOST_WORDS:
             return [Doubt(sentence, "Which one fact do you mean? Say it in one short sentence.")]
         whole = self._single(plain)
@@ -235,7 +235,7 @@ class _Reader:
 
     def _is_of_a_kind(self, prompt: str, subject: Name, target: str) -> bool:
         """Whether a number answers what asks for one, where it is known what is asked for."""
-        if self.meanings is None or not is_number(target):
+        if self.meanings is None or not is_number(target) or kinds_of(target):
             return True
         relation, likeness = self.meanings.nearest([_masked(prompt, subject)])[0]
         known = atlas.relations().get(relation)
@@ -319,6 +319,8 @@ def _by_turned_noun(plain: str, names: Sequence[Name]) -> Split | None:
 
 def _is_noun(phrase: str) -> bool:
     words = [word.text for word in words_of(phrase)]
+    if words and words[0][0].isupper() and words[0].casefold() not in vocabulary():  # "Augustine of Hippo is …"
+        return False
     return (
         0 < len(words) <= _MOST_OF_A_NOUN
         and not any(word.casefold() in FUNCTION_WORDS or any(char.isdigit() for char in word) for word in words)
@@ -365,6 +367,12 @@ def _later(subject: str, prompt: str, target: str) -> Iterator[Split]:
         yield Split(subject, " ".join([before, *words[:place]]), " ".join(words[place:]))
 
 
+def _unended(sentence: str) -> str:
+    """Drop the full stop that is not an abbreviation's ("Washington, D.C.")."""
+    plain = sentence.rstrip(".! \u2026")
+    return f"{plain}." if re.search(r"\b[A-Z]\.[A-Z]$", plain) else plain
+
+
 def _or(names: Sequence[str]) -> str:
     unique = list(dict.fromkeys(names))[:MOST_CANDIDATES]
     return unique[0] if len(unique) == 1 else ", ".join(unique[:-1]) + " or " + unique[-1]
@@ -373,8 +381,11 @@ def _or(names: Sequence[str]) -> str:
 def _with_inner(prompt: str, names: Sequence[Name], target: str) -> list[Name]:
     """The names, and what may be meant where the first is only a noun with the sentence's capital ("Blueprints of the Louvre bear …")."""
     first = names[0]
+    typed = [name for name in common_in(prompt) if _is_typed(name.text, target)]
+    if typed and all(kinds_of(name.text) == {"language"} for name in names):  # "… bears the Latin name …"
+        return typed
     if all(_is_short(name.text) for name in names):
-        return [*names, *(name for name in common_in(prompt) if _is_typed(name.text, target))]
+        return [*names, *typed]
     if first.start or kinds_of(first.text):
         return list(names)
     head, of, inner = first.text.partition(" of ")
@@ -384,7 +395,7 @@ def _with_inner(prompt: str, names: Sequence[Name], target: str) -> list[Name]:
         is_plural = head.endswith("s") and _is_typed(bare, target)  # "Compatriots of …"
         return [inner_name, *names[1:]] if is_plural else [*names, inner_name]
     if " " not in first.text:
-        return [*names, *(name for name in common_in(prompt) if _is_typed(name.text, target))]
+        return [*names, *typed]
     return list(names)
 
 
