@@ -37,6 +37,7 @@ Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake", "house"]
 View = Literal["edited", "base", "both"]
 Suite = Literal["quick", "full"]
 Mode = Literal["auto", "replace", "add"]
+ChatCorrections = Literal["off", "propose", "apply"]
 Client = Literal["claude-code", "claude-desktop", "cursor", "vscode", "codex"]
 Lines = Annotated[Path | None, typer.Argument(metavar="FILE", help="JSON lines; without it, standard input.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many at most.")]
@@ -224,11 +225,14 @@ def serve(
     edits_per_minute: Annotated[
         int | None, typer.Option(min=0, help="That one token may record; 0: any number. [KE_EDITS_PER_MINUTE]")
     ] = None,
+    chat_corrections: Annotated[
+        ChatCorrections | None, typer.Option(help='Whether /correct and "no, it is …" are obeyed in chats at /v1. [KE_CHAT_CORRECTIONS]')
+    ] = None,
 ) -> int:
     """Serve agents over MCP on standard input and output, or everybody on one port."""
     from ke_tools.servers import serve as serving
 
-    settings = call.settings(http=http, edits=edits, edits_per_minute=edits_per_minute)
+    settings = call.settings(http=http, edits=edits, edits_per_minute=edits_per_minute, chat_corrections=chat_corrections)
     return serving.run(
         settings, http=settings.http, print_config=print_config, connect=connect, tool_prefix=tool_prefix, allow_hosts=allow_host or []
     )
@@ -253,25 +257,27 @@ def chat(
     view: Annotated[Literal["edited", "base"], typer.Option(help="With the edits, or as the base model.")] = "edited",
     max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")] = 256,
 ) -> int:
-    """Talk to the served model; an empty line or the end of the input ends it."""
-    messages: list[dict[str, str]] = []
-    with _local(call, asks_model=True) as local:
+    """Talk to the served model; /correct SENTENCE, /why and /undo act, an empty line or the end of the input ends it."""
+    with _local(call, asks_model=True) as local, local.conversation(view=view, max_tokens=max_tokens) as talk:
         while question := _ask_person():
-            messages.append({"role": "user", "content": question})
-            [answer] = local.answer_lines([json.dumps({"messages": messages})], view=view, max_tokens=max_tokens)
-            if "error" in answer:
-                printing.line(answer)
-                return FAILED
-            messages.append({"role": "assistant", "content": answer["text"]})
-            printing.line(answer if call.as_json else printing.plain(answer["text"]))
+            if call.as_json:
+                for _ in talk.say(question):
+                    pass
+                printing.line(talk.last)
+            else:
+                printing.streamed(talk.say(question))
     return DONE
 
 
 def _ask_person() -> str:
-    if sys.stdin.isatty():
-        sys.stderr.write("> ")
-        sys.stderr.flush()
-    return sys.stdin.readline().strip()
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    with suppress(ImportError):
+        import readline  # noqa: F401  earlier messages by the arrow keys; nothing is written to a file
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
 
 
 # Correct --------------------------------------------------------------------------------------------------------------
@@ -280,10 +286,13 @@ def _ask_person() -> str:
 @verb(app, "edit", CORRECT)
 def edit(
     call: Call,
-    prompt: Annotated[str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question.')],
+    prompt: Annotated[
+        str, typer.Argument(help='A statement that the target completes ("The capital of Australia is") or a question; or --statement.')
+    ] = "",
     target: Annotated[str, typer.Argument(help="What the model shall believe; none with --forget.")] = "",
     *,
-    subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")],
+    subject: Annotated[str, typer.Option(help="What the fact is about; stands in the prompt.")] = "",
+    statement: Annotated[str, typer.Option(help="Instead of prompt, target and subject: one plain sentence.")] = "",
     forget: Annotated[bool, typer.Option("--forget", help="Instead of a target: the model declines to answer from now on.")] = False,
     old_target: Annotated[
         str, typer.Option(help="What you think is believed now; refused if it is not. With --forget kept as a hash.")
@@ -310,7 +319,13 @@ def edit(
         "source": source,
         "expires": expires,
     }
-    if forget == bool(target):
+    if statement:
+        if prompt or target or subject or forget or relation:
+            raise InvalidInput("--statement has prompt, target and subject in it.", "Leave these out, or --statement.")
+        fact = {"statement": statement} | {name: fact[name] for name in ("old_target", "paraphrases", "aliases", "source")}
+    elif not prompt or not subject:
+        raise InvalidInput("there is no prompt or no --subject.", "Give both, or --statement with a sentence.")
+    elif forget == bool(target):
         raise InvalidInput("--forget takes no target." if forget else "there is no target.", "Give a target or --forget, and not both.")
     if forget:
         fact["forget"] = True
@@ -1153,6 +1168,26 @@ def bench_forget(
 
     with printing.progress() as progress:
         return _bars(call, forget.run(call.settings(), facts=facts, seed=seed, progress=progress))
+
+
+@verb(bench_app, "statements")
+def bench_statements(
+    call: Call,
+    *,
+    data: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="CounterFact records.")] = None,
+    unknown: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Records of facts that nobody trained on (house format).")
+    ] = None,
+    aided: Annotated[bool, typer.Option("--aided", help="Let the served model choose where a sentence has several readings.")] = False,
+    seed: Seed = 0,
+) -> int:
+    """Measure how sentences and remarks are split into edits, and what is taken for one that is none; no answers."""
+    from ke_tools.benches import statements
+    from ke_tools.benches._statements import scored
+
+    settings = call.settings()
+    with printing.progress() as progress, scored(settings, on=aided) as score:
+        return _bars(call, statements.run(settings, data=data, unknown=unknown, scored=score, seed=seed, progress=progress))
 
 
 def _bars(call: Call, report: Mapping[str, Any]) -> int:

@@ -26,6 +26,7 @@ DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 VIAS: Final = ("auto", "ike", "reader", "weights")
 GREYS: Final = ("conditional", "judge", "base")
 EDITS: Final = ("active", "propose")
+CHAT_CORRECTIONS: Final = ("off", "propose", "apply")
 MOST_DEMONSTRATIONS: Final = 32
 MOST_A_MINUTE: Final = 1_000_000
 
@@ -64,6 +65,7 @@ class Settings:
     grey: Grey = "base"  # what happens where it is not clear whether a question is about an edit
     edits: Edits = "active"  # whether an edit acts at once, or waits for an approval
     edits_per_minute: int = 0  # that one token may record, where the token file does not say; 0: any number
+    chat_corrections: Literal["off", "propose", "apply"] = "off"  # whether /correct and "no, it is …" are obeyed at the endpoint
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio
@@ -292,6 +294,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "grey": _one_of(*GREYS),
     "edits": _one_of(*EDITS),
     "edits_per_minute": _up_to(MOST_A_MINUTE),
+    "chat_corrections": _one_of(*CHAT_CORRECTIONS),
     "read_only": _flag,
     "token_file": _path,
     "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +56,26 @@ def line(value: Mapping[str, Any] | str) -> None:
     """Print one line for programs: a mapping as JSON, text as it is."""
     sys.stdout.write((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) + "\n")
     sys.stdout.flush()
+
+
+def streamed(pieces: Iterable[str]) -> None:
+    """Print a text as it comes; on a terminal as Markdown, elsewhere as it is, and a line break behind it."""
+    console = _console()
+    if not console.is_terminal:
+        for piece in pieces:
+            sys.stdout.write(plain(piece))
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        return
+    from rich.live import Live
+    from rich.markdown import Markdown
+
+    said = ""
+    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+        for piece in pieces:
+            said += piece
+            live.update(Markdown(plain(said)))
 
 
 def note(text: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ke_tools.facts import Edit
     from ke_tools.memory.forgetting import Watch
 
-__all__ = ["EngineFacts", "Grey", "Routed", "Router", "Via", "reading_of"]
+__all__ = ["EngineFacts", "Grey", "Routed", "Router", "Via", "reading_of", "text_of"]
 
 Via = Literal["auto", "ike", "reader", "weights"]
 Route = Literal["base", "memory", "conditional", "weights", "forget"]
@@ -200,8 +200,8 @@ def reading_of(request: Request) -> Reading:
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
     if last is None:
         return Reading(text="")
-    earlier = [_text(turn) for turn in reversed(turns[:last])][:_EARLIER_TURNS]
-    return Reading(text=_text(turns[last]), carried=tuple(earlier))
+    earlier = [text_of(turn) for turn in reversed(turns[:last])][:_EARLIER_TURNS]
+    return Reading(text=text_of(turns[last]), carried=tuple(earlier))
 
 
 def demonstrations(edit: Edit, most: int, *, questions: bool = False) -> list[Demonstration]:
@@ -313,7 +313,8 @@ def _prefixed(turn: Message, told: str) -> Message:
     return {**turn, "content": told + content if isinstance(content, str) else [{"type": "text", "text": told}, *content]}
 
 
-def _text(turn: Mapping[str, Any]) -> str:
+def text_of(turn: Mapping[str, Any]) -> str:
+    """The text of a turn, its text parts joined."""
     content = turn.get("content")
     if isinstance(content, str):
         return content

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.servers.auth import LARGEST_BODY, LARGEST_PASSED, Guard, HostRule, TokenFile, drain, not_found, too_large
+from ke_tools.servers.chatting import Chatting
 from ke_tools.servers.http_errors import error_response
 from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
 from ke_tools.servers.openai import LOAD_WAIT_SECONDS, OpenAI
@@ -48,18 +49,22 @@ def build_app(
     allowed_hosts: Sequence[str] = (),
     mcp: MCPServer[Any] | None = None,
     read_only: bool = False,
+    chat_corrections: Literal["off", "propose", "apply"] = "off",
     load_wait_seconds: float = LOAD_WAIT_SECONDS,
 ) -> Starlette:
     """Build the application; its start begins to load the model.
 
     ``allowed_hosts`` are names (``name`` or ``name:port``) under which the server is reached besides this machine's own;
-    put the bound address there too. ``mcp`` is served at ``/mcp``; one server object can be served once.
+    put the bound address there too. ``chat_corrections`` says whether corrections are taken in chats. ``mcp`` is served at ``/mcp``; one
+    server object can be served once.
     """
     metrics = Metrics(service)
     hosts = HostRule.of(allowed_hosts)
     status = Status(service, metrics, guarded=token_file is not None, read_only=read_only, has_mcp=mcp is not None)
+    chatting = None if chat_corrections == "off" else Chatting(service, chat_corrections, read_only=read_only)
     is_passing = service.settings.is_remote
-    endpoint: OpenAI | Passing = (Passing if is_passing else OpenAI)(service, metrics, load_wait_seconds=load_wait_seconds)
+    kind: type[OpenAI | Passing] = Passing if is_passing else OpenAI
+    endpoint = kind(service, metrics, chatting=chatting, load_wait_seconds=load_wait_seconds)
     routes: list[BaseRoute] = [*status.routes(), *endpoint.routes()]
     if mcp is not None:
         inner = mcp.streamable_http_app(streamable_http_path="/mcp", transport_security=_security(hosts, allowed_hosts))

@@ -236,6 +236,7 @@ class HomeServer:
             allowed_hosts=(host, *rules.allowed_hosts),
             mcp=build_server(self._service, read_only=rules.read_only, tool_prefix=rules.tool_prefix, anonymous=None),
             read_only=rules.read_only,
+            chat_corrections=self._service.settings.chat_corrections,
         )
         async with app.router.lifespan_context(app):
             yield app

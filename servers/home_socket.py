@@ -50,6 +50,7 @@ SHARED: Final = (
     "grey",
     "edits",
     "edits_per_minute",
+    "chat_corrections",
     "trust_remote_code",
 )
 

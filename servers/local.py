@@ -12,6 +12,8 @@ from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
 from ke_tools.models.engine import Request
 from ke_tools.servers import approvals, protecting, undoing
+from ke_tools.servers.chatting import Chatting
+from ke_tools.servers.conversation import Conversation
 from ke_tools.servers.evidence import evidence
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import shown
@@ -118,6 +120,12 @@ class Local:
         return asyncio.run(
             self.service.query(self._who, question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=_PATIENCE)
         )
+
+    def conversation(self, *, view: Literal["edited", "base"] = "edited", max_tokens: int = 256) -> Conversation:
+        """Begin a conversation; the commands are always obeyed, plain remarks where the settings switch corrections in chats on."""
+        mode = self.service.settings.chat_corrections
+        chatting = Chatting(self.service, "apply" if mode == "off" else mode, remarks=mode != "off") if view == "edited" else None
+        return Conversation(self.service, self._who, chatting, view=view, max_tokens=max_tokens, patience=_PATIENCE)
 
     def verify(
         self,

@@ -63,9 +63,14 @@ class FactIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    subject: str = Field(min_length=1, max_length=LONGEST["subject"], description="what the fact is about, e.g. 'Australia'")
+    statement: str = Field(
+        default="",
+        max_length=LONGEST["prompt"],
+        description="instead of subject, prompt and target: one plain sentence; E_INVALID asks back where it is not certain",
+    )
+    subject: str = Field(default="", max_length=LONGEST["subject"], description="what the fact is about, e.g. 'Australia'")
     prompt: str = Field(
-        min_length=1,
+        default="",
         max_length=LONGEST["prompt"],
         description="statement that the target completes ('The capital of Australia is') or question that it answers, with the subject",
     )
@@ -85,6 +90,12 @@ class FactIn(BaseModel):
 
     @model_validator(mode="after")
     def _has_target_or_forgets(self) -> Self:
+        if self.statement:
+            if self.subject or self.prompt or self.target or self.forget:
+                raise ValueError("give a statement, or subject, prompt and target")
+            return self
+        if not (self.subject and self.prompt):
+            raise ValueError("give subject and prompt, or a statement")
         if self.forget == bool(self.target):
             raise ValueError("give a target, or forget=true and no target")
         return self

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
+from ke_tools.models.engine import Generation, Piece
 from ke_tools.servers.auth import LARGEST_BODY, drain, too_large
 from ke_tools.servers.http_errors import error_body, error_response
 from ke_tools.servers.metrics import Stopwatch
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ke_tools.memory.router import Routed
-    from ke_tools.models.engine import Engine, Generation, Piece, Request
+    from ke_tools.models.engine import Engine, Request
+    from ke_tools.servers.chatting import Chatting
     from ke_tools.servers.metrics import Metrics
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
@@ -57,11 +59,14 @@ class Opened:
 class OpenAI:
     """The endpoint; one object an app."""
 
-    def __init__(self, service: Service, metrics: Metrics, *, load_wait_seconds: float = LOAD_WAIT_SECONDS) -> None:
+    def __init__(
+        self, service: Service, metrics: Metrics, *, chatting: Chatting | None = None, load_wait_seconds: float = LOAD_WAIT_SECONDS
+    ) -> None:
         self._service = service
         self._metrics = metrics
         self._load_wait = load_wait_seconds
         self._created = int(time.time())
+        self._chatting = chatting
 
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
@@ -126,19 +131,16 @@ class OpenAI:
             return error_response(_ending())
 
     async def _serve(self, request: HTTPRequest, who: Principal, ask: Ask, view: View, shape: Shape) -> Response:
+        said = await self._replied(who, ask, view)
+        if said is not None:
+            return self._said(request, ask, said, shape, view)
         engine = await self._service.models.engine_async(self._load_wait)
         requests = [await asyncio.to_thread(_fitted, asked, ask.max_tokens, engine) for asked in ask.requests]
         opened = await self._open(who, requests, ask.n, view)
         routeds = [answer.routed for answer in opened]
         request.scope["ke.route"] = opened[0].routed.route
         headers = headers_of(routeds, self._service)
-        head = {
-            "id": f"{shape.prefix}-{uuid.uuid4().hex}",
-            "object": shape.streamed if ask.stream else shape.whole,
-            "created": int(time.time()),
-            "model": self._name(view),
-            "system_fingerprint": "fp_" + engine.fingerprint.rpartition(":")[2][:12],
-        }
+        head = self._head(ask, shape, view) | {"system_fingerprint": "fp_" + engine.fingerprint.rpartition(":")[2][:12]}
         if not ask.stream:
             done = await self._collect(opened)
             choices = [shape.choice(index, generation) for index, generation in enumerate(done)]
@@ -150,6 +152,30 @@ class OpenAI:
             await merged.aclose()
             raise
         return EventStream(_events(first, merged, head, ask, shape), headers)
+
+    def _head(self, ask: Ask, shape: Shape, view: View) -> dict[str, Any]:
+        return {
+            "id": f"{shape.prefix}-{uuid.uuid4().hex}",
+            "object": shape.streamed if ask.stream else shape.whole,
+            "created": int(time.time()),
+            "model": self._name(view),
+        }
+
+    async def _replied(self, who: Principal, ask: Ask, view: View) -> str | None:
+        """What is said to a correction in a chat, where these are switched on; ``None`` for everything else."""
+        [first, *others] = ask.requests
+        if self._chatting is None or view == "base" or ask.n > 1 or others or first.messages is None:
+            return None
+        return await self._chatting.reply(who, first.messages)
+
+    def _said(self, request: HTTPRequest, ask: Ask, said: str, shape: Shape, view: View) -> Response:
+        """Answer with words of our own; no model was asked, so no tokens are counted."""
+        request.scope["ke.route"] = "chat"
+        headers = {"ke-route": "chat", "ke-edits": "", "ke-revision": str(self._service.revision)}
+        head, made = self._head(ask, shape, view), Generation(said, "stop", 0, 0)
+        if not ask.stream:
+            return JSONResponse(head | {"choices": [shape.choice(0, made)], "usage": usage_of([made], 1)}, headers=headers)
+        return EventStream(_events((0, Piece(said, finished=made)), _nothing(), head, ask, shape), headers)
 
     async def _open(self, who: Principal, requests: Sequence[Request], n: int, view: View) -> list[Opened]:
         opened: list[Opened] = []
@@ -251,6 +277,12 @@ class EventStream(Response):
 
     async def _send_last(self, send: Send, part: bytes) -> None:
         await send({"type": "http.response.body", "body": part, "more_body": False})
+
+
+async def _nothing() -> AsyncGenerator[tuple[int, Piece], None]:
+    no_pieces: tuple[tuple[int, Piece], ...] = ()
+    for piece in no_pieces:
+        yield piece
 
 
 async def _events(

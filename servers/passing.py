@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ke_tools.errors import ModelUnavailable, NotFound, Unsupported
 from ke_tools.memory.router import READER
-from ke_tools.models.engine import Request
+from ke_tools.models.engine import Generation, Request
 from ke_tools.servers import refusing
 from ke_tools.servers.auth import LARGEST_PASSED, too_large
 from ke_tools.servers.http_errors import error_body
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ke_tools.memory.router import Routed
+    from ke_tools.servers.chatting import Chatting
     from ke_tools.servers.engines.remote import Remote
     from ke_tools.servers.metrics import Metrics
     from ke_tools.servers.principal import Principal
@@ -83,9 +84,12 @@ class _Asked:
 class Passing:
     """The endpoint; one object an app."""
 
-    def __init__(self, service: Service, metrics: Metrics, *, load_wait_seconds: float = LOAD_WAIT_SECONDS) -> None:
+    def __init__(
+        self, service: Service, metrics: Metrics, *, chatting: Chatting | None = None, load_wait_seconds: float = LOAD_WAIT_SECONDS
+    ) -> None:
         self._service = service
         self._metrics = metrics
+        self._chatting = chatting
         self._load_wait = load_wait_seconds
         self._client: httpx.AsyncClient | None = None
 
@@ -164,6 +168,10 @@ class Passing:
     async def _serve(self, request: HTTPRequest, who: Principal, kind: Kind, body: bytes) -> Response:
         watch, engine = Stopwatch(), await self._engine()
         asked = await asyncio.to_thread(_read, kind, body, engine)
+        if (said := await self._replied(who, asked)) is not None:
+            request.scope["ke.route"] = "chat"
+            told = {"ke-route": "chat", "ke-edits": "", "ke-revision": str(self._service.revision)}
+            return refusing.response(asked.raw, [Generation(said, "stop", 0, 0)], _SHAPES[kind], engine, told)
         view: Literal["edited", "base"] = "base" if asked.is_base else "edited"
         routed = [await asyncio.to_thread(self._service.routed, who, one, engine, view) for one in asked.requests]
         if asked.is_adapter:
@@ -178,6 +186,12 @@ class Passing:
         if any(one.watched for one in routed):
             return await self._looked_at(who, asked, routed, engine, response)
         return response
+
+    async def _replied(self, who: Principal, asked: _Asked) -> str | None:
+        """What is said to a correction in a chat, where these are switched on; ``None`` for everything else."""
+        if self._chatting is None or asked.is_base or asked.kind != "chat" or not asked.requests or asked.raw.get("n", 1) not in {None, 1}:
+            return None
+        return await self._chatting.reply(who, asked.requests[0].messages or ())
 
     async def _sent(self, request: HTTPRequest, asked: _Asked, routed: Sequence[Routed], engine: Remote, watch: Stopwatch) -> Passed:
         """Ask; what the server refuses with the facts in it, such as a prompt that became too long, is asked without."""

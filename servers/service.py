@@ -48,6 +48,7 @@ from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
 from ke_tools.servers.slot import ModelSlot, Say
+from ke_tools.servers.stating import Statements
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Service:
         self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
         self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
+        self._statements = Statements(self._scope, cache=settings.cache) if self._scope else None
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self.expiring = Expiring(None if isinstance(ledger, KeToolsError) else ledger)
         self.expiring.arm()
@@ -131,6 +133,17 @@ class Service:
         return self._forgetting
 
     @property
+    def statements(self) -> Statements:
+        """What splits sentences into edits.
+
+        Raises:
+            KeToolsError: as :attr:`ledger`.
+        """
+        if self._statements is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return self._statements
+
+    @property
     def trouble(self) -> str:
         """What needs a person although questions are answered from the corrections; empty where nothing does."""
         unserved = self._promotions.trouble if self._promotions else ""
@@ -155,12 +168,15 @@ class Service:
         reason: str = "",
         idempotency_key: str = "",
         dry_run: bool = False,
+        proposes: bool = False,
         wait_seconds: float = 20.0,
     ) -> dict[str, Any]:
         """Record corrections, all or none; they act on the next answer, or wait for an approval.
 
-        They wait where the server takes proposals only (``settings.edits``), and where ``who`` may propose and not write.
+        They wait where ``proposes`` says so or the server takes proposals only (``settings.edits``), and where ``who`` may propose and not
+        write.
 
+        One with ``statement`` is a sentence in place of subject, prompt and target, which the result shows (:mod:`.stating`).
         One with ``forget`` and without target makes what was said so far a refusal; up to ``wait_seconds`` are waited for the model that
         is asked what it says and how it declines.
 
@@ -169,9 +185,11 @@ class Service:
             ModelLoading, ModelUnavailable: the same, where only the model could tell what is to be forgotten.
         """
         self.check_writable(who, "propose")
-        may_act = self.settings.edits == "active" and who.may("write")
+        may_act = not proposes and self.settings.edits == "active" and who.may("write")
         limit = self.settings.edits_per_minute if who.edits_per_minute is None else who.edits_per_minute
         made, refs = [], []
+        if any(given.get("statement") for given in facts):
+            facts = self.statements.expanded(who.tenant, facts, self.models.peek())
         for number, given in enumerate(facts, 1):  # as the ledger counts them
             made.append(self._fact(who, given, number, reason, wait_seconds))
             refs.append(str(given.get("ref", "")))
@@ -815,6 +833,14 @@ class Service:
             ReadOnly, Forbidden: it may not.
         """
         who.require(scope)
+        self.check_open()
+
+    def check_open(self) -> None:
+        """Do nothing where anybody may write.
+
+        Raises:
+            ReadOnly: nobody may.
+        """
         if self.settings.read_only:
             raise ReadOnly("the server was started with --read-only.", "Start it without, or write on another server.")
         if self.unwritable is not None:
@@ -933,7 +959,7 @@ def explanation(decision: Decision) -> dict[str, str]:
 
 
 def _fact(given: Mapping[str, Any], number: int) -> Fact:
-    unknown = given.keys() - _FIELDS - {"ref"}
+    unknown = given.keys() - _FIELDS - {"ref", "statement"}
     if unknown:
         raise InvalidInput(f"edit {number} has the unknown fields {sorted(unknown)}.", f"Known are {sorted(_FIELDS | {'ref'})}.")
     if missing := [name for name in ("subject", "prompt", "target") if name not in given]:

@@ -27,7 +27,7 @@ VERBS = [
     "promote", "rebuild", "job", "query", "route", "verify", "scorecard", "list",
     "history", "doctor", "export", "import",
     "model fetch", "model show", "model fingerprint", "reader train", "reader show", "scope train", "scope show",
-    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget",
+    "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget", "bench statements",
 ]  # fmt: skip
 
 
@@ -399,6 +399,10 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> 
         (["query"], "no question"),
         (["edit", "x", "--subject", "x"], "no target"),
         (["edit", "x", "y", "--subject", "x", "--forget"], "takes no target"),
+        (["edit", "x", "y"], "--subject"),
+        (["edit"], "--statement"),
+        (["edit", "x", "--statement", "y"], "--statement"),
+        (["serve", "--chat-corrections", "always"], "always"),
         (["purge", "e1"], "--reason"),
         (["list", "--limit", "0"], "--limit"),
         (["list", "--dtype", "int8"], "int8"),
@@ -480,22 +484,56 @@ def test_a_missed_bar_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert json.loads(capsys.readouterr().out)["bars"] == bars
 
 
-def test_chat_keeps_the_turns(service: FakeLocal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Design §3: the verb chat."""
-    turns: list[int] = []
+class FakeTalk:
+    """Says back what it hears."""
 
-    def answer(lines: Iterable[str], **_: Any) -> Iterator[dict[str, Any]]:
-        for line in lines:
-            turns.append(len(json.loads(line)["messages"]))
-            yield {"text": "Sydney."}
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.last: dict[str, Any] = {}
 
-    monkeypatch.setattr(service, "answer_lines", answer)
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\nReally?\n\n"))
+    def __enter__(self) -> Self:
+        return self
 
-    assert cli.run(["chat"]) == 0
+    def __exit__(self, *_: object) -> None:
+        return None
 
-    assert turns == [1, 3]
-    assert capsys.readouterr().out == "Sydney.\nSydney.\n"
+    def say(self, text: str) -> Iterator[str]:
+        """Answer in two pieces."""
+        self.heard.append(text)
+        self.last = {"text": "Sydney.", "route": "base"}
+        yield from ("Syd", "ney.")
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], "Sydney."), (["--json"], '{"text": "Sydney.", "route": "base"}')])
+def test_chat_reads_lines_until_an_empty_one(
+    service: FakeLocal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], shown: str
+) -> None:
+    """Design §3: the verb chat; without a terminal it reads standard input."""
+    talk = FakeTalk()
+    monkeypatch.setattr(service, "conversation", lambda **_: talk, raising=False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n/why\n\nnever\n"))
+
+    assert cli.run(["chat", *flags]) == 0
+
+    assert talk.heard == ["What is it?", "/why"]
+    assert capsys.readouterr().out == f"{shown}\n{shown}\n"
+
+
+def test_what_is_streamed_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model's words are shown, not obeyed."""
+    printing.streamed(["a\x1b[2J", "b\n"])
+
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n\n"
+
+
+def test_a_statement_stands_for_prompt_target_and_subject(service: FakeLocal) -> None:
+    """Issue 8, §1: from a sentence to an edit."""
+    assert cli.run(["edit", "--statement", "The capital of Australia is Sydney.", "--source", "me"]) == 0
+
+    [(_, asked)] = service.asked
+    assert asked["facts"] == [
+        {"statement": "The capital of Australia is Sydney.", "old_target": "", "paraphrases": [], "aliases": [], "source": "me"}
+    ]
 
 
 def test_a_table_inside_a_result_is_a_table_by_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,15 @@ def test_the_gates_defaults_shown_are_the_gates() -> None:
     }
 
 
+def test_the_programs_of_the_page_on_chats_run() -> None:
+    """As a reader would type them; no model is needed."""
+    shown = [text for page, text in blocks("python") if page.name == "chat.md"]
+    for text in shown:
+        exec(text, {})  # noqa: S102
+
+    assert shown
+
+
 @pytest.mark.slow
 def test_the_programs_of_the_page_on_editors_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

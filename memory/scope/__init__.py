@@ -197,6 +197,12 @@ class Scope:
             told = {**told, "index": note}
         return replace(decision, stages={**decision.stages, **told}) if told else decision
 
+    def named(self, tenant: str, text: str) -> list[tuple[int, int]]:
+        """Where a text names subjects of the tenant's live edits, as the ledger stands."""
+        state = self._state(tenant)
+        self._follower.follow(state)
+        return [(mention.start, mention.end) for mention in state.find(text[-_LONGEST:]).mentions]
+
     def forgetting(self, tenant: str) -> Mapping[str, Edit]:
         """The live edits that forget, by id, as the last decision saw them."""
         return {edit_id: edit for edit_id, edit in self._state(tenant).forgetting.items() if not has_passed(edit.fact.expires)}

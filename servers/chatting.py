@@ -1,0 +1,323 @@
+"""Corrections where people make them: ``/correct``, ``/why``, ``/undo`` and a plain "no, it is …" in a chat.
+
+No transport, and no state: everything is read from the conversation that the client sends. What is to be recorded is first shown, and
+recorded only when the next message is a yes. That yes means what our own reply before it shows, which carries a mark that only this
+home can make (:mod:`ke_tools.servers.seals`) over tenant, token, split, revision and what would be superseded; so a quoted or made-up reply
+confirms nothing, and neither does a true one after something has changed. Only the last message is ever obeyed, and only as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from ke_tools.errors import InvalidInput, KeToolsError, NotFound, ReadOnly, Refused
+from ke_tools.facts import Fact, State, squash
+from ke_tools.memory.router import reading_of, text_of
+from ke_tools.memory.slots import slot_of
+from ke_tools.memory.statement import Doubt, Split
+from ke_tools.models.engine import Request, one_turn
+from ke_tools.servers.seals import Seal
+from ke_tools.verify import asserts
+
+if TYPE_CHECKING:
+    from ke_tools.facts import Edit
+    from ke_tools.memory.scope import Decision
+    from ke_tools.servers.principal import Principal
+    from ke_tools.servers.service import Service
+
+__all__ = ["Chatting", "Mode"]
+
+Mode = Literal["propose", "apply"]
+
+REASON: Final = "said in a chat"
+_ANSWER_TOKENS: Final = 32
+_MOST_SHOWN: Final = 300  # characters of an answer
+
+_COMMAND: Final = re.compile(r"/(?P<name>correct|why|undo)\b[ \t]*(?P<rest>.*)", re.DOTALL)
+_YES: Final = re.compile(r"(?:yes|yep|yeah|y)(?:,? (?:please|do it|do so|record it|that is right|that's right))?[.! ]*", re.IGNORECASE)
+_NO: Final = re.compile(r"(?:no|nope|n|cancel|stop|leave it)(?:,? (?:thanks|thank you|don't|leave it))?[.! ]*", re.IGNORECASE)
+_ASKED: Final = re.compile(r"\(reference (?P<revision>\d{1,12})-(?P<mark>[0-9a-f]{32})\)\s*$")
+_DONE: Final = re.compile(r"\(recorded (?P<ids>ed_[0-9a-f]+(?: ed_[0-9a-f]+)*), (?P<mark>[0-9a-f]{32})\)\s*$")
+_LIKELY: Final = ((0.95, "almost certainly"), (0.8, "very likely"), (0.6, "likely"), (0.0, "perhaps"))
+_FOUND: Final = {
+    "named": "your question names its subject",
+    "carried": "the question goes on about the subject named before",
+    "alike": "the question is worded like it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    role: str
+    text: str
+
+
+class Chatting:
+    """The commands of one service's chats."""
+
+    def __init__(self, service: Service, mode: Mode, *, remarks: bool = True, read_only: bool = False) -> None:
+        """Take the service; without ``remarks`` only the commands are obeyed, and ``read_only`` refuses what would write."""
+        self._read_only = read_only
+        self._service = service
+        self._mode = mode
+        self._remarks = remarks
+
+    async def reply(self, who: Principal, messages: Sequence[Mapping[str, Any]]) -> str | None:
+        """Answer the last message where it is a command, a yes to our own question, or a remark that corrects; else ``None``.
+
+        Raises:
+            KeToolsError: what is no refusal, such as a ledger that cannot be read.
+        """
+        turns = [_Turn(str(turn.get("role", "")), text_of(turn)) for turn in messages]
+        if not turns or turns[-1].role != "user":
+            return None
+        try:
+            return await self._replied(who, turns)
+        except (Refused, InvalidInput, NotFound) as error:
+            return " ".join(part for part in (_sentence(error.message), error.hint, "Nothing was changed.") if part)
+
+    async def _replied(self, who: Principal, turns: Sequence[_Turn]) -> str | None:
+        said = turns[-1].text.strip()
+        command = _COMMAND.fullmatch(said)
+        if command is not None:
+            if command["name"] == "why":
+                return await asyncio.to_thread(self._why, who, turns[:-1])
+            if command["name"] == "undo":
+                return await asyncio.to_thread(self._undo, who, turns[:-1])
+            return await self._asked(who, turns)
+        asked = _ASKED.search(turns[-2].text) if len(turns) > 1 and turns[-2].role == "assistant" else None
+        if asked is not None and _YES.fullmatch(said):
+            return await self._confirmed(who, turns[:-2], asked)
+        if asked is not None and _NO.fullmatch(said):
+            return "Nothing was changed."
+        if not self._remarks or not self._may(who):
+            return None
+        return await self._asked(who, turns)
+
+    def _may(self, who: Principal) -> bool:
+        return who.may("propose") and not (self._read_only or self._service.settings.read_only or self._service.unwritable)
+
+    def _check_open(self) -> None:
+        self._service.check_open()
+        if self._read_only:
+            raise ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
+
+    def _state(self, who: Principal) -> State:
+        """How a correction of this speaker is recorded."""
+        if self._mode == "apply" and self._service.settings.edits == "active" and who.may("write"):
+            return State.ACTIVE
+        who.require("propose")
+        return State.PROPOSED
+
+    # What is meant
+
+    def _meant(self, who: Principal, turns: Sequence[_Turn]) -> list[Split | Doubt] | None:
+        """What the last message states; ``None`` where it corrects nothing."""
+        said = turns[-1].text.strip()
+        if command := _COMMAND.fullmatch(said):
+            if command["name"] != "correct":
+                return None
+            if not command["rest"].strip():
+                raise InvalidInput("/correct says nothing.", "Say what is right: /correct The capital of Australia is Canberra.")
+            if (remark := self._remark(who, turns, command["rest"])) is not None:
+                return [remark]
+            return self._service.statements.split(who.tenant, command["rest"], self._service.models.peek())
+        remark = self._remark(who, turns, said)
+        return None if remark is None else [remark]
+
+    def _remark(self, who: Principal, turns: Sequence[_Turn], said: str) -> Split | None:
+        """A remark about the answer directly before it; our own replies are no answers."""
+        if len(turns) < 3 or turns[-2].role != "assistant" or turns[-3].role != "user":  # noqa: PLR2004
+            return None
+        question, answer = turns[-3].text, turns[-2].text
+        if _COMMAND.fullmatch(question.strip()) or _ASKED.search(answer) or _DONE.search(answer):
+            return None
+        return self._service.statements.corrected(who.tenant, said, question, answer)
+
+    async def _asked(self, who: Principal, turns: Sequence[_Turn]) -> str | None:
+        """Show what would be recorded, and ask."""
+        found = await asyncio.to_thread(self._meant, who, turns)
+        if found is None:
+            return None
+        state = self._state(who)
+        self._check_open()
+        if doubts := [one for one in found if isinstance(one, Doubt)]:
+            return "\n".join(_doubtful(doubt) for doubt in doubts)
+        splits = [one for one in found if isinstance(one, Split)]
+        said = [await self._present(who, split) for split in splits]
+        if all(_says(answer, split.target) for answer, split in zip(said, splits, strict=True)):
+            return "That is what the model says already. Nothing was changed."
+        replaced = await asyncio.to_thread(self._replaced, who, splits)
+        so = [edit for edit in replaced if any(_is_so(edit, split) for split in splits)]
+        if so and len(splits) == 1:
+            return f"It is corrected so already ({so[0].id}). Nothing was changed."
+        revision = self._service.revision
+        mark = self._seal.mark(*self._confirms(who, splits, revision, replaced, state))
+        return self._proposal(who, splits, said, replaced, state) + f"\n\n(reference {revision}-{mark})"
+
+    def _confirms(
+        self, who: Principal, splits: Sequence[Split], revision: int, replaced: Sequence[Edit], state: State
+    ) -> tuple[object, ...]:
+        """What a yes stands for."""
+        return (
+            "correct",
+            who.tenant,
+            who.name,
+            state.value,
+            [[split.subject, split.prompt, split.target, split.relation] for split in splits],
+            revision,
+            sorted(edit.id for edit in replaced),
+        )
+
+    async def _confirmed(self, who: Principal, turns: Sequence[_Turn], asked: re.Match[str]) -> str:
+        """Record what our reply before the yes showed."""
+        found = await asyncio.to_thread(self._meant, who, turns) if turns and turns[-1].role == "user" else None
+        splits = [one for one in found or [] if isinstance(one, Split)]
+        if not splits or len(splits) < len(found or []):
+            return "There is nothing of mine here to say yes to. Nothing was changed."
+        state = self._state(who)
+        self._check_open()
+        replaced = await asyncio.to_thread(self._replaced, who, splits)
+        if not self._seal.fits(asked["mark"], *self._confirms(who, splits, int(asked["revision"]), replaced, state)):
+            return "What this would change is not what it was, or that question was not mine. Nothing was changed; say /correct once more."
+        facts = [split.as_fact() for split in splits]
+        key = f"chat:{asked['mark']}"
+        edit = partial(self._service.edit, who, facts, reason=REASON, idempotency_key=key, proposes=state is State.PROPOSED)
+        made = await asyncio.to_thread(edit)
+        ids = [one["edit_id"] for one in made["edits"]]
+        if any(one["state"] == State.RETIRED for one in made["edits"]):  # the same yes once more, and /undo in between
+            return f"That was recorded and taken back since ({', '.join(ids)}). Nothing was changed; say /correct once more."
+        told = "It acts from the next answer on" if state is State.ACTIVE else "It waits for an approval, and changes nothing until then"
+        mark = self._seal.mark("recorded", who.tenant, who.name, ids)
+        return f"Recorded. {told}; /undo takes it back.\n\n(recorded {' '.join(ids)}, {mark})"
+
+    # What is shown
+
+    def _proposal(self, who: Principal, splits: Sequence[Split], said: Sequence[str], replaced: Sequence[Edit], state: State) -> str:
+        lines: list[str] = []
+        for split, answer in zip(splits, said, strict=True):
+            lines += [
+                f"**{split.subject}**",
+                f"- asked: {split.prompt}",
+                f"- answer from now on: **{split.target}**",
+                f"- the model says now: {answer or '(it did not answer)'}",
+            ]
+        for edit in replaced:
+            lines.append(f"- supersedes {edit.id}: {edit.fact.prompt} {edit.fact.target}")
+        if not replaced:
+            lines.append("- supersedes: nothing")
+        lines.append(f"- concerns: everybody who asks {self._service.model_id} here as “{who.tenant}”")
+        verb = "record" if state is State.ACTIVE else "propose"
+        return "\n".join([*lines, "", f"Shall I {verb} it? Say **yes**; anything else leaves all as it is."])
+
+    async def _present(self, who: Principal, split: Split) -> str:
+        """What the model answers now; not counted as a question of somebody's."""
+        service = self._service
+        try:
+            engine = await service.models.engine_async(_PATIENCE)
+            is_asked = split.prompt.rstrip().endswith("?")
+            request = (
+                one_turn(split.prompt, engine, _ANSWER_TOKENS) if is_asked else Request(prompt=split.prompt, max_tokens=_ANSWER_TOKENS)
+            )
+            routed = await asyncio.to_thread(service.path(who, engine), request)
+            [(_, made)] = await asyncio.to_thread(service.generated, who, [routed], engine)
+        except KeToolsError as error:
+            return f"(it did not answer: {error.message})"
+        text = " ".join(made.text.split())
+        return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
+
+    def _replaced(self, who: Principal, splits: Sequence[Split]) -> list[Edit]:
+        """The live edits that these would supersede, whoever approves them."""
+        facts = [Fact(**split.as_fact()) for split in splits]
+        ledger, may_all = self._service.ledger, who.may("admin")
+        made = ledger.edit(who.tenant, facts, actor=who.name, reason=REASON, dry_run=True, over_protection=may_all)
+        ids = dict.fromkeys(earlier for edit in made for earlier in edit.supersedes)
+        return [ledger.get(who.tenant, edit_id) for edit_id in ids]
+
+    # Looking and taking back
+
+    def _why(self, who: Principal, turns: Sequence[_Turn]) -> str:
+        who.require("read")
+        place = _last_answered(turns)
+        if place is None:
+            return "There is no answer here yet."
+        asked = tuple({"role": turn.role, "content": turn.text} for turn in turns[:place])
+        decision = self._service.scope.decide(who.tenant, reading_of(Request(messages=asked)))
+        question = " ".join(turns[place - 1].text.split())[:_MOST_SHOWN]
+        return _in_words(question, decision)
+
+    def _undo(self, who: Principal, turns: Sequence[_Turn]) -> str:
+        self._check_open()
+        is_taken = False
+        for turn in reversed(turns):
+            found = _DONE.search(turn.text) if turn.role == "assistant" else None
+            ids = found["ids"].split() if found else []
+            if found is None or not self._seal.fits(found["mark"], "recorded", who.tenant, who.name, ids):
+                continue
+            live = [edit_id for edit_id in ids if self._service.ledger.get(who.tenant, edit_id).state is not State.RETIRED]
+            if live:
+                done = self._service.rollback(who, edit_ids=live, reason=f"{REASON}: /undo")
+                return f"Taken back: {', '.join(live)}. {done['summary']}"
+            is_taken = True
+        if is_taken:
+            return "What this conversation corrected is taken back already. Nothing was changed."
+        return "This conversation has corrected nothing. Nothing was changed."
+
+    @cached_property
+    def _seal(self) -> Seal:
+        return Seal.made(self._service.settings.home)
+
+
+_PATIENCE: Final = 120.0  # seconds for a model that is still loading
+
+
+def _last_answered(turns: Sequence[_Turn]) -> int | None:
+    """The place of the last answer of the model's; commands and our own replies are left out."""
+    for place in range(len(turns) - 1, 0, -1):
+        question, answer = turns[place - 1], turns[place]
+        if answer.role != "assistant" or question.role != "user" or _COMMAND.fullmatch(question.text.strip()):
+            continue
+        if _ASKED.search(answer.text) or _DONE.search(answer.text) or answer.text == "Nothing was changed.":
+            continue
+        return place
+    return None
+
+
+def _in_words(question: str, decision: Decision) -> str:
+    about = f"Asked “{question}”:"
+    if not decision.hits:
+        return f"{about} no correction is about this; the model answered by itself. ({_sentence(decision.reason)})"
+    lines = [about]
+    for hit in decision.hits:
+        likely = next(word for least, word in _LIKELY if hit.score >= least)
+        needed = decision.stages.get("thresholds", {}).get(hit.edit.id)
+        beside = f", of {needed:.2f} needed" if isinstance(needed, float) else ""
+        lines.append(
+            f"- {hit.edit.id} ({hit.edit.fact.prompt} {hit.edit.fact.target}): {likely} what is asked ({hit.score:.2f}{beside});"
+            f" {_FOUND.get(hit.how, hit.how)}; said by {hit.edit.actor} on {hit.edit.created_at[:10]}."
+        )
+    told = {"in": "So it went in.", "grey": "That was not enough to use it.", "out": "It was not used."}
+    return "\n".join([*lines, told[decision.zone]])
+
+
+def _doubtful(doubt: Doubt) -> str:
+    readings = "".join(f"\n- {one.in_words}" for one in doubt.candidates[:4])
+    return f"I am not sure what to correct. {doubt.question}" + (f"\nIt may be:{readings}" if readings else "") + "\nNothing was changed."
+
+
+def _is_so(edit: Edit, split: Split) -> bool:
+    return squash(edit.fact.target) == squash(split.target) and edit.slot == slot_of(Fact(**split.as_fact())).key
+
+
+def _says(answer: str, target: str) -> bool:
+    said, wanted = squash(answer), squash(target)
+    return bool(wanted) and (said == wanted or said.startswith(wanted + " ") or asserts(answer, (target,)))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

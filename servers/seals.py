@@ -1,0 +1,70 @@
+"""Marks that only this home can make: what a reply of ours carries, so that a "yes" behind it can mean that reply and nothing else.
+
+A mark is an HMAC over what it confirms. The key lies in the home (``chat.key``); a text that somebody quotes, pastes or makes up has no
+mark that fits, and one that fits another tenant, token, fact or revision fits nothing here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Final, Self
+
+from ke_tools.errors import cannot_write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["KEY", "Seal"]
+
+KEY: Final = "chat.key"
+_KEY_BYTES: Final = 32
+_DIGITS: Final = 32
+
+
+class Seal:
+    """A home's key for what was said in chats."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    @classmethod
+    def made(cls, home: Path) -> Self:
+        """Read the home's key, which is made where there is none.
+
+        Raises:
+            ReadOnly, ResourceExhausted: it cannot be written.
+        """
+        path = home / KEY
+        try:
+            if not path.exists():
+                home.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _make(path)
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def mark(self, *parts: object) -> str:
+        """The mark of these parts, in their order."""
+        return hmac.digest(self._key, json.dumps(parts, ensure_ascii=False).encode(), "sha256").hex()[:_DIGITS]
+
+    def fits(self, mark: str, *parts: object) -> bool:
+        """Whether a mark is that of these parts."""
+        return hmac.compare_digest(mark.encode(), self.mark(*parts).encode())
+
+
+def _make(path: Path) -> None:
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(_KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        path.hardlink_to(partial)  # the first of several processes wins, and its file is whole
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
