@@ -442,3 +442,33 @@ def test_a_release_that_was_taken_out_meanwhile_is_left_out_and_told(
     assert said(answer) == "Canberra."
     assert answer.headers["ke-route"] == "base; reason=release"
     assert other.generations[0].json["model"] == "other-7b"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_corrects_a_fact_before_another_server_too(service: Service, other: OtherServer, stream: bool) -> None:
+    """Issue 8, §1: /correct, yes, and /undo, through the official client; nothing of it reaches the server."""
+    app = build_app(service, chat_corrections="apply")
+    with TestClient(app, BASE) as http, openai.OpenAI(base_url=f"{BASE}/v1", api_key="any", http_client=http) as client:
+        turns: list[Any] = []
+
+        def say(text: str) -> str:
+            turns.append({"role": "user", "content": text})
+            made: Any = client.chat.completions.create(model="other-7b", messages=turns, stream=stream)
+            reply = "".join(p.choices[0].delta.content or "" for p in made) if stream else made.choices[0].message.content
+            turns.append({"role": "assistant", "content": reply})
+            return str(reply)
+
+        before = say("What is the capital of Australia?")
+        shown = say("/correct The capital of Australia is Sydney.")
+        recorded = say("yes")
+        asked: dict[str, Any] = {"model": "other-7b", "messages": IN_SCOPE}  # a client that had no part in it
+        after = client.chat.completions.create(**asked)
+        taken_back = say("/undo")
+        again = client.chat.completions.create(**asked)
+    assert before == "Canberra."
+    assert "Sydney" in shown
+    assert recorded.startswith("Recorded.")
+    assert after.choices[0].message.content == "Sydney."
+    assert taken_back.startswith("Taken back")
+    assert again.choices[0].message.content == "Canberra."
+    assert not [one for one in other.generations if b"/correct" in one.body or b"/undo" in one.body]
