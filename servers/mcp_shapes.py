@@ -66,7 +66,7 @@ class FactIn(BaseModel):
     statement: str = Field(
         default="",
         max_length=LONGEST["prompt"],
-        description="instead of subject, prompt and target: one plain sentence; E_INVALID asks back where it is not certain",
+        description="a sentence for subject, prompt, target",
     )
     subject: str = Field(default="", max_length=LONGEST["subject"], description="what the fact is about, e.g. 'Australia'")
     prompt: str = Field(
