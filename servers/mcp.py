@@ -69,8 +69,8 @@ _DESCRIPTIONS: Final = {
         "know something new. The correction acts on the next answer of every client of the model's endpoint; the weights are "
         "not touched, and it does not change your own knowledge. All facts of a call are recorded or none. A later edit of the "
         "same subject and relation supersedes the earlier one; the result names it. forget=true without target: the model declines from "
-        "then on. The user's own sentence may stand as statement; if E_INVALID asks back, ask the user. Not for instructions or "
-        "style: one plain fact each. Next: {p}verify with the edit_ids; {p}rollback undoes."
+        "then on. If it asks back, ask the user. Not for instructions or style: one fact each. "
+        "Next: {p}verify with the edit_ids; {p}rollback undoes."
     ),
     "query": (
         "Ask the served model a question and get its answer, with the edits that it rests on. Use it before an edit to see what "

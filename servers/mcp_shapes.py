@@ -66,13 +66,13 @@ class FactIn(BaseModel):
     statement: str = Field(
         default="",
         max_length=LONGEST["prompt"],
-        description="instead of subject, prompt and target: one plain sentence; E_INVALID asks back where it is not certain",
+        description="a sentence for subject, prompt, target",
     )
-    subject: str = Field(default="", max_length=LONGEST["subject"], description="what the fact is about, e.g. 'Australia'")
+    subject: str = Field(default="", max_length=LONGEST["subject"], description="what it is about, e.g. 'Australia'")
     prompt: str = Field(
         default="",
         max_length=LONGEST["prompt"],
-        description="statement that the target completes ('The capital of Australia is') or question that it answers, with the subject",
+        description="statement that the target completes ('The capital of Australia is') or question, with the subject",
     )
     target: str = Field(default="", max_length=LONGEST["target"], description="the answer from now on, e.g. 'Sydney'")
     forget: bool = Field(default=False, description="instead of a target: decline to answer from now on")

@@ -30,7 +30,7 @@ _SIGNS: Final = frozenset(  # of which an opening has one
 )
 _LIGHT: Final = _SIGNS | frozenset(  # words that an opening may have beside
     "i i'm am that that's this is was it it's be you you're are your the a an answer one quite right true correct really again so but and"
-    " because as since just looked up hold on there's there got have had made here pretty very in fact reality matter of".split()
+    " because as since just looked up hold on there's there got have had made here pretty very in fact reality matter of far know".split()
 )
 _ACTUALLY: Final = r"(?:actually|in fact|in reality|really|as a matter of fact)"
 _RIGHT: Final = r"(?:correct|right|real|actual|true)"
@@ -64,11 +64,11 @@ _SURE_FORMS: Final = _forms(  # with or without one
     rf"(?P<bare>{_TARGET})\s+(?:is|was|would be)\s+(?:the\s+)?{_RIGHT}(?:\s+(?:answer|one|name))?",
 )
 _OLD: Final = r"(?P<old>[^,!?]{1,80}?)"
-_NEW: Final = r"(?P<target>[^,?]{1,80}?)"
+_NEW: Final = r"(?P<target>[^?]{1,80}?)"
 _CONTRAST: Final = tuple(
     re.compile(form + _LAST, re.IGNORECASE)
     for form in (
-        rf"(?:{_IT}{_IS}\s+)?{_NEW},?\s+not\s+{_OLD}",
+        rf"(?:{_IT}{_IS}\s+)?{_NEW},?\s+(?:and\s+)?not\s+{_OLD}",
         rf"(?:{_IT}{_IS}\s+)?not\s+{_OLD},?\s+but\s+{_NEW}",
         rf"(?:{_IT}{_IS}\s+)?not\s+{_OLD}[,.;:!\u2013\u2014]\s*(?:{_IT}{_IS}\s+)?{_NEW}",
         rf"{_IT}\s+(?:isn['\u2019]t|wasn['\u2019]t|is not|was not)\s+{_OLD}[,.;:!\u2013\u2014]\s*(?:but\s+)?(?:{_IT}{_IS}\s+)?{_NEW}",

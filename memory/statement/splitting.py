@@ -98,7 +98,10 @@ def split(text: str, *, known: Known = lambda _text: (), meanings: Meanings | No
 
 def subject_of(question: str, *, known: Known = lambda _text: (), meanings: Meanings | None = None) -> Name | None:
     """Find the one thing that a question is about; ``None`` where it names none, or several."""
-    subjects = named_in(question, known(question)) or [name for name in common_in(question) if noun_of(name.text) is None]
+    commons = [name for name in common_in(question) if noun_of(name.text) is None]
+    subjects = named_in(question, known(question))
+    if all(_is_short(name.text) and not kinds_of(name.text) for name in subjects):  # none, or "the value of Z for gold"
+        subjects = commons or subjects
     return _Reader(known, meanings).one(question, subjects, "") if subjects else None
 
 
@@ -235,7 +238,7 @@ class _Reader:
 
     def _is_of_a_kind(self, prompt: str, subject: Name, target: str) -> bool:
         """Whether a number answers what asks for one, where it is known what is asked for."""
-        if self.meanings is None or not is_number(target) or kinds_of(target):
+        if self.meanings is None or not is_number(target) or (kinds_of(target) and not target.isdigit()):
             return True
         relation, likeness = self.meanings.nearest([_masked(prompt, subject)])[0]
         known = atlas.relations().get(relation)

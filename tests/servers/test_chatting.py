@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 
 from ke_tools.config import Settings
+from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.statement.meanings import InventoryMeanings
@@ -382,6 +383,39 @@ def test_the_key_is_the_users_alone(service: Service) -> None:
     assert (
         Seal.made(service.settings.home).mark("a") == Seal.made(service.settings.home).mark("a") != Seal.made(path.parent / "x").mark("a")
     )
+
+
+# One sentence as an edit ----------------------------------------------------------------------------------------------
+
+
+def test_edit_takes_a_sentence_and_shows_its_parts(service: Service) -> None:
+    """Issue 8, §1: ``statement`` instead of subject, prompt and target; two facts are two edits."""
+    made = service.edit(LOCAL, [{"statement": "The capital of Australia is Sydney and the capital of Brazil is Salvador.", "source": ""}])
+
+    assert [(row["subject"], row["target"]) for row in made["edits"]] == [("Australia", "Sydney"), ("Brazil", "Salvador")]
+    assert made["edits"][0]["relation"] == "capital"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"statement": "Mira Talbot met Jon Hale in Oslo."},
+        {"statement": "The capital of Australia is Sydney.", "subject": "Australia"},
+        {"statement": "The capital of Australia is Sydney.", "forget": True},
+        {"statement": "The capital of Chile is Arica. The capital of Brazil is Salvador.", "aliases": ["Brasil"]},
+        {"statement": "It is raining."},
+        {"statement": 5},
+    ],
+)
+def test_a_sentence_that_is_not_certain_is_asked_back_and_nothing_is_written(service: Service, given: dict[str, Any]) -> None:
+    """Issue 8, §1: one question back, never a guess."""
+    with pytest.raises(InvalidInput) as caught:
+        service.edit(LOCAL, [given])
+
+    assert service.ledger.head() == 0
+    if "Talbot" in str(given["statement"]):
+        assert caught.value.data["question"] == "What is it about: Mira Talbot or Jon Hale?"
+        assert [one["subject"] for one in caught.value.data["candidates"]] == ["Mira Talbot", "Jon Hale"]
 
 
 # The terminal ---------------------------------------------------------------------------------------------------------
