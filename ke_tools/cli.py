@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, Type
 import typer
 
 from ke_tools import printing
-from ke_tools.config import DEFAULT_ADDRESS, Edits, Settings, Via
+from ke_tools.config import DEFAULT_ADDRESS, ChatCorrections, Edits, Settings, Via
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ Format = Literal["auto", "counterfact", "zsre", "knowedit", "mquake", "house"]
 View = Literal["edited", "base", "both"]
 Suite = Literal["quick", "full"]
 Mode = Literal["auto", "replace", "add"]
-ChatCorrections = Literal["off", "propose", "apply"]
 Client = Literal["claude-code", "claude-desktop", "cursor", "vscode", "codex"]
 Lines = Annotated[Path | None, typer.Argument(metavar="FILE", help="JSON lines; without it, standard input.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="How many at most.")]

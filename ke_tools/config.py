@@ -42,6 +42,7 @@ _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 Via = Literal["auto", "ike", "reader", "weights"]
 Grey = Literal["conditional", "judge", "base"]
+ChatCorrections = Literal["off", "propose", "apply"]
 Edits = Literal["active", "propose"]
 Kind = Literal["data", "cache", "config"]
 
@@ -65,7 +66,7 @@ class Settings:
     grey: Grey = "base"  # what happens where it is not clear whether a question is about an edit
     edits: Edits = "active"  # whether an edit acts at once, or waits for an approval
     edits_per_minute: int = 0  # that one token may record, where the token file does not say; 0: any number
-    chat_corrections: Literal["off", "propose", "apply"] = "off"  # whether /correct and "no, it is …" are obeyed at the endpoint
+    chat_corrections: ChatCorrections = "off"  # whether /correct and "no, it is …" are obeyed at the endpoint
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio

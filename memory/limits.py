@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ke_tools.errors import InvalidInput, LimitReached
@@ -40,4 +41,5 @@ def refuse_if_over(db: apsw.Connection, author: Author, count: int, per_minute: 
             f"{author.name!r} recorded {len(recent)} edits within a minute and may record {per_minute}; nothing was recorded.",
             f"Go on at {again}.",
             again_at=again,
+            poll_after_ms=max(1, round(1000 * (datetime.fromisoformat(again) - datetime.fromisoformat(moment)).total_seconds())),
         )

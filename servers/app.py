@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from ke_tools.config import ChatCorrections
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
@@ -49,7 +50,7 @@ def build_app(
     allowed_hosts: Sequence[str] = (),
     mcp: MCPServer[Any] | None = None,
     read_only: bool = False,
-    chat_corrections: Literal["off", "propose", "apply"] = "off",
+    chat_corrections: ChatCorrections = "off",
     load_wait_seconds: float = LOAD_WAIT_SECONDS,
 ) -> Starlette:
     """Build the application; its start begins to load the model.

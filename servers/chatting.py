@@ -9,6 +9,7 @@ confirms nothing, and neither does a true one after something has changed. Only 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ke_tools.servers.service import Service
 
 __all__ = ["Chatting", "Mode"]
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["propose", "apply"]
 
@@ -97,7 +100,13 @@ class Chatting:
             return "Nothing was changed."
         if not self._remarks or not self._may(who):
             return None
-        return await self._asked(who, turns)
+        try:
+            return await self._asked(who, turns)
+        except (Refused, InvalidInput, NotFound):
+            raise
+        except Exception:  # a remark may be no correction at all: the model answers it, whatever broke here
+            log.exception("a message was not looked at for a correction")
+            return None
 
     def _may(self, who: Principal) -> bool:
         return who.may("propose") and not (self._read_only or self._service.settings.read_only or self._service.unwritable)

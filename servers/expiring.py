@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST: Final = 86_400.0  # seconds of one wait
 _SHORTEST: Final = 0.01
+_AGAIN: Final = 1.0  # after a ledger that could not be read or written
 
 
 class Expiring:
@@ -32,24 +33,29 @@ class Expiring:
 
     def arm(self) -> None:
         """Retire what is over, and wait for what expires next."""
-        if self._ledger is None:
-            return
-        try:
-            over = self._ledger.expiries.next()
-            if over and _seconds_until(over) <= 0:
-                log.info("expired: %s", ", ".join(self._ledger.expiries.sweep()))
-                over = self._ledger.expiries.next()
-        except KeToolsError as error:
-            log.warning("what has expired is not retired yet: %s", error)
-            return
         with self._lock:
+            if self._ledger is None or self._is_closed:
+                return
+            seconds = self._swept(self._ledger)
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if over and not self._is_closed:
-                self._timer = threading.Timer(min(_LONGEST, max(_SHORTEST, _seconds_until(over))), self.arm)
+            if seconds is not None:
+                self._timer = threading.Timer(min(_LONGEST, max(_SHORTEST, seconds)), self.arm)
                 self._timer.daemon = True
                 self._timer.start()
+
+    def _swept(self, ledger: Ledger) -> float | None:
+        """Retire what is over; gives the seconds until there is something to do again, ``None`` for never."""
+        try:
+            over = ledger.expiries.next()
+            if over and _seconds_until(over) <= 0:
+                log.info("expired: %s", ", ".join(ledger.expiries.sweep()))
+                over = ledger.expiries.next()
+        except KeToolsError as error:
+            log.warning("what has expired is not retired yet: %s", error)
+            return _AGAIN
+        return _seconds_until(over) if over else None
 
     def close(self) -> None:
         """Wait no longer."""

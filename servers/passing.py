@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -19,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ke_tools.errors import ModelUnavailable, NotFound, Unsupported
+from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Request
 from ke_tools.servers import refusing
@@ -56,7 +55,6 @@ _HOP_BY_HOP: Final = frozenset(
 _KEPT_HERE: Final = _HOP_BY_HOP | frozenset("host content-length authorization cookie origin referer x-api-key api-key expect".split())
 _NOT_PASSED_BACK: Final = _HOP_BY_HOP | frozenset({"set-cookie", "server", "date"})
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
-_OURS: Final = re.compile(rb"ke-[0-9a-f]{24}")
 _MANAGING: Final = ("load_lora_adapter", "unload_lora_adapter", "ke/")  # paths that change the server for everybody
 Kind = Literal["chat", "completion"]
 _SHAPES: Final[Mapping[Kind, Shape]] = {"chat": ChatShape(), "completion": CompletionShape()}
@@ -136,12 +134,14 @@ class Passing:
             raise NotFound(f"there is nothing at {request.scope['path'][:200]!r}.", "See / for what this server offers.")
         if request.method in _CHANGING or path.startswith(_MANAGING):
             who.require("admin")
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise InvalidInput("the body is compressed, so nobody here can say which model it names.", "Send it as it is.")
         body = await read_body(request, LARGEST_PASSED)
         if body is None:
             return too_large(LARGEST_PASSED)
         query = request.scope["query_string"].decode("latin-1")
         engine = await self._engine()
-        for name in {path.removeprefix("models/"), *(found.decode() for found in _OURS.findall(body))}:
+        for name in (path.removeprefix("models/"), _named_in(body)):
             _refuse_ours(engine, name)
         target = "/" + quote(path) + (f"?{query}" if query else "")
         told = {"ke-route": "base; reason=path", "ke-edits": "", "ke-revision": str(self._service.revision)}
@@ -189,7 +189,7 @@ class Passing:
 
     async def _replied(self, who: Principal, asked: _Asked) -> str | None:
         """What is said to a correction in a chat, where these are switched on; ``None`` for everything else."""
-        if self._chatting is None or asked.is_base or asked.kind != "chat" or not asked.requests or asked.raw.get("n", 1) not in {None, 1}:
+        if self._chatting is None or asked.is_base or asked.kind != "chat" or not asked.requests or asked.raw.get("n", 1) not in (None, 1):
             return None
         return await self._chatting.reply(who, asked.requests[0].messages or ())
 
@@ -376,6 +376,14 @@ def _read(kind: Kind, body: bytes, engine: Remote) -> _Asked:
     if is_adapter:
         requests = tuple(replace(one, adapter=model) for one in requests)
     return _Asked(kind, raw, body, requests, is_base, is_adapter, "" if requests else "unread")
+
+
+def _named_in(body: bytes) -> str:
+    """The model that a body names, where it is a JSON object."""
+    try:
+        return str(parse_json(body).get("model") or "")
+    except InvalidInput:
+        return ""
 
 
 def _refuse_ours(engine: Remote, model: str) -> None:

@@ -264,6 +264,14 @@ class Promotions:
             self._unserved.forget(tenant)
             return name
 
+    def drop(self, names: Collection[str], engine: Engine | None) -> None:
+        """Take releases out of the engine that were erased."""
+        for name in names if engine is not None else ():
+            with self._lock:
+                self._loaded.pop(name, None)
+            if engine is not None and name in engine.adapters:
+                _forget(engine, name)
+
     def without(self, tenant: str, edit_ids: Sequence[str]) -> str | None:
         """The release to flip to when edits are taken back, "" where there is none; ``None`` where the live one carries none of them."""
         if not set(self._ledger.carried_by(tenant, self._ledger.live_release(tenant))) & set(edit_ids):

@@ -256,6 +256,7 @@ class Service:
             release = self.promotions.without(who.tenant, [edit_id])
             erased = erase(self.settings, self.ledger, self.scope, who, edit_id, reason=reason, release=release)
         self._base_answers = BaseAnswers()
+        self.promotions.drop(erased["releases"], self.models.peek())
         return {**erased, "model": self.model_id}
 
     def rollback(
@@ -330,6 +331,7 @@ class Service:
 
         ``of`` is ``old`` unless given: the release that was asked for and cannot be live, as it carries something that was purged.
         """
+        self.expiring.arm()  # what came back may expire
         new, of = self.ledger.live_release(who.tenant), old if of is None else of
         rest = self.promotions.promote_rest(who, of, leaving)
         if new == old:

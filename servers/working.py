@@ -17,4 +17,4 @@ def engine_of(settings: Settings) -> Engine:
     """The engine of these settings, loaded once."""
     from ke_tools.servers.engines.loading import load_engine
 
-    return load_engine(settings, lambda _message: None)
+    return load_engine(settings, lambda _message: None, owner="worker")

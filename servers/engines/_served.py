@@ -44,7 +44,7 @@ class Served:
     has_codebook: bool
 
 
-def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_rank: int = 0) -> Served:
+def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_rank: int = 0, owner: str = "") -> Served:
     """Write what some adapters and releases add together, or find it written already.
 
     Args:
@@ -52,6 +52,7 @@ def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_
         parts: folders; at most one has a codebook.
         config: of the model (``hidden_size``, ``intermediate_size``).
         most_rank: the server's; a higher one is lowered by a singular value decomposition.
+        owner: who loads and unloads it, as part of the name: what one process takes out, another may be serving.
 
     Raises:
         Unsupported: lowering the rank would cost more than :data:`MOST_LOSS`.
@@ -73,7 +74,7 @@ def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_
             f"Start it with --max-lora-rank {_next_rank(max(pair[0].shape[0] for pair in joined.values()))}.",
         )
     book = next((part / codebooks.WEIGHTS for part in parts if (part / codebooks.WEIGHTS).is_file()), None)
-    return _written(root, {module: pair for module, (pair, _) in lowered.items()} or _zero(config), book, loss)
+    return _written(root, {module: pair for module, (pair, _) in lowered.items()} or _zero(config), book, loss, owner)
 
 
 def _read(folder: Path) -> dict[str, _Factors]:
@@ -129,7 +130,7 @@ def _zero(config: Mapping[str, Any]) -> dict[str, _Factors]:
     return {"model.layers.0.mlp.down_proj": (torch.zeros(1, inner), torch.zeros(width, 1))}
 
 
-def _written(root: Path, factors: Mapping[str, _Factors], book: Path | None, loss: float) -> Served:
+def _written(root: Path, factors: Mapping[str, _Factors], book: Path | None, loss: float, owner: str) -> Served:
     from safetensors.torch import save
 
     rank = max(a.shape[0] for a, _ in factors.values())
@@ -151,7 +152,7 @@ def _written(root: Path, factors: Mapping[str, _Factors], book: Path | None, los
     files = {peft_folder.CONFIG: json.dumps(config, sort_keys=True).encode(), peft_folder.WEIGHTS: save(tensors)}
     if book is not None:
         files[codebooks.WEIGHTS] = book.read_bytes()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(owner.encode("utf-8", "surrogateescape"))
     for name, content in sorted(files.items()):
         digest.update(name.encode() + hashlib.sha256(content).digest())
     name = f"ke-{digest.hexdigest()[:24]}"
@@ -181,17 +182,17 @@ def _is_whole(place: Path, files: Mapping[str, bytes]) -> bool:
 
 def _write(root: Path, place: Path, files: Mapping[str, bytes]) -> None:
     root.mkdir(mode=0o755, parents=True, exist_ok=True)  # the server may be another user
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+    partial, aside = (Path(tempfile.mkdtemp(prefix=f".{what}-", dir=root)) for what in ("partial", "damaged"))
     try:
         for name, content in files.items():
             (partial / name).write_bytes(content)
         partial.chmod(0o755)
-        if place.exists():  # damaged: put aside, as a server may be reading it
-            place.rename(partial / "damaged")
+        if place.exists():
+            place.rename(aside / place.name)
         partial.rename(place)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _next_rank(rank: int) -> int:

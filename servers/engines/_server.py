@@ -140,6 +140,7 @@ class Server:
         body = body_of(request, model, stream=True)
         try:
             async with self.new_client() as client, client.stream("POST", self.address + path_of(request), json=body) as answer:
+                self.circuit.worked()
                 if answer.status_code != httpx.codes.OK:
                     await answer.aread()
                     refuse(answer, self.address)
@@ -147,7 +148,6 @@ class Server:
                     yield piece
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
-        self.circuit.worked()
 
     async def send(self, client: httpx.AsyncClient, method: str, path: str, **content: Any) -> httpx.Response:
         """Pass something on; gives the answer with its body unread, whatever its status, for the caller to close.
@@ -198,8 +198,9 @@ def _chosen(cards: Sequence[Mapping[str, Any]], model: str, address: str) -> Map
         if model not in names:
             raise NotFound(f"the server at {address} has no model {model!r}.", f"It has: {listed or 'none'}.")
         return cards[names.index(model)]
-    bases = [card for card in cards if not card.get("parent")]  # vLLM lists adapters with the model that they are of
-    if len(bases) != 1:
+    bases = [card for card in cards if not card.get("parent")]  # vLLM lists adapters with the model that they are of,
+    is_one = len({str(card.get("root") or card["id"]) for card in bases}) == 1  # and a model under each of its names
+    if not is_one:
         raise InvalidInput(f"the server at {address} has {len(bases)} models: {listed or 'none'}.", "Name one by --model.")
     return bases[0]
 

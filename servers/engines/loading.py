@@ -26,8 +26,10 @@ def model_id(settings: Settings) -> str:
     return path.resolve().name if path.exists() else settings.model
 
 
-def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
+def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = "server") -> Engine:
     """Load the model of ``settings``, or connect to the server that runs it; the embedded one is fetched first where it is missing.
+
+    ``owner`` is which of a home's processes asks; what one of them loads into a server of vLLM, another does not take out.
 
     Raises:
         InvalidInput, NotFound: as :class:`~ke_tools.servers.engines.upstream.Upstream`.
@@ -48,7 +50,8 @@ def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
     fingerprint = checkpoint.fingerprint(path, cache=settings.cache)
     reader = card.find(fingerprint, settings.home)
     if settings.engine == "vllm":
-        return _vllm(settings, path, fingerprint, reader, say)
+        say(f"connecting to {', '.join(settings.vllm_url)}")
+        return _vllm(settings, path, fingerprint, reader, f"{owner} of {settings.home}")
     from ke_tools.servers.engines.hf import HFEngine
 
     say("loading the model")
@@ -63,12 +66,11 @@ def load_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
     )
 
 
-def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None, say: Callable[[str], None]) -> Engine:
+def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None, owner: str) -> Engine:
     from ke_tools.servers.engines._server import key_of
     from ke_tools.servers.engines.vllm import VLLM
 
     if not settings.vllm_url:
         raise InvalidInput("the engine vllm needs to know its servers.", "Give --vllm-url http://HOST:PORT.")
-    say(f"connecting to {', '.join(settings.vllm_url)}")
     key = key_of(settings.upstream_key_file, os.environ)
-    return VLLM(settings.vllm_url, path=path, fingerprint=fingerprint, root=settings.served, key=key, reader=reader)
+    return VLLM(settings.vllm_url, path=path, fingerprint=fingerprint, root=settings.served, key=key, owner=owner, reader=reader)

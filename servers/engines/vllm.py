@@ -13,11 +13,11 @@ import json
 import logging
 import math
 import re
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,8 +42,9 @@ _AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
 _PROBED: Final = 4  # edits of a release that a server is asked about before it is used
 _GENERATED: Final = 4  # tokens
 _SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
+_NOISE: Final = 4.0  # times what the same question asked twice differs by, on hardware whose batches count
+_TEXT: Final = "The capital of Australia is Canberra; 12,345 + 678 = ? Ünïcödé."
 _TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
-_FORGOTTEN: Final = frozenset({httpx.codes.NOT_FOUND})
 _T = TypeVar("_T")
 _Scores = list[list[float]]
 
@@ -65,8 +66,8 @@ class VLLM:
         path: the checkpoint's folder, for its tokenizer and its configuration.
         fingerprint: of the checkpoint.
         root: where adapters for the servers are written; they must see it under the same path.
-        model: which of the servers' models, where they have several.
         key: of the servers.
+        owner: as :func:`~ke_tools.servers.engines._served.serve` has it.
         reader: folder of the reader.
         timeout: of a request.
 
@@ -82,8 +83,8 @@ class VLLM:
         path: Path,
         fingerprint: str,
         root: Path,
-        model: str = "",
         key: str = "",
+        owner: str = "",
         reader: Path | None = None,
         timeout: httpx.Timeout = TIMEOUT,
     ) -> None:
@@ -92,15 +93,18 @@ class VLLM:
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
         self._changing = threading.RLock()
         self._turn = 0
-        self._root, self._reader = root, reader
+        self._root, self._owner = root, owner
+        self._readers = [reader] if reader is not None else []  # one or none
         self._wanted: dict[str, Served] = {}  # by the adapters in it, joined by +
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
         self._config = json.loads((path / "config.json").read_text("utf-8"))
         try:
-            card = self._first_card(model)
+            card = self._first_card()
             self.model_id, self.context_length = str(card["id"]), int(card.get("max_model_len") or 2048)
             self._template = Template(path, model_id=self.model_id)
-            self._refuse_another_tokenizer()
+            for replica in self._replicas:
+                if replica.is_current:
+                    self._refuse_another_tokenizer(replica.server)
             self._add_reader()
         except BaseException:
             self.close()
@@ -149,18 +153,22 @@ class VLLM:
         """
         fitted, count = self._fitted(request)
         model, has_begun = self.served_as(request.adapter), False
+        failed: KeToolsError = self._nobody()
         async for replica in self._current_soon():
-            try:
-                async for piece in replica.server.stream(fitted, model, count):
-                    has_begun = True
-                    yield piece
-            except ModelUnavailable:
-                self._lost(replica)
-                if has_begun:
-                    raise
-            else:
-                return
-        raise self._nobody()
+            for _ in range(2):
+                try:
+                    async for piece in replica.server.stream(fitted, model, count):
+                        has_begun = True
+                        yield piece
+                except ModelUnavailable as error:
+                    failed = error
+                else:
+                    return
+                if has_begun or not await asyncio.to_thread(self._has_come_back, replica, model):
+                    break
+            if has_begun:
+                break
+        raise failed
 
     def score(self, requests: Sequence[Request], targets: Sequence[str]) -> list[float | None]:
         """Give the log-probability of each target behind its request (:class:`~ke_tools.models.engine.Scores`)."""
@@ -215,6 +223,7 @@ class VLLM:
 
     async def send(self, client: httpx.AsyncClient, method: str, path: str, *, adapter: str = "", **content: Any) -> httpx.Response:
         """See :class:`~ke_tools.servers.engines.remote.Remote`; a server that does not answer is passed over for the next."""
+        model = self.served_as(adapter)
         async for replica in self._current_soon():
             for _ in range(2):
                 try:
@@ -222,11 +231,10 @@ class VLLM:
                 except ModelUnavailable:
                     self._lost(replica)
                     break
-                if not adapter or answer.status_code not in _FORGOTTEN:
+                if not NAME.fullmatch(model) or answer.status_code != httpx.codes.NOT_FOUND:
                     return answer
-                await answer.aclose()  # it was started again since it was looked at, and knows nothing of ours
-                replica.is_current = False
-                if not await asyncio.to_thread(self._bring_up, replica, waits=True):
+                await answer.aclose()
+                if not await asyncio.to_thread(self._has_come_back, replica, model):
                     break
         raise self._nobody()
 
@@ -249,15 +257,15 @@ class VLLM:
                     f"{name} was made for the model {release.fingerprint}; this is {self.fingerprint}.", "Promote its edits again."
                 )
             self._publish(name, [path], _asked_about(self._template, path))
-            if READER in self._wanted:
+            if READER in self._wanted:  # what acts for questions in scope
                 try:
-                    self._publish(_key(f"{READER}+{name}"), [path, self._reader or path], [])
+                    self._publish(_key(f"{READER}+{name}"), [path, *self._readers], self._probes[name])
                 except KeToolsError:
                     self.unload_adapter(name)
                     raise
 
     def unload_adapter(self, name: str) -> None:
-        """Take a release out of every server; those of its requests that are under way end first.
+        """Take a release out of every server, and its folders off the disk; what is under way goes on.
 
         Raises:
             InvalidInput: no adapter of this name is loaded.
@@ -266,11 +274,13 @@ class VLLM:
             gone = [key for key in self._wanted if name in key.split("+")]
             if not gone:
                 raise InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._wanted)) or 'none'}.")
-            for key in gone:
-                served = self._wanted.pop(key)
+            out = {key: self._wanted[key] for key in gone}
+            self._wanted = {key: served for key, served in self._wanted.items() if key not in out}
+            for key, served in out.items():
                 self._probes.pop(key, None)
-                for replica in self._replicas:
-                    self._take_out(replica, served.name)
+                is_gone = [self._take_out(replica, served.name) for replica in self._replicas]
+                if all(is_gone):
+                    shutil.rmtree(served.folder, ignore_errors=True)  # vLLM may read a registered one again, so never before
 
     def close(self) -> None:
         """Let the connections go; what is loaded stays in the servers, for whoever else asks them."""
@@ -281,7 +291,7 @@ class VLLM:
     @property
     def has_reader(self) -> bool:
         """Whether there is a reader for the model, served or not."""
-        return self._reader is not None
+        return bool(self._readers)
 
     def told(self) -> list[tuple[bool, str]]:
         """How each server stands: whether it is asked, and what it has, in words."""
@@ -297,7 +307,7 @@ class VLLM:
 
     # -- inside --------------------------------------------------------------------------------------------------------------------
 
-    def _first_card(self, model: str) -> Mapping[str, Any]:
+    def _first_card(self) -> Mapping[str, Any]:
         """Meet the servers; those that are away are met when they come.
 
         Raises:
@@ -307,7 +317,7 @@ class VLLM:
         away: list[ModelUnavailable] = []
         for replica in self._replicas:
             try:
-                cards.append(replica.server.card(model))
+                cards.append(replica.server.card())
             except ModelUnavailable as error:
                 away.append(error)
             else:
@@ -318,82 +328,91 @@ class VLLM:
             raise Unsupported(f"the servers serve {', '.join(sorted({str(card['id']) for card in cards}))}.", "Give servers of one model.")
         return cards[0]
 
-    def _refuse_another_tokenizer(self) -> None:
-        text = "The capital of Australia is Canberra; 12,345 + 678 = ? Ünïcödé."
-        mine = self._template.encode(Request(prompt=text))
-        for replica in self._replicas:
-            if replica.is_current and (theirs := _tokens(replica.server, self.model_id, text)) not in (None, mine):
-                raise Unsupported(
-                    f"{replica.server.address} reads a text as other tokens than the checkpoint of --model: it serves another model.",
-                    "Give the checkpoint that it serves by --model.",
-                )
-            log.debug("%s reads as the checkpoint: %s", replica.server.address, theirs is not None)
+    def _refuse_another_tokenizer(self, server: Server) -> None:
+        """Refuse a server that reads a text as other tokens than the checkpoint.
+
+        Raises:
+            Unsupported: it does.
+        """
+        mine = self._template.encode(Request(prompt=_TEXT))
+        if _tokens(server, self.model_id, _TEXT) not in (None, mine):
+            raise Unsupported(
+                f"{server.address} reads a text as other tokens than the checkpoint of --model: it serves another model.",
+                "Give the checkpoint that it serves by --model.",
+            )
 
     def _add_reader(self) -> None:
         """Load the reader where the servers take it; without, facts go in with demonstrations."""
-        if self._reader is None:
+        if not self._readers:
             return
         text = self._template.encode(Request(prompt="The capital of Australia is Canberra. What is the capital of Australia?"))
         try:
-            self._publish(READER, [self._reader], [text])
+            self._publish(READER, self._readers, [text])
         except KeToolsError as error:
             log.warning("the reader is not served, so facts go in with demonstrations: %s", error)
 
     def _publish(self, key: str, parts: Sequence[Path], texts: list[list[int]], most_rank: int = 0) -> None:
         """Give every server that is there something to serve, and ask it; where one fails, all are as before."""
-        served = serve(self._root, parts, config=self._config, most_rank=most_rank)
-        given: list[_Replica] = []
+        served = serve(self._root, parts, config=self._config, most_rank=most_rank, owner=self._owner)
+        fresh: list[_Replica] = []
+        is_given = False
         try:
             for replica in self._current():
-                given.append(replica)
-                self._give(replica, served, texts)
+                self._give(replica, served, texts, fresh)
+                is_given = True
         except KeToolsError as error:
-            for replica in given:
+            for replica in fresh:
                 self._take_out(replica, served.name)
             match = _TOO_HIGH.search(str(error))
             if match is None or most_rank:
                 raise
             self._publish(key, parts, texts, int(match[1]))
             return
-        if not given:
+        if not is_given:
             raise self._nobody()
         if served.loss:
             log.warning("%s is served at rank %d, which costs %.2g of what it adds", key, served.rank, served.loss)
-        self._wanted[key], self._probes[key] = served, texts
+        self._probes[key] = texts
+        self._wanted = {**self._wanted, key: served}
 
-    def _give(self, replica: _Replica, served: Served, texts: list[list[int]]) -> None:
-        """Load something into one server and ask it about that.
+    def _give(self, replica: _Replica, served: Served, texts: list[list[int]], fresh: list[_Replica]) -> None:
+        """Load something into one server and ask it about that; who had it not before is noted as ``fresh``.
 
         Raises:
             Unsupported: it cannot serve it. ModelUnavailable: it does not answer, or answers nonsense.
         """
         server = replica.server
-        before = _forced(server, self.model_id, texts)
-        said = _load(server, served)
-        if said and not _TOO_HIGH.search(said) and not _is_loaded(server, served.name):
-            said = _load(server, served)  # with several workers vLLM may answer with the failure of an earlier one
-        if said:
-            raise Unsupported(f"{server.address} does not load it: {said}", "See its log; docs/vllm.md says how to start it.")
-        if texts:
-            self._refuse_idle(server, served, texts, before)
+        before = [_forced(server, self.model_id, texts) for _ in range(2)]
+        if not _is_loaded(server, served.name):
+            said = _load(server, served)
+            if said and not _TOO_HIGH.search(said):
+                said = _load(server, served)  # with several workers vLLM may answer with the failure of an earlier one
+            if said:
+                raise Unsupported(f"{server.address} does not load it: {said}", "See its log; docs/vllm.md says how to start it.")
+            fresh.append(replica)
+        self._refuse_idle(server, served, texts, before)
 
-    def _refuse_idle(self, server: Server, served: Served, texts: list[list[int]], before: _Scores) -> None:
-        """Refuse what does nothing, or what is nonsense, or moves the base model."""
+    def _refuse_idle(self, server: Server, served: Served, texts: list[list[int]], before: list[_Scores]) -> None:
+        """Refuse what does nothing, or what is nonsense, or moves the base model, by more than the same question asked twice differs."""
         after, base = _forced(server, served.name, texts), _forced(server, self.model_id, texts)
         if not all(math.isfinite(value) for row in after for value in row):
             raise ModelUnavailable(f"{server.address} answers with numbers that are none.", "Promote its edits again.")
-        if base != before:
+        noise = max(_SAME, _NOISE * _furthest(*before))
+        if _furthest(base, before[1]) > noise:
             raise ModelUnavailable(f"{server.address} answers differently as the base model since it was loaded.", "Restart that server.")
-        if max(abs(new - old) for row, other in zip(after, base, strict=True) for new, old in zip(row, other, strict=True)) <= _SAME:
+        if _furthest(after, base) <= noise:
             what = "the plugin of ke-tools is missing there" if served.has_codebook else "it was started without these modules"
             raise Unsupported(f"{server.address} loads it, and answers as without: {what}.", "docs/vllm.md says how to start it.")
         server.ask(Request(prompt="The", max_tokens=_GENERATED), served.name, 1)
 
-    def _take_out(self, replica: _Replica, name: str) -> None:
+    def _take_out(self, replica: _Replica, name: str) -> bool:
+        """Whether the server has it no more; one that is away may have it when it is back, under a name that is not asked for again."""
         try:
-            replica.server.post("/unload_lora_adapter", {"lora_name": name})
-        except KeToolsError as error:  # it has none, or is away: then it has none when it comes back
-            log.debug("%s has nothing to unload: %s", replica.server.address, error)
+            replica.server.post("/unload_lora_adapter", {"lora_name": name}, is_json=False)
+        except KeToolsError as error:
+            log.info("%s may still have %s: %s", replica.server.address, name, error)
+            return False
+        return True
 
     def _current(self) -> Iterator[_Replica]:
         """The servers that may be asked, each at most once, another one first each time; where all are away, one that comes back."""
@@ -447,24 +466,32 @@ class VLLM:
         listed = {str(card["id"]) for card in replica.server.cards()}
         if self.model_id not in listed:
             raise Unsupported(f"{replica.server.address} serves {', '.join(sorted(listed))}.", "Start it with the model again.")
+        self._refuse_another_tokenizer(replica.server)
         for key, served in self._wanted.items():
             if served.name not in listed:
-                self._give(replica, served, self._probes[key])
+                self._give(replica, served, self._probes[key], [])
         replica.is_current = True
 
     def _by_any(self, adapter: str, ask: Callable[[Server, str], _T]) -> _T:
         """Ask one server after the other until one answers."""
-        failed: KeToolsError | None = None
+        model, failed = self.served_as(adapter), self._nobody()
         for replica in self._current():
-            try:
-                return ask(replica.server, self.served_as(adapter))
-            except ModelUnavailable as error:
-                failed = error
-                self._lost(replica)
-                if adapter and self._bring_up(replica, waits=True):  # it knew the base and not the adapter: it was started again
-                    with suppress(ModelUnavailable):
-                        return ask(replica.server, self.served_as(adapter))
-        raise failed or self._nobody()
+            for _ in range(2):
+                try:
+                    return ask(replica.server, model)
+                except ModelUnavailable as error:
+                    failed = error
+                if not self._has_come_back(replica, model):
+                    break
+        raise failed
+
+    def _has_come_back(self, replica: _Replica, model: str) -> bool:
+        """Whether a server that failed is there after all, and had only lost what is ours: it was started again since it was looked at."""
+        self._lost(replica)
+        if not NAME.fullmatch(model) or replica.server.circuit.told:
+            return False
+        replica.again = 0.0
+        return self._bring_up(replica, waits=True)
 
     def _nobody(self) -> ModelUnavailable:
         said = "; ".join(f"{one.server.address}: {one.server.circuit.told or 'it is not ready'}" for one in self._replicas)
@@ -486,12 +513,10 @@ def _load(server: Server, served: Served) -> str:
     """Load an adapter; gives what the server says against it, "" where it has it."""
     try:
         server.post("/load_lora_adapter", {"lora_name": served.name, "lora_path": str(served.folder.resolve())}, is_json=False)
-    except InvalidInput as error:
-        return "" if "already" in error.message and _is_loaded(server, served.name) else error.message
-    except ModelUnavailable as error:
+    except KeToolsError as error:
         if server.circuit.told:  # nobody answered
             raise
-        return error.message
+        return "" if _is_loaded(server, served.name) else error.message
     return ""
 
 
@@ -514,6 +539,11 @@ def _forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> _Scor
         raise ModelUnavailable(
             f"{server.address} tells no log-probabilities of a prompt: {error!r}", "Serve the model by vLLM 0.32."
         ) from error
+
+
+def _furthest(one: _Scores, other: _Scores) -> float:
+    """The largest difference; of no numbers 0."""
+    return max((abs(a - b) for row, theirs in zip(one, other, strict=True) for a, b in zip(row, theirs, strict=True)), default=0.0)
 
 
 def _tokens(server: Server, model: str, text: str) -> list[int] | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from starlette.testclient import TestClient
 
-from ke_tools.config import Settings
+from ke_tools.config import ChatCorrections, Settings
 from ke_tools.memory.ledger import Ledger
 from ke_tools.servers.app import build_app
 from ke_tools.servers.auth import Token, TokenFile
@@ -45,10 +45,10 @@ class Door:
 
     @classmethod
     @contextmanager
-    def of(cls, service: Service) -> Iterator[Door]:
+    def of(cls, service: Service, chat_corrections: ChatCorrections = "off") -> Iterator[Door]:
         """Open it; each token's secret is its name."""
         tokens = TokenFile(tuple(Token(hashlib.sha256(name.encode()).hexdigest(), who) for name, who in WHO.items()))
-        app = build_app(service, token_file=tokens, mcp=build_server(service, anonymous=None))
+        app = build_app(service, token_file=tokens, mcp=build_server(service, anonymous=None), chat_corrections=chat_corrections)
         service.models.engine(20)
         with TestClient(app, "http://127.0.0.1:8765") as client:
             yield cls(service, client)

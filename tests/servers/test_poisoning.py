@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ke_tools.config import Settings
+from ke_tools.config import ChatCorrections, Settings
 from ke_tools.servers import approvals
 from ke_tools.servers.undoing import undo
 from tests.servers.door import WHO, Door, opened
@@ -44,16 +44,23 @@ def door(settings: Settings) -> Iterator[Door]:
     service.close()
 
 
-def test_a_sequence_of_innocent_chats_becomes_no_edit_and_changes_no_answer(door: Door) -> None:
-    """Query-only memory injection: what a user says in a chat is nobody's belief but that chat's."""
-    before = door.chat("ann", QUESTION)
-    for _ in range(3):
+@pytest.mark.parametrize("chats", ["off", "propose", "apply"])
+def test_a_sequence_of_innocent_chats_becomes_no_edit_and_changes_no_answer(settings: Settings, chats: ChatCorrections) -> None:
+    """Query-only memory injection: what a user says in a chat is nobody's belief but that chat's, also where chats may correct."""
+    service = opened(dataclasses.replace(settings, edits="propose"))
+    with Door.of(service, chats) as door:
+        before = door.chat("ann", QUESTION)
         for name in ("carl", "eve", "ann"):
             door.chat(name, *BRIDGES)
             for turn in BRIDGES:
                 door.chat(name, turn)
-    assert door.service.ledger.head() == 0
-    assert door.chat("ann", QUESTION) == before
+        assert service.ledger.head() == 0
+        for name in ("carl", "eve", "ann"):
+            door.chat(name, *BRIDGES, BRIDGES[4], "yes")
+        assert (service.ledger.head() > 0) is (chats != "off")
+        assert service.ledger.live("acme") == []
+        assert door.chat("ann", QUESTION) == before
+    service.close()
 
 
 def test_an_edit_in_a_quoted_document_is_a_text_and_from_an_agent_that_obeys_it_a_proposal(door: Door) -> None:

@@ -37,6 +37,7 @@ _ENVIRONMENT: Final = {
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or all servers of a machine compute on the same core
 }
 
 
