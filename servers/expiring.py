@@ -54,7 +54,7 @@ class Expiring:
                 over = ledger.expiries.next()
         except KeToolsError as error:
             log.warning("what has expired is not retired yet: %s", error)
-            return _AGAIN
+            return _AGAIN if error.retryable else None
         return _seconds_until(over) if over else None
 
     def close(self) -> None:

@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -20,11 +18,12 @@ from starlette.routing import Route
 
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 from ke_tools.models.engine import Generation, Piece
+from ke_tools.servers import rendered
 from ke_tools.servers.auth import LARGEST_BODY, drain, too_large
 from ke_tools.servers.http_errors import error_body, error_response
 from ke_tools.servers.metrics import Stopwatch
 from ke_tools.servers.openai_request import Ask, parse_json, read_chat, read_completion
-from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape
+from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape, event, head_of, usage_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -133,14 +132,19 @@ class OpenAI:
     async def _serve(self, request: HTTPRequest, who: Principal, ask: Ask, view: View, shape: Shape) -> Response:
         said = await self._replied(who, ask, view)
         if said is not None:
-            return self._said(request, ask, said, shape, view)
+            request.scope["ke.route"] = "chat"
+            made, told = [Generation(said, "stop", 0, 0)], plain_headers("chat", self._service)
+            return rendered.response(made, shape, model=self._name(view), stream=ask.stream, usage=ask.include_usage, headers=told)
         engine = await self._service.models.engine_async(self._load_wait)
         requests = [await asyncio.to_thread(_fitted, asked, ask.max_tokens, engine) for asked in ask.requests]
         opened = await self._open(who, requests, ask.n, view)
         routeds = [answer.routed for answer in opened]
         request.scope["ke.route"] = opened[0].routed.route
         headers = headers_of(routeds, self._service)
-        head = self._head(ask, shape, view) | {"system_fingerprint": "fp_" + engine.fingerprint.rpartition(":")[2][:12]}
+        head = {
+            **head_of(shape, self._name(view), stream=ask.stream),
+            "system_fingerprint": "fp_" + engine.fingerprint.rpartition(":")[2][:12],
+        }
         if not ask.stream:
             done = await self._collect(opened)
             choices = [shape.choice(index, generation) for index, generation in enumerate(done)]
@@ -153,29 +157,12 @@ class OpenAI:
             raise
         return EventStream(_events(first, merged, head, ask, shape), headers)
 
-    def _head(self, ask: Ask, shape: Shape, view: View) -> dict[str, Any]:
-        return {
-            "id": f"{shape.prefix}-{uuid.uuid4().hex}",
-            "object": shape.streamed if ask.stream else shape.whole,
-            "created": int(time.time()),
-            "model": self._name(view),
-        }
-
     async def _replied(self, who: Principal, ask: Ask, view: View) -> str | None:
         """What is said to a correction in a chat, where these are switched on; ``None`` for everything else."""
         [first, *others] = ask.requests
         if self._chatting is None or view == "base" or ask.n > 1 or others or first.messages is None:
             return None
         return await self._chatting.reply(who, first.messages)
-
-    def _said(self, request: HTTPRequest, ask: Ask, said: str, shape: Shape, view: View) -> Response:
-        """Answer with words of our own; no model was asked, so no tokens are counted."""
-        request.scope["ke.route"] = "chat"
-        headers = {"ke-route": "chat", "ke-edits": "", "ke-revision": str(self._service.revision)}
-        head, made = self._head(ask, shape, view), Generation(said, "stop", 0, 0)
-        if not ask.stream:
-            return JSONResponse(head | {"choices": [shape.choice(0, made)], "usage": usage_of([made], 1)}, headers=headers)
-        return EventStream(_events((0, Piece(said, finished=made)), _nothing(), head, ask, shape), headers)
 
     async def _open(self, who: Principal, requests: Sequence[Request], n: int, view: View) -> list[Opened]:
         opened: list[Opened] = []
@@ -279,12 +266,6 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": part, "more_body": False})
 
 
-async def _nothing() -> AsyncGenerator[tuple[int, Piece], None]:
-    no_pieces: tuple[tuple[int, Piece], ...] = ()
-    for piece in no_pieces:
-        yield piece
-
-
 async def _events(
     first: tuple[int, Piece], rest: AsyncGenerator[tuple[int, Piece], None], head: dict[str, Any], ask: Ask, shape: Shape
 ) -> AsyncGenerator[bytes, None]:
@@ -320,11 +301,6 @@ async def _events(
 
 def _ending() -> ModelUnavailable:
     return ModelUnavailable("the server ends, and breaks off what it has not finished.", "Ask again when it is back.")
-
-
-def event(payload: Mapping[str, Any]) -> bytes:
-    """Render a server-sent event."""
-    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def principal_of(request: HTTPRequest) -> Principal:
@@ -406,16 +382,14 @@ def _shifted(seed: int, by: int) -> int:
     return (seed + by + 2**63) % 2**64 - 2**63
 
 
+def plain_headers(route: str, service: Service) -> dict[str, str]:
+    """Say that nothing was applied, and how it was routed."""
+    return {"ke-route": route, "ke-edits": "", "ke-revision": str(service.revision)}
+
+
 def headers_of(routeds: Sequence[Routed], service: Service) -> dict[str, str]:
     """Say what was applied; several prompts' values stand in their order, each once."""
     shown = (routed.route + (f"; reason={routed.reason}" if routed.reason else "") for routed in routeds)
     edits = dict.fromkeys(hit.edit.id for routed in routeds for hit in routed.hits)
     revision = max(routed.decision.revision for routed in routeds) or service.revision
     return {"ke-route": ", ".join(dict.fromkeys(shown)), "ke-edits": ",".join(edits), "ke-revision": str(revision)}
-
-
-def usage_of(done: Sequence[Generation], n: int) -> dict[str, int]:
-    """Count the tokens of ``n`` answers to each prompt."""
-    prompt = sum(generation.prompt_tokens for generation in done[::n])  # a prompt's n answers read it once
-    completion = sum(generation.completion_tokens for generation in done)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

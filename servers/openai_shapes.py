@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ke_tools.models.engine import Generation, Piece, TokenLogprob
 
@@ -140,3 +143,25 @@ def _token(text: str, logprob: float) -> _Json:
 
 def _finite(logprob: float) -> float:
     return max(logprob, _UNLIKELY)
+
+
+def head_of(shape: Shape, model: str, *, stream: bool) -> _Json:
+    """What stands before the choices of an answer."""
+    return {
+        "id": f"{shape.prefix}-{uuid.uuid4().hex}",
+        "object": shape.streamed if stream else shape.whole,
+        "created": int(time.time()),
+        "model": model,
+    }
+
+
+def event(payload: Mapping[str, Any]) -> bytes:
+    """Render a server-sent event."""
+    return b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def usage_of(done: Sequence[Generation], n: int) -> dict[str, int]:
+    """Count the tokens of ``n`` answers to each prompt."""
+    prompt = sum(generation.prompt_tokens for generation in done[::n])  # a prompt's n answers read it once
+    completion = sum(generation.completion_tokens for generation in done)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

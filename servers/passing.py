@@ -21,12 +21,12 @@ from starlette.routing import Route
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Request
-from ke_tools.servers import refusing
+from ke_tools.servers import rendered
 from ke_tools.servers.auth import LARGEST_PASSED, too_large
 from ke_tools.servers.http_errors import error_body
 from ke_tools.servers.metrics import Stopwatch
-from ke_tools.servers.openai import GONE, LOAD_WAIT_SECONDS, headers_of, principal_of, read_body, unless_gone
-from ke_tools.servers.openai_request import parse_json
+from ke_tools.servers.openai import GONE, LOAD_WAIT_SECONDS, headers_of, plain_headers, principal_of, read_body, unless_gone
+from ke_tools.servers.openai_request import MOST_CHOICES, parse_json
 from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Passing:
         for name in (path.removeprefix("models/"), _named_in(body)):
             _refuse_ours(engine, name)
         target = "/" + quote(path) + (f"?{query}" if query else "")
-        told = {"ke-route": "base; reason=path", "ke-edits": "", "ke-revision": str(self._service.revision)}
+        told = plain_headers("base; reason=path", self._service)
         return await self._unless_gone(request, self._passed(request, request.method, target, body, told))
 
     async def _engine(self) -> Remote:
@@ -170,8 +170,7 @@ class Passing:
         asked = await asyncio.to_thread(_read, kind, body, engine)
         if (said := await self._replied(who, asked)) is not None:
             request.scope["ke.route"] = "chat"
-            told = {"ke-route": "chat", "ke-edits": "", "ke-revision": str(self._service.revision)}
-            return refusing.response(asked.raw, [Generation(said, "stop", 0, 0)], _SHAPES[kind], engine, told)
+            return _rendered(asked, [Generation(said, "stop", 0, 0)], engine, plain_headers("chat", self._service))
         view: Literal["edited", "base"] = "base" if asked.is_base else "edited"
         routed = [await asyncio.to_thread(self._service.routed, who, one, engine, view) for one in asked.requests]
         if asked.is_adapter:
@@ -181,7 +180,7 @@ class Passing:
         request.scope["ke.route"] = routed[0].route if routed else "base"
         if any(one.route == "forget" for one in routed):
             generations = await asyncio.to_thread(self._service.generated, who, routed, engine)
-            return refusing.response(asked.raw, [made for _, made in generations], _SHAPES[kind], engine, headers_of(routed, self._service))
+            return _rendered(asked, [made for _, made in generations], engine, headers_of(routed, self._service))
         response = await self._sent(request, asked, routed, engine, watch)
         if any(one.watched for one in routed):
             return await self._looked_at(who, asked, routed, engine, response)
@@ -227,7 +226,7 @@ class Passing:
     def _told(self, asked: _Asked, routed: Sequence[Routed]) -> dict[str, str]:
         if routed:
             return headers_of(routed, self._service)
-        return {"ke-route": f"base; reason={asked.reason}", "ke-edits": "", "ke-revision": str(self._service.revision)}
+        return plain_headers(f"base; reason={asked.reason}", self._service)
 
     async def _passed(
         self,
@@ -262,12 +261,10 @@ class Passing:
         if response.status_code >= 300:  # noqa: PLR2004  it says nothing of the model's
             return response.again(whole)
         for one in routed:
-            for text in refusing.texts_of(whole, is_stream=asked.streams):
+            for text in rendered.texts_of(whole, is_stream=asked.streams):
                 judged, made = await asyncio.to_thread(self._service.judged, who, one, text, engine)
                 if judged is not one:
-                    return refusing.response(
-                        asked.raw, [made] * len(asked.requests), _SHAPES[asked.kind], engine, headers_of([judged], self._service)
-                    )
+                    return _rendered(asked, [made] * len(asked.requests), engine, headers_of([judged], self._service))
         return response.again(whole)
 
 
@@ -408,6 +405,20 @@ def _texts(raw: Mapping[str, Any], most: int) -> tuple[Request, ...]:
         tuple(Request(prompt=one, max_tokens=most) for one in prompts)
         if prompts and all(isinstance(one, str) and one for one in prompts)
         else ()
+    )
+
+
+def _rendered(asked: _Asked, made: Sequence[Generation], engine: Remote, headers: Mapping[str, str]) -> Response:
+    """Answer with words of our own, as often and in the form that was asked for."""
+    n, options = asked.raw.get("n"), asked.raw.get("stream_options")
+    return rendered.response(
+        made,
+        _SHAPES[asked.kind],
+        model=str(asked.raw.get("model") or engine.model_id),
+        n=n if isinstance(n, int) and 1 < n <= MOST_CHOICES else 1,
+        stream=asked.streams,
+        usage=isinstance(options, Mapping) and options.get("include_usage") is True,
+        headers=headers,
     )
 
 

@@ -1,10 +1,8 @@
-"""Refusals in the place of a server's answer, and what such an answer says."""
+"""Answers that are finished before any of them is sent: words of our own as OpenAI's objects, and what another server's say."""
 
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,34 +10,36 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse, Response
 
 from ke_tools.models.engine import Piece
-from ke_tools.servers.openai import event, usage_of
+from ke_tools.servers.openai_shapes import event, head_of, usage_of
 
 if TYPE_CHECKING:
-    from ke_tools.models.engine import Engine, Generation
+    from ke_tools.models.engine import Generation
     from ke_tools.servers.openai_shapes import Shape
 
 __all__ = ["response", "texts_of"]
 
 
-def response(raw: Mapping[str, Any], made: Sequence[Generation], shape: Shape, engine: Engine, headers: Mapping[str, str]) -> Response:
-    """Render one answer a prompt, each as often as the request ``raw`` wants it, whole or streamed."""
-    wanted, is_stream = raw.get("n"), raw.get("stream") is True
-    n = wanted if isinstance(wanted, int) and wanted > 1 else 1
+def response(
+    made: Sequence[Generation], shape: Shape, *, model: str, n: int = 1, stream: bool, usage: bool, headers: Mapping[str, str]
+) -> Response:
+    """Render finished answers, whole or streamed.
+
+    Args:
+        made: one a prompt.
+        shape: of the endpoint.
+        model: its name.
+        n: how often each is given.
+        stream: whether in pieces.
+        usage: whether a stream ends with the tokens that were used.
+        headers: to send along.
+    """
     answers = [one for one in made for _ in range(n)]
-    head = {
-        "id": f"{shape.prefix}-{uuid.uuid4().hex}",
-        "object": shape.streamed if is_stream else shape.whole,
-        "created": int(time.time()),
-        "model": raw.get("model") or engine.model_id,
-    }
-    usage = usage_of(answers, n)
-    if not is_stream:
+    head, used = head_of(shape, model, stream=stream), usage_of(answers, n)
+    if not stream:
         choices = [shape.choice(index, one) for index, one in enumerate(answers)]
-        return JSONResponse(head | {"choices": choices, "usage": usage}, headers=dict(headers))
-    options = raw.get("stream_options")
-    tells_usage = isinstance(options, Mapping) and options.get("include_usage") is True
+        return JSONResponse(head | {"choices": choices, "usage": used}, headers=dict(headers))
     parts = [event(head | {"choices": [choice]}) for index, one in enumerate(answers) for choice in _pieces(shape, index, one)]
-    parts += [event(head | {"choices": [], "usage": usage})] if tells_usage else []
+    parts += [event(head | {"choices": [], "usage": used})] if usage else []
     return Response(b"".join([*parts, b"data: [DONE]\n\n"]), media_type="text/event-stream", headers=dict(headers))
 
 
