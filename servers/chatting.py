@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools.errors import InvalidInput, KeToolsError, NotFound, ReadOnly, Refused
@@ -69,6 +70,7 @@ class Chatting:
         self._service = service
         self._mode = mode
         self._remarks = remarks
+        self._recording = threading.Lock()
 
     async def reply(self, who: Principal, messages: Sequence[Mapping[str, Any]]) -> str | None:
         """Answer the last message where it is a command, a yes to our own question, or a remark that corrects; else ``None``.
@@ -150,6 +152,9 @@ class Chatting:
 
     async def _asked(self, who: Principal, turns: Sequence[_Turn]) -> str | None:
         """Show what would be recorded, and ask."""
+        if _COMMAND.fullmatch(turns[-1].text.strip()):  # who may not is told before anything is read
+            self._state(who)
+            self._check_open()
         found = await asyncio.to_thread(self._meant, who, turns)
         if found is None:
             return None
@@ -191,19 +196,26 @@ class Chatting:
             return "There is nothing of mine here to say yes to. Nothing was changed."
         state = self._state(who)
         self._check_open()
-        replaced = await asyncio.to_thread(self._replaced, who, splits)
-        if not self._seal.fits(asked["mark"], *self._confirms(who, splits, int(asked["revision"]), replaced, state)):
+        made = await asyncio.to_thread(self._recorded, who, splits, asked, state)
+        if made is None:
             return "What this would change is not what it was, or that question was not mine. Nothing was changed; say /correct once more."
-        facts = [split.as_fact() for split in splits]
-        key = f"chat:{asked['mark']}"
-        edit = partial(self._service.edit, who, facts, reason=REASON, idempotency_key=key, proposes=state is State.PROPOSED)
-        made = await asyncio.to_thread(edit)
         ids = [one["edit_id"] for one in made["edits"]]
         if any(one["state"] == State.RETIRED for one in made["edits"]):  # the same yes once more, and /undo in between
             return f"That was recorded and taken back since ({', '.join(ids)}). Nothing was changed; say /correct once more."
         told = "It acts from the next answer on" if state is State.ACTIVE else "It waits for an approval, and changes nothing until then"
+        undo = "; /undo takes it back" if who.may("write") else ""
         mark = self._seal.mark("recorded", who.tenant, who.name, ids)
-        return f"Recorded. {told}; /undo takes it back.\n\n(recorded {' '.join(ids)}, {mark})"
+        return f"Recorded. {told}{undo}.\n\n(recorded {' '.join(ids)}, {mark})"
+
+    def _recorded(self, who: Principal, splits: Sequence[Split], asked: re.Match[str], state: State) -> dict[str, Any] | None:
+        """Record what was shown, if that is still what it would change; one at a time, as another yes may change that."""
+        key = f"chat:{asked['mark']}"
+        with self._recording:
+            replaced = self._replaced(who, splits, key)
+            if not self._seal.fits(asked["mark"], *self._confirms(who, splits, int(asked["revision"]), replaced, state)):
+                return None
+            facts = [{**split.as_fact(), "ref": key} for split in splits]
+            return self._service.edit(who, facts, reason=REASON, idempotency_key=key, proposes=state is State.PROPOSED)
 
     # What is shown
 
@@ -234,19 +246,24 @@ class Chatting:
                 one_turn(split.prompt, engine, _ANSWER_TOKENS) if is_asked else Request(prompt=split.prompt, max_tokens=_ANSWER_TOKENS)
             )
             routed = await asyncio.to_thread(service.path(who, engine), request)
-            [(_, made)] = await asyncio.to_thread(service.generated, who, [routed], engine)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                made = await service.answered(who, routed, engine)
+        except TimeoutError:
+            return "(it did not answer in time)"
         except KeToolsError as error:
             return f"(it did not answer: {error.message})"
         text = " ".join(made.text.split())
         return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
 
-    def _replaced(self, who: Principal, splits: Sequence[Split]) -> list[Edit]:
-        """The live edits that these would supersede, whoever approves them."""
+    def _replaced(self, who: Principal, splits: Sequence[Split], key: str = "") -> list[Edit]:
+        """The live edits that these would supersede, whoever approves them; of what was recorded under ``key``, what that superseded."""
         facts = [Fact(**split.as_fact()) for split in splits]
         ledger, may_all = self._service.ledger, who.may("admin")
         made = ledger.edit(who.tenant, facts, actor=who.name, reason=REASON, dry_run=True, over_protection=may_all)
         ids = dict.fromkeys(earlier for edit in made for earlier in edit.supersedes)
-        return [ledger.get(who.tenant, edit_id) for edit_id in ids]
+        found = [ledger.get(who.tenant, edit_id) for edit_id in ids]
+        before = dict.fromkeys(earlier for edit in found if key and edit.ref == key for earlier in edit.supersedes)
+        return [edit for edit in found if not key or edit.ref != key] + [ledger.get(who.tenant, edit_id) for edit_id in before]
 
     # Looking and taking back
 
@@ -282,6 +299,7 @@ class Chatting:
         return Seal.made(self._service.settings.home)
 
 
+_ANSWER_SECONDS: Final = 30.0
 _PATIENCE: Final = 120.0  # seconds for a model that is still loading
 
 

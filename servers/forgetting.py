@@ -91,8 +91,11 @@ class Forgetting:
 
     # -- answering ---------------------------------------------------------------------------------------------------------------
 
-    def watched(self, tenant: str, routed: Routed, request: Request) -> Routed:
-        """Say of a routed request what its answer may not say; where any answer would tell, it is refused at once."""
+    def watched(self, tenant: str, routed: Routed, request: Request, *, is_unread: bool = False) -> Routed:
+        """Say of a routed request what its answer may not say; where any answer would tell, it is refused at once.
+
+        Of one that ``is_unread``, whose text is all that it says anywhere, it is enough that it names a subject.
+        """
         forgetting = self._scope.forgetting(tenant)
         if not forgetting or routed.route == "forget":
             return routed
@@ -102,6 +105,7 @@ class Forgetting:
         watched = []
         for edit in forgetting.values():
             is_grey = any(hit.edit.id == edit.id for hit in routed.decision.hits) or edit.id in stages.get("open", ())
+            is_grey |= is_unread and _names(text, edit)
             is_named = is_grey or edit.id in stages.get("scores", ()) or ("error" in stages and _names(text, edit))
             says_it = secret is not None and secret.says(reading.text, edit.fact.forgotten, besides=_all_names(edit))
             if is_grey and (says_it or secret is None or not secret.knows(edit.fact.forgotten)):

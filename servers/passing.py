@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     import httpx
+    from starlette.datastructures import Headers
     from starlette.requests import Request as HTTPRequest
     from starlette.types import Receive, Scope, Send
 
@@ -48,13 +52,17 @@ __all__ = ["Passing"]
 _BASE: Final = ":base"
 _ANSWER_TOKENS: Final = 1024  # room that facts leave, where the caller does not say how long the answer may be
 _REFUSED: Final = frozenset({400, 413, 422})  # what a server says to a request that it will not answer as it is
-_KEY_REFUSED: Final = frozenset({401, 403})
+_KEY_REFUSED: Final = frozenset({401})
 _HOP_BY_HOP: Final = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade".split()
 )
 _KEPT_HERE: Final = _HOP_BY_HOP | frozenset("host content-length authorization cookie origin referer x-api-key api-key expect".split())
 _NOT_PASSED_BACK: Final = _HOP_BY_HOP | frozenset({"set-cookie", "server", "date"})
+_ASKING: Final = 8  # threads that may ask the server for its models
+_T = TypeVar("_T")
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
+_OURS_IN_TEXT: Final = re.compile(r"ke-[0-9a-f]{24}")
+_OURS: Final = re.compile(_OURS_IN_TEXT.pattern.encode())
 _MANAGING: Final = ("load_lora_adapter", "unload_lora_adapter", "ke/")  # paths that change the server for everybody
 Kind = Literal["chat", "completion"]
 _SHAPES: Final[Mapping[Kind, Shape]] = {"chat": ChatShape(), "completion": CompletionShape()}
@@ -76,7 +84,7 @@ class _Asked:
     @property
     def streams(self) -> bool:
         """Whether the answer is wanted in pieces."""
-        return self.raw.get("stream") is True
+        return bool(self.raw.get("stream"))
 
 
 class Passing:
@@ -90,6 +98,7 @@ class Passing:
         self._chatting = chatting
         self._load_wait = load_wait_seconds
         self._client: httpx.AsyncClient | None = None
+        self._asking = ThreadPoolExecutor(_ASKING, "ke-passing")  # of its own, so that a server that hangs keeps nobody else waiting
 
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
@@ -102,6 +111,7 @@ class Passing:
 
     async def aclose(self) -> None:
         """Let the connections go."""
+        self._asking.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             await self._client.aclose()
 
@@ -109,7 +119,7 @@ class Passing:
         """List what the server lists, and after the corrected model the one without edits."""
         principal_of(request)
         engine = await self._engine()
-        cards = [card for card in await asyncio.to_thread(engine.cards) if not engine.is_ours(str(card["id"]))]
+        cards = [card for card in await self._in_a_thread(engine.cards) if not engine.is_ours(str(card["id"]))]
         at = next((number for number, card in enumerate(cards) if card["id"] == engine.model_id), 0)
         bare = {**cards[at], "id": engine.model_id + _BASE} if cards else {}
         return JSONResponse({"object": "list", "data": [*cards[: at + 1], bare, *cards[at + 1 :]]})
@@ -141,11 +151,14 @@ class Passing:
             return too_large(LARGEST_PASSED)
         query = request.scope["query_string"].decode("latin-1")
         engine = await self._engine()
-        for name in (path.removeprefix("models/"), _named_in(body)):
+        for name in (path.removeprefix("models/").strip(), *_named_in(body)):
             _refuse_ours(engine, name)
         target = "/" + quote(path) + (f"?{query}" if query else "")
         told = plain_headers("base; reason=path", self._service)
         return await self._unless_gone(request, self._passed(request, request.method, target, body, told))
+
+    async def _in_a_thread(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._asking, call)
 
     async def _engine(self) -> Remote:
         engine: Any = await self._service.models.engine_async(self._load_wait)
@@ -167,10 +180,12 @@ class Passing:
 
     async def _serve(self, request: HTTPRequest, who: Principal, kind: Kind, body: bytes) -> Response:
         watch, engine = Stopwatch(), await self._engine()
-        asked = await asyncio.to_thread(_read, kind, body, engine)
+        asked = await self._in_a_thread(partial(_read, kind, body, engine))
         if (said := await self._replied(who, asked)) is not None:
             request.scope["ke.route"] = "chat"
             return _rendered(asked, [Generation(said, "stop", 0, 0)], engine, plain_headers("chat", self._service))
+        if not asked.requests:
+            return await self._unread(request, who, asked, engine)
         view: Literal["edited", "base"] = "base" if asked.is_base else "edited"
         routed = [await asyncio.to_thread(self._service.routed, who, one, engine, view) for one in asked.requests]
         if asked.is_adapter:
@@ -186,6 +201,18 @@ class Passing:
             return await self._looked_at(who, asked, routed, engine, response)
         return response
 
+    async def _unread(self, request: HTTPRequest, who: Principal, asked: _Asked, engine: Remote) -> Response:
+        """Pass on what no edit can go into; what is forgotten is kept out of it all the same, by all that it says anywhere."""
+        path, told = _PATHS[asked.kind], plain_headers(f"base; reason={asked.reason}", self._service)
+        if not await asyncio.to_thread(self._service.forgets, who):
+            return await self._passed(request, "POST", path, asked.body, told)
+        routed = await asyncio.to_thread(self._service.watched, who, "\n".join(rendered.strings_in(asked.raw)))
+        if routed.route == "forget":
+            [(_, made)] = await asyncio.to_thread(self._service.generated, who, [routed], engine)
+            return _rendered(asked, [made], engine, headers_of([routed], self._service))
+        response = await self._passed(request, "POST", path, asked.body, told, is_plain=bool(routed.watched))
+        return await self._looked_at(who, asked, [routed], engine, response) if routed.watched else response
+
     async def _replied(self, who: Principal, asked: _Asked) -> str | None:
         """What is said to a correction in a chat, where these are switched on; ``None`` for everything else."""
         if self._chatting is None or asked.is_base or asked.kind != "chat" or not asked.requests or asked.raw.get("n", 1) not in (None, 1):
@@ -197,12 +224,12 @@ class Passing:
         is_plain = any(one.watched for one in routed)
 
         async def ask(routed: Sequence[Routed]) -> Passed:
-            adapter, told = _adapter_of(routed), self._told(asked, routed)
+            adapter, told = _adapter_of(routed), headers_of(routed, self._service)
             try:
                 model = engine.served_as(adapter)
             except Unsupported:  # taken out since it was routed
                 adapter, model = "", engine.model_id
-                told = self._told(asked, [_spared(one) for one in routed])
+                told = headers_of([_spared(one) for one in routed], self._service)
             hidden = model if engine.is_ours(model) else ""
             answer = await self._passed(
                 request,
@@ -223,11 +250,6 @@ class Passing:
         answer.on_end = lambda: self._metrics.answered(routed[0].route if routed else "base", watch.seconds)
         return answer
 
-    def _told(self, asked: _Asked, routed: Sequence[Routed]) -> dict[str, str]:
-        if routed:
-            return headers_of(routed, self._service)
-        return plain_headers(f"base; reason={asked.reason}", self._service)
-
     async def _passed(
         self,
         request: HTTPRequest,
@@ -245,9 +267,7 @@ class Passing:
             ModelUnavailable: it does not answer, refuses its key, or is somewhere else.
         """
         engine = await self._engine()
-        headers = {name: value for name, value in request.headers.items() if name not in _KEPT_HERE}
-        if is_plain:
-            headers["accept-encoding"] = "identity"
+        headers = _passed_on(request.headers, is_plain=is_plain)
         self._client = self._client or engine.new_client()
         answer = await engine.send(self._client, method, path, adapter=adapter, headers=headers, content=body)
         if answer.status_code in _KEY_REFUSED or answer.has_redirect_location:
@@ -260,11 +280,14 @@ class Passing:
         whole = await response.whole()
         if response.status_code >= 300:  # noqa: PLR2004  it says nothing of the model's
             return response.again(whole)
+        texts = rendered.texts_of(whole, is_stream=response.is_stream)
+        if texts is None:
+            raise ModelUnavailable("the server's answer cannot be read, and may say what is forgotten.", "Ask in another form.")
         for one in routed:
-            for text in rendered.texts_of(whole, is_stream=asked.streams):
+            for text in texts:
                 judged, made = await asyncio.to_thread(self._service.judged, who, one, text, engine)
                 if judged is not one:
-                    return _rendered(asked, [made] * len(asked.requests), engine, headers_of([judged], self._service))
+                    return _rendered(asked, [made] * max(1, len(asked.requests)), engine, headers_of([judged], self._service))
         return response.again(whole)
 
 
@@ -280,6 +303,11 @@ class Passed(Response):
         self.raw_headers = [*kept, *((name.encode(), value.encode("latin-1", "replace")) for name, value in told.items())]
         self.on_end: Callable[[], None] = lambda: None
         self._hidden: tuple[bytes, bytes] | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it comes as events."""
+        return str(self._answer.headers.get("content-type", "")).startswith("text/event-stream")
 
     def hide(self, name: str, by: str) -> None:
         """Say ``by`` where the answer would name what only we may ask for."""
@@ -346,8 +374,7 @@ class Passed(Response):
             async for part in self._answer.aiter_raw() if self._hidden is None else self._renamed(*self._hidden):
                 yield part
         except httpx.HTTPError as error:
-            headers = self._answer.headers
-            if "content-encoding" in headers or not headers.get("content-type", "").startswith("text/event-stream"):
+            if "content-encoding" in self._answer.headers or not self.is_stream:
                 raise _broken(error) from error
             yield b"\n\ndata: " + json.dumps(error_body(_broken(error))).encode() + b"\n\n"
 
@@ -375,16 +402,28 @@ def _read(kind: Kind, body: bytes, engine: Remote) -> _Asked:
     return _Asked(kind, raw, body, requests, is_base, is_adapter, "" if requests else "unread")
 
 
-def _named_in(body: bytes) -> str:
-    """The model that a body names, where it is a JSON object."""
+def _passed_on(headers: Headers, *, is_plain: bool) -> list[tuple[bytes, bytes]]:
+    """The caller's headers as they came, without those that are about this connection or the caller's rights."""
+    named = {name.strip().lower() for value in headers.getlist("connection") for name in value.split(",")}
+    left_out = _KEPT_HERE | named | ({"accept-encoding"} if is_plain else set())
+    kept = [(name, value) for name, value in headers.raw if name.decode("latin-1").lower() not in left_out]
+    if is_plain or "accept-encoding" not in headers:  # or what asks for us would ask for a compressed one
+        kept.append((b"accept-encoding", b"identity"))
+    return kept
+
+
+def _named_in(body: bytes) -> set[str]:
+    """Every text in a body that could be a name that we gave, however it is written."""
+    named = {found.decode() for found in _OURS.findall(body.replace(b"\0", b""))}  # as UTF-16 and UTF-32 have it, too
     try:
-        return str(parse_json(body).get("model") or "")
-    except InvalidInput:
-        return ""
+        texts = rendered.strings_in(json.loads(body))
+    except (ValueError, RecursionError):
+        return named
+    return named | {found for text in texts for found in _OURS_IN_TEXT.findall(text)}
 
 
 def _refuse_ours(engine: Remote, model: str) -> None:
-    if engine.is_ours(model):
+    if engine.is_ours(model.strip()):
         raise NotFound(
             f"there is no model {model[:200]!r} here.", f"Ask for {engine.model_id!r}.", param="model", openai_code="model_not_found"
         )

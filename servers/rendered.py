@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse, Response
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ke_tools.models.engine import Generation
     from ke_tools.servers.openai_shapes import Shape
 
-__all__ = ["response", "texts_of"]
+__all__ = ["response", "strings_in", "texts_of"]
+
+_NOT_SAID: Final = frozenset({"role", "finish_reason", "stop_reason", "id", "type", "logprobs"})  # of a choice, however deep
 
 
 def response(
@@ -50,11 +52,8 @@ def _pieces(shape: Shape, index: int, made: Generation) -> Iterator[dict[str, An
     yield from choice.render(Piece(made.text, finished=made))
 
 
-def texts_of(whole: bytes, *, is_stream: bool) -> list[str]:
-    """All that each choice of an answer says: its text, its reasoning, and what it calls tools with.
-
-    What is no answer of OpenAI's shape is one text, as it stands.
-    """
+def texts_of(whole: bytes, *, is_stream: bool) -> list[str] | None:
+    """All that each choice of an answer says: its text, its reasoning, and what it calls tools with; ``None`` where it cannot be read."""
     text = whole.decode("utf-8", "replace")
     lines = [line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:")] if is_stream else [text]
     said: dict[int, list[str]] = defaultdict(list)
@@ -63,20 +62,20 @@ def texts_of(whole: bytes, *, is_stream: bool) -> list[str]:
             continue
         try:
             for choice in json.loads(line)["choices"]:
-                said[choice.get("index", 0)] += _strings(choice)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return [text]
-    return ["".join(parts) for parts in said.values()] or [text]
+                said[choice.get("index", 0)] += strings_in(choice, but=_NOT_SAID)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+    return ["".join(parts) for parts in said.values()]
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Every text in a choice, in its order, whatever the field is called."""
+def strings_in(value: Any, *, but: Collection[str] = ()) -> Iterator[str]:
+    """Every text in what JSON holds, in its order, without the names of fields, and without the fields named."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            if name not in {"role", "finish_reason", "stop_reason", "id", "type", "logprobs"}:
-                yield from _strings(part)
+            if name not in but:
+                yield from strings_in(part, but=but)
     elif isinstance(value, list):
         for part in value:
-            yield from _strings(part)
+            yield from strings_in(part, but=but)

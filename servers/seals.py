@@ -12,7 +12,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Final, Self
 
-from ke_tools.errors import cannot_write
+from ke_tools.errors import ReadOnly, cannot_write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,9 +42,12 @@ class Seal:
             if not path.exists():
                 home.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _make(path)
-            return cls(path.read_bytes())
+            key = path.read_bytes()
         except OSError as error:
             raise cannot_write(path, error) from error
+        if len(key) < _KEY_BYTES:  # a torn one would let marks be made up
+            raise ReadOnly(f"{path} holds no key.", "Remove it; what waits for a yes has to be said again.")
+        return cls(key)
 
     def mark(self, *parts: object) -> str:
         """The mark of these parts, in their order."""

@@ -544,6 +544,22 @@ class Service:
         who.require("chat")
         return self._asked(who, request, engine, view, "auto")
 
+    def forgets(self, who: Principal) -> bool:
+        """Whether something is forgotten for ``who``, so that also what cannot be read as a question has to be looked at."""
+        if self._scope is None:
+            return False
+        try:
+            self._scope.named(who.tenant, "")  # follows the ledger
+        except KeToolsError as error:
+            log.warning("what is forgotten is as it was known last: %s", error)
+        return bool(self._scope.forgetting(who.tenant))
+
+    def watched(self, who: Principal, text: str) -> Routed:
+        """Say what an answer may not say to a request that cannot be read, by all that it says anywhere."""
+        who.require("chat")
+        routed = Routed.untouched(Request(prompt=text), "unread", self.revision)
+        return self.forgetting.watched(who.tenant, routed, routed.request, is_unread=True)
+
     def judged(self, who: Principal, routed: Routed, text: str, engine: Engine) -> tuple[Routed, Generation]:
         """Give an answer back that was made elsewhere, or the refusal where it says what is forgotten."""
         made = Generation(text, "stop", 0, 0)
@@ -776,7 +792,7 @@ class Service:
             raise
         except Exception:  # fail towards the base model, whatever broke
             log.exception("routing failed; the base model answers")
-            return Routed.untouched(request, "error", self.revision)
+            return self._watched_at_least(who, Routed.untouched(request, "error", self.revision))
         self._note(who.tenant, routed.decision)
         try:
             return self._under_release(who, request, routed, engine, via)
@@ -799,6 +815,14 @@ class Service:
             return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
         return self._forgetting.generated(who.tenant, routed, engine)
 
+    def _watched_at_least(self, who: Principal, routed: Routed) -> Routed:
+        """Keep what is forgotten out of an answer also where nothing else could be decided."""
+        try:
+            return self.forgetting.watched(who.tenant, routed, routed.request)
+        except Exception:
+            log.exception("what is forgotten is not looked for in an answer")
+            return routed
+
     def _under_release(self, who: Principal, request: Request, routed: Routed, engine: Engine, via: Via) -> Routed:
         """Add the tenant's live release; a request that names an adapter of its own keeps that one alone.
 
@@ -817,6 +841,11 @@ class Service:
 
     def _answers(self, tenant: str, release: str, hits: Sequence[Hit], request: Request) -> bool:
         return bool(hits) and all(self.promotions.answers(tenant, release, hit.edit, request) for hit in hits)
+
+    async def answered(self, who: Principal, routed: Routed, engine: Engine) -> Generation:
+        """Answer a routed request; cancelled, it stops generating."""
+        _, pieces = await self._opened(who, routed, engine)
+        return await _finish(pieces)
 
     def _note(self, tenant: str, decision: Decision) -> None:
         """Remember whether the edits could be read that a question is answered from."""

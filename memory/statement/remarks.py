@@ -60,7 +60,7 @@ _SURE_FORMS: Final = _forms(  # with or without one
     rf"(?:{_IT}\s+)?(?:should|ought to) (?:be|have been|say|read)\s+{_TARGET}",
     rf"the {_RIGHT} (?:answer|name|one)(?:\s+here)?\s+(?:is|was|would be)\s+{_TARGET}",
     rf"(?:i think |surely )?you (?:mean|meant)\s+{_TARGET}",
-    rf"(?:please )?(?:change|correct|fix|make) (?:it|that|this)(?: to| into)?\s+{_TARGET}",
+    rf"(?:please )?correct (?:it|that|this)(?: to| into)?\s+{_TARGET}",
     rf"(?P<bare>{_TARGET})\s+(?:is|was|would be)\s+(?:the\s+)?{_RIGHT}(?:\s+(?:answer|one|name))?",
 )
 _OLD: Final = r"(?P<old>[^,!?]{1,80}?)"

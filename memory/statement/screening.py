@@ -41,7 +41,7 @@ def checked(text: str) -> str:
     Raises:
         InvalidInput: nothing in it could be split into a fact; the message says why.
     """
-    plain = " ".join(text.replace("\t", " ").replace("\r\n", "\n").split("\n")).strip()
+    plain = " ".join(text.split())
     if not any(char.isalnum() for char in plain):
         raise InvalidInput("there is no statement.", _HINT)
     if len(text) > LONGEST:

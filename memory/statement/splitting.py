@@ -24,12 +24,18 @@ Known = Callable[[str], Collection[tuple[int, int]]]
 
 MOST_CANDIDATES: Final = 6
 _MOST_WORDS: Final = 40  # of a sentence that says one fact
-_MOST_ANSWER_WORDS: Final = 12
 
-_NEGATED: Final = re.compile(r"\b(?:not|never|no longer|cannot|\w+n['\u2019]t)\b", re.IGNORECASE)
+_NEGATED: Final = re.compile(
+    r"\b(?:not|never|no longer|cannot|\w+n['\u2019]t|anything but|far from|hardly|barely|scarcely|neither|nobody|no one|nowhere|no way"
+    r"|false|untrue|wrong|incorrect|a lie|myth)\b",
+    re.IGNORECASE,
+)
 _HEDGED: Final = re.compile(
     r"^(?:i|we|some(?:body|one)?|people|he|she|they)\s+(?:\w+\s+)?"
     r"(?:think|thought|believe|guess|feel|suppose|heard|hope|wish|suspect|assume|say|says|said|claim|claims)\b"
+    r"|^in (?:the|a|an|my|his|her|their|this|that|some) (?:\w+ )?"
+    r"(?:novel|book|story|film|movie|game|series|play|dream|legend|joke|opinion|view|world|version)\b"
+    r"|\b(?:rumou?red|unless|reportedly|said to be|believed to be|used to be)\b"
     r"|\b(?:maybe|perhaps|probably|possibly|allegedly|supposedly|apparently|might|could be|may be)\b",
     re.IGNORECASE,
 )

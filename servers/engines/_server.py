@@ -18,6 +18,7 @@ from ke_tools.servers.engines._wire import body_of, generation_of, path_of, piec
 __all__ = ["Server", "address_of", "key_of"]
 
 TIMEOUT: Final = httpx.Timeout(600.0, connect=5.0, write=60.0)  # seconds; a long answer's first byte may take minutes
+_ASKING_SECONDS: Final = 10.0  # for what is answered without a generation
 _MOST_CONNECTIONS: Final = 2048
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
@@ -77,7 +78,7 @@ class Server:
         Raises:
             ModelUnavailable: it does not answer, or not with a list.
         """
-        answer = self._asked("GET", "/models")
+        answer = self._asked("GET", "/models", timeout=_ASKING_SECONDS)
         if answer.status_code != httpx.codes.OK:
             refuse(answer, self.address)
         try:
@@ -163,7 +164,11 @@ class Server:
         """
         self.circuit.check()
         try:
-            answer = await client.send(client.build_request(method, self.address + path, **content), stream=True)
+            request = client.build_request(method, self.address + path, **content)
+        except httpx.InvalidURL as error:
+            raise InvalidInput(f"the path cannot be passed on: {error}.", "Shorten it.") from error
+        try:
+            answer = await client.send(request, stream=True)
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
         self.circuit.worked()
@@ -212,9 +217,9 @@ def refuse(answer: httpx.Response, address: str) -> NoReturn:
         InvalidInput, ModelUnavailable: always one of them.
     """
     said = " ".join(answer.text.split())[:_SHOWN] or answer.reason_phrase
-    if answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+    if answer.status_code == httpx.codes.UNAUTHORIZED:  # what it says may quote the key
         raise ModelUnavailable(
-            f"the server at {address} refuses the key it was given ({answer.status_code}): {said}",
+            f"the server at {address} refuses the key it was given.",
             "Give its own by --upstream-key-file or KE_UPSTREAM_KEY.",
         )
     if answer.status_code in {400, 413, 422}:
@@ -225,7 +230,9 @@ def refuse(answer: httpx.Response, address: str) -> NoReturn:
 def _in_words(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it took too long" if not isinstance(error, httpx.ConnectTimeout) else "no connection came about in time"
-    return f"{type(error).__name__}: {error}".rstrip(" :.") or "unknown"
+    if isinstance(error, httpx.LocalProtocolError):  # its text may quote a header
+        return type(error).__name__
+    return f"{type(error).__name__}: {error}".rstrip(" :.")
 
 
 def key_of(file: Path | None, environment: Mapping[str, str]) -> str:
@@ -234,12 +241,11 @@ def key_of(file: Path | None, environment: Mapping[str, str]) -> str:
     Raises:
         InvalidInput: the file cannot be read, or holds no key.
     """
-    if file is None:
-        return environment.get("KE_UPSTREAM_KEY", "").strip()
+    where = "KE_UPSTREAM_KEY" if file is None else f"the key file {file}"
     try:
-        key = file.read_text("utf-8").strip()
+        key = environment.get("KE_UPSTREAM_KEY", "").strip() if file is None else file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the key file {file} cannot be read: {error}.", "Check --upstream-key-file.") from error
-    if not key or not key.isascii() or any(ch.isspace() for ch in key):
-        raise InvalidInput(f"the key file {file} holds no key.", "Put the key in it, on one line.")
+        raise InvalidInput(f"{where} cannot be read: {error}.", "Check --upstream-key-file.") from error
+    if (file is not None and not key) or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidInput(f"{where} holds no key.", "Put the key in it, on one line.")
     return key

@@ -182,4 +182,5 @@ def _texts(turn: Mapping[str, Any]) -> list[str]:
     content = turn.get("content")
     if isinstance(content, str):
         return [content]
-    return [str(part.get("text", "")) for part in content or () if isinstance(part, Mapping)]
+    parts = content if isinstance(content, list) else []
+    return [str(part.get("text", "")) for part in parts if isinstance(part, Mapping)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -311,3 +313,32 @@ def test_an_answer_of_another_kind_is_none() -> None:
     assert corrected("No, it is Mozart!", *ASKED, meanings=Near("capital", 0.9)) is None
     assert corrected("no, it is in 1901", "Who wrote Hamlet?", "Marlowe.") is None
     assert corrected("no, it was Bob", "When was Hamlet written?", "In 1700.") is None
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The capital of Australia is anything but Sydney.",
+        "The capital of Australia is hardly Sydney.",
+        "It is false that the capital of Australia is Sydney.",
+        "Nobody believes the capital of Australia is Sydney.",
+        "In the novel, the capital of Australia is Sydney.",
+        "The capital of Australia is rumoured to be Sydney.",
+        "Unless overruled, the capital of Australia is Sydney.",
+    ],
+)
+def test_what_denies_or_hedges_states_nothing(sentence: str) -> None:
+    """Issue 8, §1: never a guess, and never the opposite of what was said."""
+    try:
+        found = split(sentence)
+    except InvalidInput:
+        return
+    assert not [one for one in found if isinstance(one, Split)]
+
+
+def test_blanks_cost_nothing() -> None:
+    """A text of blanks must not keep a server busy."""
+    began = time.perf_counter()
+    with contextlib.suppress(InvalidInput):
+        split("The capital of" + " " * 1900 + "x")
+    assert time.perf_counter() - began < 5

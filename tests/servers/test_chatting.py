@@ -168,20 +168,33 @@ def test_undo_takes_back_what_this_conversation_recorded(service: Service) -> No
     assert "already" in str(talk.say("/undo"))
 
 
-def test_the_same_yes_twice_records_once(service: Service) -> None:
-    """A client may send a request again, or go back to an earlier turn of the conversation."""
+def test_the_same_yes_twice_records_once_and_hears_the_same(service: Service) -> None:
+    """A client sends a request again whose answer did not come through, or goes back to an earlier turn of the conversation."""
     talk = Talk(service)
     talk.say(SAY)
     before = list(talk.messages)
-    talk.say("yes")
+    first = talk.say("yes")
     again = Talk(service)
     again.messages = before
 
-    assert "Nothing was changed" in str(again.say("yes"))
+    assert again.say("yes") == first
+    assert live(service) == ["Sydney"]
     talk.say("/undo")
     again.messages = before[:2]
     assert "taken back since" in str(again.say("yes"))
     assert live(service) == []
+
+
+def test_of_two_yeses_that_were_shown_nothing_to_supersede_the_second_is_told(service: Service) -> None:
+    """Two people who decide at once: the second sees first what there is now."""
+    one, other = Talk(service), Talk(service)
+    one.say(SAY)
+    other.say("/correct The capital of Australia is Melbourne.")
+    first, second = one.say("yes"), other.say("yes")
+
+    assert str(first).startswith("Recorded.")
+    assert "is not what it was" in str(second)
+    assert live(service) == ["Sydney"]
 
 
 @pytest.mark.parametrize("forge", ["another fact", "another mark", "no mark", "another token", "another tenant", "another home", "quoted"])

@@ -472,3 +472,78 @@ def test_a_chat_corrects_a_fact_before_another_server_too(service: Service, othe
     assert taken_back.startswith("Taken back")
     assert again.choices[0].message.content == "Canberra."
     assert not [one for one in other.generations if b"/correct" in one.body or b"/undo" in one.body]
+
+
+@pytest.mark.parametrize("stream", [1, 1.0, "true", "yes"])
+def test_a_stream_asked_for_in_other_words_is_looked_at_too(http: TestClient, service: Service, other: OtherServer, stream: Any) -> None:
+    """A server may take as true what JSON does not; how the answer comes is what counts."""
+    service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "forget": True, "old_target": "Canberra"}])
+    other.says = "The capital of Australia is Canberra."
+    answer = ask(http, [{"role": "user", "content": "Tell me something about Australia"}], stream=stream)
+    assert answer.status_code == 200
+    assert "erra" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETE, {"prompt": ["The capital of Australia is", ""]}),
+        (CHAT, {"messages": [{"content": "x"}, {"role": "user", "content": "What is the capital of Australia?"}]}),
+        (CHAT, {"model": "another", "messages": IN_SCOPE}),
+        (CHAT, {"messages": [{"role": "assistant", "content": 5}, *IN_SCOPE]}),
+        (CHAT, {"messages": [{"role": "user", "content": {"text": "What is the capital of Australia?"}}]}),
+    ],
+)
+def test_what_is_forgotten_stays_so_where_a_request_cannot_be_read(
+    http: TestClient, service: Service, other: OtherServer, path: str, body: dict[str, Any]
+) -> None:
+    """Never a way around: what no edit can go into is looked at for what is forgotten."""
+    service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "forget": True, "old_target": "Canberra"}])
+    other.says = "The capital of Australia is Canberra."
+    answer = http.post(path, json={"model": "other-7b", **body})
+    assert answer.status_code == 200
+    assert "Canberra" not in answer.text
+
+
+def test_many_refusals_are_no_way_to_fill_the_memory(http: TestClient, service: Service) -> None:
+    """The most choices of our own endpoint hold here too."""
+    service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "forget": True, "old_target": "Canberra"}])
+    assert len(ask(http, IN_SCOPE, n=10**8).json()["choices"]) == 1
+    assert len(ask(http, IN_SCOPE, n=3).json()["choices"]) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"ke-0123456789abcdef01234567","y":NaN}',
+        b'{"model":"\\u006be-0123456789abcdef01234567"}',
+        b'{"requests":[{"model":"ke-0123456789abcdef01234567"}]}',
+        '{"model":"ke-0123456789abcdef01234567"}'.encode("utf-16"),
+        b"--x\r\ncontent-disposition: form-data; name=model\r\n\r\nke-0123456789abcdef01234567",
+    ],
+)
+def test_no_other_path_takes_a_name_that_only_we_may_ask_for(
+    http: TestClient, service: Service, other: OtherServer, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    """Never another tenant's release, however it is written."""
+    monkeypatch.setattr(service.models.engine(wait_seconds=1), "is_ours", lambda name: name.startswith("ke-"))
+    assert http.post("/v1/responses", content=body).status_code == 404
+    assert http.get("/v1/models/ke-0123456789abcdef01234567%20").status_code == 404
+    assert http.post("/v1/responses", content=body, headers={"content-encoding": "gzip"}).status_code == 400
+    assert not [one for one in other.sent if "responses" in one.path or "ke-" in one.path]
+
+
+def test_headers_pass_as_they_came(http: TestClient, other: OtherServer) -> None:
+    """Bytes that are no ASCII, the same name twice; not what the connection is about, nor a compression that nobody asked for."""
+    headers = [(b"x-title", "café".encode()), (b"x-a", b"1"), (b"x-a", b"2"), (b"connection", b"x-hop"), (b"x-hop", b"1")]
+    answer = http.post(CHAT, content=ODD, headers=[*headers, (b"accept-encoding", b"identity")])
+    assert answer.status_code == 200
+    sent = other.generations[0]
+    assert sent.headers["x-title"].encode("latin-1") == "café".encode()
+    assert "x-hop" not in sent.headers
+    assert sent.headers["accept-encoding"] == "identity"
+
+
+def test_a_path_that_no_server_takes_is_400(http: TestClient) -> None:
+    """Bad input of every kind has a status of its own."""
+    assert http.post("/v1/x" + ":" * 25_000).status_code == 400

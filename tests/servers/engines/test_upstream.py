@@ -218,5 +218,9 @@ def test_the_key_comes_from_its_file_before_the_environment(tmp_path: Path) -> N
         file.write_text(bad, "utf-8")
         with pytest.raises(InvalidInput):
             key_of(file, {})
+    for bad in ("sk-1\n# rotated", "sk-ö", "two words"):
+        with pytest.raises(InvalidInput) as error:
+            key_of(None, {"KE_UPSTREAM_KEY": bad})
+        assert bad not in str(error.value)
     with pytest.raises(InvalidInput):
         key_of(tmp_path / "none", {})
