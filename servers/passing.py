@@ -431,9 +431,19 @@ def _refuse_ours(engine: Remote, model: str) -> None:
 
 def _conversation(raw: Mapping[str, Any], most: int) -> tuple[Request, ...]:
     turns = raw.get("messages")
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns):
+    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
         return ()
     return (Request(messages=tuple(turns), max_tokens=most),)
+
+
+def _is_turn(turn: object) -> bool:
+    """Whether a turn is of the shape that is read: its content a text, parts that say what they are, or none."""
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        return False
+    content = turn.get("content")
+    if isinstance(content, list):
+        return all(isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
+    return content is None or isinstance(content, str)
 
 
 def _texts(raw: Mapping[str, Any], most: int) -> tuple[Request, ...]:
