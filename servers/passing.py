@@ -56,7 +56,9 @@ _KEY_REFUSED: Final = frozenset({401})
 _HOP_BY_HOP: Final = frozenset(
     "connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade".split()
 )
-_KEPT_HERE: Final = _HOP_BY_HOP | frozenset("host content-length authorization cookie origin referer x-api-key api-key expect".split())
+_KEPT_HERE: Final = _HOP_BY_HOP | frozenset(
+    "host content-length authorization cookie origin referer x-api-key api-key expect openai-organization openai-project".split()
+)
 _NOT_PASSED_BACK: Final = _HOP_BY_HOP | frozenset({"set-cookie", "server", "date"})
 _ASKING: Final = 8  # threads that may ask the server for its models
 _T = TypeVar("_T")
@@ -144,6 +146,9 @@ class Passing:
             raise NotFound(f"there is nothing at {request.scope['path'][:200]!r}.", "See / for what this server offers.")
         if request.method in _CHANGING or path.startswith(_MANAGING):
             who.require("admin")
+        if request.method == "GET" and path == f"models/{(engine := await self._engine()).model_id}{_BASE}":
+            [card] = [one for one in await self._in_a_thread(engine.cards) if one["id"] == engine.model_id][:1] or [{}]
+            return JSONResponse({**card, "id": engine.model_id + _BASE})
         if request.headers.get("content-encoding", "identity") != "identity":
             raise InvalidInput("the body is compressed, so nobody here can say which model it names.", "Send it as it is.")
         body = await read_body(request, LARGEST_PASSED)

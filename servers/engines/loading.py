@@ -37,6 +37,8 @@ def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = 
         Unsupported: the servers serve another model.
     """
     if settings.upstream:
+        if settings.engine != "hf":
+            raise InvalidInput(f"--upstream and --engine {settings.engine} exclude each other.", "Leave one of them out.")
         from ke_tools.servers.engines._server import key_of
         from ke_tools.servers.engines.upstream import Upstream
 
