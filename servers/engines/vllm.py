@@ -276,8 +276,11 @@ class VLLM:
                 raise InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._wanted)) or 'none'}.")
             out = {key: self._wanted[key] for key in gone}
             self._wanted = {key: served for key, served in self._wanted.items() if key not in out}
+            stay = {served.name for served in self._wanted.values()}  # what is the same by its content has one name
             for key, served in out.items():
                 self._probes.pop(key, None)
+                if served.name in stay:
+                    continue
                 is_gone = [self._take_out(replica, served.name) for replica in self._replicas]
                 if all(is_gone):
                     shutil.rmtree(served.folder, ignore_errors=True)  # vLLM may read a registered one again, so never before
