@@ -85,6 +85,7 @@ def listen(host: str, port: int) -> socket.socket | None:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=256)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # of all it accepts; asyncio sets it on sockets of its own alone
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return None

@@ -125,6 +125,7 @@ class OtherServer:
         config = uvicorn.Config(self.app(), log_level="critical", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", port)) as bound:
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
             thread.start()
             end = time.monotonic() + 10
