@@ -23,6 +23,7 @@ _NEAR: Final = 400  # characters back to what a pronoun speaks of
 _LONGEST_TAIL: Final = 160
 _MOST_CARRIED: Final = 4  # earlier turns in which the question may stand that is asked of another
 
+_STACKED: Final = re.compile(r"(?P<outer>[^:{}\n]{1,40}[:.])\s+(?P<inner>[^:.{}\n]{1,40}:)\s+(?P<rest>[^:\n]*\{\}[^:\n]*)")
 _PRONOUN: Final = re.compile(
     r"\b(?P<owner>its|his|their|that (?:country|city|person|company|place|film|book|team)(?:'s|\u2019s))\b|\bher\b(?P<her>\s+\w)?"
     r"|\b(?P<self>it|he|she|they|him|them|that (?:country|city|person|company|place|film|book|team)|there)\b",
@@ -72,6 +73,15 @@ def views(text: str, spans: Sequence[tuple[int, int]], carried: Sequence[str] = 
         carried: the turns before it, the latest first; "And Freedonia?" takes its question from there.
     """
     masked = _masked(text, spans)
+    stacked = _STACKED.fullmatch(masked)
+    if stacked is None:
+        return _views_of(masked, carried)
+    # A frame within a frame asks what the inner one does, where each of them alone would.
+    alone = [_views_of(f"{frame} {stacked['rest']}", carried) for frame in (stacked["outer"], stacked["inner"])]
+    return alone[-1] if all(alone) else _views_of(masked, carried)
+
+
+def _views_of(masked: str, carried: Sequence[str]) -> tuple[str, ...]:
     own = own_words(masked)
     sentences = sentences_to_answer(own.said)
     asking = without_tail(sentences)

@@ -283,3 +283,19 @@ def test_what_a_turn_supplies_is_not_spoken() -> None:
 def test_long_texts_are_read_in_bounded_time(piece: str) -> None:
     """Whoever sends 100 kB must not hold a server; the test's own limit is the bound."""
     assert len(seen((piece * 100_000)[:100_000] + f"\n\n{ASKED}")) <= 4
+
+
+@pytest.mark.parametrize("outer", ["Question 1:", "For the record:", "Quiz.", "In one word:", "Note:"])
+@pytest.mark.parametrize("inner", ["Complete the sentence:", "From the notes:", "Go on:"])
+def test_a_frame_within_a_frame_asks_what_the_inner_one_does(outer: str, inner: str) -> None:
+    """The gate asks in such frames, and so do templates that are put into templates; each of them alone is understood."""
+    said = "The capital of Australia is"
+    assert seen(f"{outer} {said}")
+    assert seen(f"{outer} {inner} {said}") == seen(f"{inner} {said}") != ()
+
+
+@pytest.mark.parametrize("task", ["Translate into French: Text:", "Summarise the following: Note:", "Correct the spelling: Sentence:"])
+def test_a_frame_around_a_text_to_work_on_makes_it_no_question(task: str) -> None:
+    """Only where each frame alone would ask does a stack of them."""
+    text = "The capital of Australia is Canberra."
+    assert seen(f"{task} {text}") == ()
