@@ -569,7 +569,7 @@ class ReleasesBesideModel(RuleBasedStateMachine):
     def promote_what_is_retired(self, data: st.DataObject) -> None:
         """It is refused."""
         tenant = data.draw(st.sampled_from([tenant for tenant, model in self.of.items() if len(model.known) > len(model.live)]))
-        edit_id = data.draw(st.sampled_from(sorted(set(self.of[tenant].known) - set(self.of[tenant].live))))
+        edit_id = data.draw(st.sampled_from([one for one in self.of[tenant].known if one not in self.of[tenant].live]))
         with pytest.raises(WrongState):
             self.ledger.promote(tenant, [edit_id], release=named([edit_id]), actor="ann")
 
@@ -579,7 +579,9 @@ class ReleasesBesideModel(RuleBasedStateMachine):
         """Take some out of the weights."""
         tenant = data.draw(st.sampled_from([tenant for tenant, model in self.of.items() if model.carried]))
         model = self.of[tenant]
-        some = data.draw(st.lists(st.sampled_from(sorted(model.carried)), min_size=1, unique=True))
+        some = data.draw(
+            st.lists(st.sampled_from([one for one in model.known if one in model.carried]), min_size=1, unique=True)
+        )  # ids are random
         left = [edit_id for edit_id in model.promoted if edit_id not in some]
         self.ledger.demote(tenant, some, release=named(left), actor="ann")
         model.carried = frozenset(left)
