@@ -10,9 +10,7 @@ Marks of another key (an edit that was imported) tell nothing here; whoever asks
 from __future__ import annotations
 
 import hmac
-import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ke_tools.errors import cannot_write
 from ke_tools.facts import squash
+from ke_tools.memory import keyfile
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Secret", "Watch"]
 
 KEY: Final = "forget.key"
-_KEY_BYTES: Final = 32
 _NAME_DIGITS: Final = 8
 _MARK_DIGITS: Final = 32
 _MOST_WORDS: Final = 8  # of a value; of a longer one the first
@@ -70,7 +68,7 @@ class Secret:
             key = (home / KEY).read_bytes()
         except OSError:
             return None
-        return cls(key) if len(key) == _KEY_BYTES else None
+        return cls(key) if len(key) == keyfile.KEY_BYTES else None
 
     @classmethod
     def made(cls, home: Path) -> Self:
@@ -81,20 +79,7 @@ class Secret:
         """
         path = home / KEY
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = path.with_name(f"{KEY}.{secrets.token_hex(4)}")
-            descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                path.hardlink_to(partial)  # the first of several processes wins, and its file is whole
-            except FileExistsError:
-                pass
-            finally:
-                partial.unlink()
-            return cls(path.read_bytes())
+            return cls(keyfile.made(path))
         except OSError as error:
             raise cannot_write(path, error) from error
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
-import secrets
 from typing import TYPE_CHECKING, Final, Self
 
 from ke_tools.errors import ReadOnly, cannot_write
+from ke_tools.memory import keyfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "Seal"]
 
 KEY: Final = "chat.key"
-_KEY_BYTES: Final = 32
 _DIGITS: Final = 32
 
 
@@ -39,13 +37,10 @@ class Seal:
         """
         path = home / KEY
         try:
-            if not path.exists():
-                home.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _make(path)
-            key = path.read_bytes()
+            key = keyfile.made(path)
         except OSError as error:
             raise cannot_write(path, error) from error
-        if len(key) < _KEY_BYTES:  # a torn one would let marks be made up
+        if len(key) < keyfile.KEY_BYTES:  # a torn one would let marks be made up
             raise ReadOnly(f"{path} holds no key.", "Remove it; what waits for a yes has to be said again.")
         return cls(key)
 
@@ -56,18 +51,3 @@ class Seal:
     def fits(self, mark: str, *parts: object) -> bool:
         """Whether a mark is that of these parts."""
         return hmac.compare_digest(mark.encode(), self.mark(*parts).encode())
-
-
-def _make(path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(_KEY_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        path.hardlink_to(partial)  # the first of several processes wins, and its file is whole
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink()
