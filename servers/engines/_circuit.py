@@ -25,12 +25,6 @@ class Circuit:
         self._again = 0.0
 
     @property
-    def is_open(self) -> bool:
-        """Whether the server has failed so often that not everybody asks it."""
-        with self._lock:
-            return self._failures >= FAILURES
-
-    @property
     def told(self) -> str:
         """What failed last; empty where the last try went well."""
         with self._lock:
