@@ -30,7 +30,7 @@ __all__ = ["tell"]
 
 EDITS: Final = 10
 CURRENCIES: Final = 3
-LIMIT: Final = {"growth": 0.5}  # of a layer, as a share of the weight's norm; one edit of the thimble takes about twice that
+LIMIT: Final = {"growth": 0.5, "reliability": 0.8}  # growth of a layer, as a share of the weight's norm: one edit takes about twice that
 _TOKENS: Final = 12
 _SEED: Final = 0
 
@@ -70,6 +70,7 @@ def _currencies(others: Sequence[Case]) -> list[Case]:
 
 def _refused_and_taken(story: Story, local: Local, chosen: Sequence[Case]) -> None:
     story.chapter(f"{len(chosen)} corrections, where the policy lets no layer change by more than {LIMIT['growth']:.0%}")
+    story.told(f"and asks that {LIMIT['reliability']:.0%} of the answers to the corrected questions, in frames of other words, are the new ones.")
     ids = _edited(story, local, chosen)
     by_weights = _promoted(story, local, ids, "memit", LIMIT)
     first = next(iter(by_weights["decisions"]), "")
