@@ -70,7 +70,7 @@ def _currencies(others: Sequence[Case]) -> list[Case]:
 
 def _refused_and_taken(story: Story, local: Local, chosen: Sequence[Case]) -> None:
     story.chapter(f"{len(chosen)} corrections, where the policy lets no layer change by more than {LIMIT['growth']:.0%}")
-    story.told(f"and asks that {LIMIT['reliability']:.0%} of the answers to the corrected questions, in frames of other words, are the new ones.")
+    story.told(f"and asks that {LIMIT['reliability']:.0%} of the answers to the corrected questions, in other frames, are the new ones.")
     ids = _edited(story, local, chosen)
     by_weights = _promoted(story, local, ids, "memit", LIMIT)
     first = next(iter(by_weights["decisions"]), "")
