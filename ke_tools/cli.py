@@ -342,16 +342,16 @@ def rollback(
     to: Annotated[Literal["base", "memory"], typer.Option(help="memory: only out of the weights.")] = "base",
     actor: Annotated[str, typer.Option(metavar="NAME", help="Instead: all that this token recorded, proposed or approved.")] = "",
     since: Annotated[str, typer.Option(metavar="WHEN", help="With --actor: 2026-11-29, 2026-11-29T12:00:00Z, 30min, 12h, 7d.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --actor: report, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what it would come to; change nothing.")] = False,
     reason: Reason = "",
 ) -> int:
     """Take edits back; what they had replaced is believed again."""
-    if bool(actor) != bool(since) or (dry_run and not actor) or (actor and (edit_ids or to_revision is not None or to != "base")):
-        raise InvalidInput("--actor, --since and --dry-run stand together, without edits or a revision.", "See `ke-tools rollback --help`.")
+    if bool(actor) != bool(since) or (actor and (edit_ids or to_revision is not None or to != "base")):
+        raise InvalidInput("--actor and --since stand together, without edits or a revision.", "See `ke-tools rollback --help`.")
     with _local(call) as local:
         if actor:
             return _show(call, local.undo(actor, since, reason=reason, dry_run=dry_run))
-        return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, to=to, reason=reason))
+        return _show(call, local.rollback(edit_ids=edit_ids or [], to_revision=to_revision, to=to, reason=reason, dry_run=dry_run))
 
 
 @verb(app, "proposals", APPROVE)

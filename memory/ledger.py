@@ -233,6 +233,7 @@ class Ledger:
         release: str | None = None,
         carries: Sequence[str] | None = None,
         over_protection: bool = False,
+        dry_run: bool = False,
     ) -> RolledBack:
         """Take edits back, all or none; what they superseded comes back (see :mod:`.rollbacks`).
 
@@ -245,6 +246,7 @@ class Ledger:
             release: what is live from then on, "" for none; needed where the live release carries one of them.
             carries: the edits of that release; those that it carried when it was live before, else those that stay promoted.
             over_protection: what is protected may be changed.
+            dry_run: change nothing, and return what would be.
 
         Raises:
             NotFound: an id is unknown to this tenant.
@@ -255,7 +257,7 @@ class Ledger:
         author = Author.of(tenant, actor, reason, idempotency_key)
         ids = known_ids(edit_ids)
         arguments: list[Any] = ["rollback", ids, author.reason, *([] if release is None else [release, carries and sorted(carries)])]
-        with self._storage.writing() as db:
+        with self._storage.writing(keep=not dry_run) as db:
             span = idempotency.seen(db, tenant, idempotency_key, arguments)
             if span is not None:
                 return outcome(db, tenant, changes_of(db, tenant, span[0]), standings_at(db, tenant, span[0] - 1), span[0])
@@ -267,17 +269,20 @@ class Ledger:
             idempotency.remember(db, tenant, idempotency_key, arguments, (done.revision, done.revision))
             return done
 
-    def rollback_to(self, tenant: str, revision: int, *, actor: str, reason: str = "", over_protection: bool = False) -> RolledBack:
+    def rollback_to(
+        self, tenant: str, revision: int, *, actor: str, reason: str = "", over_protection: bool = False, dry_run: bool = False
+    ) -> RolledBack:
         """Make live what was live after the event ``revision`` of the ledger, and nothing else; 0 takes everything back.
 
         The release that was live then is live again, and the same edits promoted; if it carries one that was purged since, no release
         is live, and its other edits act from the memory. Where all that is so already nothing is recorded. What has expired stays so.
+        With ``dry_run`` nothing is changed, and returned is what would be.
 
         Raises:
             Forbidden: it changes what acts of something protected, and not ``over_protection``.
         """
         author = Author.of(tenant, actor, reason)
-        with self._storage.writing() as db:
+        with self._storage.writing(keep=not dry_run) as db:
             _refuse_unless_past(db, revision)
             sweep(db, tenant)
             flip, now = flip_to_revision(db, tenant, revision), standings(db, tenant)

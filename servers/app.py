@@ -1,4 +1,4 @@
-"""One web application: ``/mcp``, ``/v1``, ``/healthz``, ``/metrics`` and a page that says where things are."""
+"""One web application: ``/mcp``, ``/v1``, ``/healthz``, ``/metrics``, and the console at ``/``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.servers import console
 from ke_tools.servers.auth import LARGEST_BODY, LARGEST_PASSED, Guard, HostRule, TokenFile, drain, not_found, too_large
 from ke_tools.servers.chatting import Chatting
 from ke_tools.servers.http_errors import error_response
@@ -66,7 +67,9 @@ def build_app(
     is_passing = service.settings.is_remote
     kind: type[OpenAI | Passing] = Passing if is_passing else OpenAI
     endpoint = kind(service, metrics, chatting=chatting, load_wait_seconds=load_wait_seconds)
-    routes: list[BaseRoute] = [*status.routes(), *endpoint.routes()]
+    sessions = console.Sessions(token_file)
+    pages = console.routes(service, sessions, read_only=read_only, plain=status.page)
+    routes: list[BaseRoute] = [*status.routes(), *endpoint.routes(), *pages]
     if mcp is not None:
         inner = mcp.streamable_http_app(streamable_http_path="/mcp", transport_security=_security(hosts, allowed_hosts))
         routes.append(Route("/mcp", _Door(inner)))
@@ -85,7 +88,10 @@ def build_app(
     largest = LARGEST_PASSED if is_passing else LARGEST_BODY
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Counted, metrics=metrics), Middleware(Guard, tokens=token_file, hosts=hosts, largest=largest)],
+        middleware=[
+            Middleware(Counted, metrics=metrics),
+            Middleware(Guard, tokens=token_file, hosts=hosts, largest=largest, session=sessions.principal),
+        ],
         exception_handlers={HTTPException: _http_error, KeToolsError: _known_error, Exception: _unknown_error},
         lifespan=lifespan,
     )
@@ -105,7 +111,6 @@ class Status:
     def routes(self) -> list[Route]:
         """Give the routes for Starlette."""
         return [
-            Route("/", self.page, methods=["GET"]),
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
         ]
@@ -150,7 +155,7 @@ class Status:
         return await asyncio.get_running_loop().run_in_executor(self._reading, call)
 
     async def page(self, _: Request) -> Response:
-        """Say what this is."""
+        """Say to a program what this is; browsers get the console."""
         lines = [
             f"ke-tools {__version__}: corrects what a language model believes, where it is served.",
             "",
@@ -160,6 +165,7 @@ class Status:
             "",
             *(["/mcp           Model Context Protocol: edit, query, verify, promote, rollback, history …"] if self._has_mcp else []),
             "/v1            OpenAI-compatible: models, completions, chat/completions",
+            "/              in a browser: the console",
             "/healthz       200 when questions can be answered",
             "/metrics       Prometheus",
             "",

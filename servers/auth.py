@@ -22,14 +22,17 @@ from starlette.responses import JSONResponse, Response
 
 from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, NotFound
 from ke_tools.servers.http_errors import error_response
-from ke_tools.servers.principal import ALL_SCOPES, Principal
+from ke_tools.servers.principal import ALL_SCOPES, NOBODY, Principal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 LARGEST_BODY: Final = 4 * 1024 * 1024
 LARGEST_PASSED: Final = 64 * 1024 * 1024  # before a model that another server runs: pictures and sounds go there
 OPEN_PATHS: Final = frozenset({"/", "/healthz"})  # what needs no token
+CONSOLE: Final = "/console"  # under it, and at "/", are pages: a session's cookie opens them, and nothing else
 _DRAINED: Final = 64 * 1024 * 1024  # bytes of an oversized body that are read before it is refused
 _KEYS: Final = {"name", "sha256", "tenant", "scopes"}
 _MORE: Final = {"edits_per_minute"}  # what may be left out
@@ -180,12 +183,22 @@ def split_host(value: str) -> tuple[str, str]:
 class Guard:
     """ASGI middleware for the whole app: Host, Origin, declared body size, token, in this order.
 
-    The principal is left in ``scope["ke.principal"]``.
+    The principal is left in ``scope["ke.principal"]``. Pages of the console, and these alone, may be asked for by ``session``, which gives
+    nobody where a request has none; they lead to where one logs in.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: TokenFile | None = None, hosts: HostRule, largest: int = LARGEST_BODY) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tokens: TokenFile | None = None,
+        hosts: HostRule,
+        largest: int = LARGEST_BODY,
+        session: Callable[[Headers], Principal] = lambda _: NOBODY,
+    ) -> None:
         self._app = app
         self._largest = largest
+        self._session = session
         self._tokens = tokens
         self._hosts = hosts
 
@@ -226,8 +239,10 @@ class Guard:
         return None
 
     def _principal(self, path: str, headers: Headers) -> Principal:
-        if path in OPEN_PATHS and self._tokens is not None:
-            return Principal(name="anonymous", tenant="", scopes=frozenset())
+        if self._tokens is not None and "authorization" not in headers and (path == "/" or path.startswith(f"{CONSOLE}/")):
+            return self._session(headers)
+        if self._tokens is not None and path in OPEN_PATHS:
+            return NOBODY
         return authenticate(headers.get("authorization"), self._tokens)
 
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ke_tools.errors import InvalidInput, KeToolsError, NotFound, ReadOnly, Refused
+from ke_tools.errors import InvalidInput, NotFound, ReadOnly, Refused
 from ke_tools.facts import Fact, State, squash
 from ke_tools.memory.router import reading_of, text_of
 from ke_tools.memory.slots import slot_of
 from ke_tools.memory.statement import Doubt, Split
-from ke_tools.models.engine import Request, one_turn
+from ke_tools.models.engine import Request
+from ke_tools.servers.explaining import MOST_SHOWN, ZONES, present_answer, why
 from ke_tools.servers.seals import Seal
 from ke_tools.verify import asserts
 
@@ -39,20 +40,12 @@ log = logging.getLogger(__name__)
 Mode = Literal["propose", "apply"]
 
 REASON: Final = "said in a chat"
-_ANSWER_TOKENS: Final = 32
-_MOST_SHOWN: Final = 300  # characters of an answer
 
 _COMMAND: Final = re.compile(r"/(?P<name>correct|why|undo)\b[ \t]*(?P<rest>.*)", re.DOTALL)
 _YES: Final = re.compile(r"(?:yes|yep|yeah|y)(?:,? (?:please|do it|do so|record it|that is right|that's right))?[.! ]*", re.IGNORECASE)
 _NO: Final = re.compile(r"(?:no|nope|n|cancel|stop|leave it)(?:,? (?:thanks|thank you|don't|leave it))?[.! ]*", re.IGNORECASE)
 _ASKED: Final = re.compile(r"\(reference (?P<revision>\d{1,12})-(?P<mark>[0-9a-f]{32})\)\s*$")
 _DONE: Final = re.compile(r"\(recorded (?P<ids>ed_[0-9a-f]+(?: ed_[0-9a-f]+)*), (?P<mark>[0-9a-f]{32})\)\s*$")
-_LIKELY: Final = ((0.95, "almost certainly"), (0.8, "very likely"), (0.6, "likely"), (0.0, "perhaps"))
-_FOUND: Final = {
-    "named": "your question names its subject",
-    "carried": "the question goes on about the subject named before",
-    "alike": "the question is worded like it",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +156,7 @@ class Chatting:
         if doubts := [one for one in found if isinstance(one, Doubt)]:
             return "\n".join(_doubtful(doubt) for doubt in doubts)
         splits = [one for one in found if isinstance(one, Split)]
-        said = [await self._present(who, split) for split in splits]
+        said = [await present_answer(self._service, who, split.prompt) for split in splits]
         if all(_says(answer, split.target) for answer, split in zip(said, splits, strict=True)):
             return "That is what the model says already. Nothing was changed."
         replaced = await asyncio.to_thread(self._replaced, who, splits)
@@ -236,25 +229,6 @@ class Chatting:
         verb = "record" if state is State.ACTIVE else "propose"
         return "\n".join([*lines, "", f"Shall I {verb} it? Say **yes**; anything else leaves all as it is."])
 
-    async def _present(self, who: Principal, split: Split) -> str:
-        """What the model answers now; not counted as a question of somebody's."""
-        service = self._service
-        try:
-            engine = await service.models.engine_async(_PATIENCE)
-            is_asked = split.prompt.rstrip().endswith("?")
-            request = (
-                one_turn(split.prompt, engine, _ANSWER_TOKENS) if is_asked else Request(prompt=split.prompt, max_tokens=_ANSWER_TOKENS)
-            )
-            routed = await asyncio.to_thread(service.path(who, engine), request)
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                made = await service.answered(who, routed, engine)
-        except TimeoutError:
-            return "(it did not answer in time)"
-        except KeToolsError as error:
-            return f"(it did not answer: {error.message})"
-        text = " ".join(made.text.split())
-        return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "…"
-
     def _replaced(self, who: Principal, splits: Sequence[Split], key: str = "") -> list[Edit]:
         """The live edits that these would supersede, whoever approves them; of what was recorded under ``key``, what that superseded."""
         facts = [Fact(**split.as_fact()) for split in splits]
@@ -274,7 +248,7 @@ class Chatting:
             return "There is no answer here yet."
         asked = tuple({"role": turn.role, "content": turn.text} for turn in turns[:place])
         decision = self._service.scope.decide(who.tenant, reading_of(Request(messages=asked)))
-        question = " ".join(turns[place - 1].text.split())[:_MOST_SHOWN]
+        question = " ".join(turns[place - 1].text.split())[:MOST_SHOWN]
         return _in_words(question, decision)
 
     def _undo(self, who: Principal, turns: Sequence[_Turn]) -> str:
@@ -299,10 +273,6 @@ class Chatting:
         return Seal.made(self._service.settings.home)
 
 
-_ANSWER_SECONDS: Final = 30.0
-_PATIENCE: Final = 120.0  # seconds for a model that is still loading
-
-
 def _last_answered(turns: Sequence[_Turn]) -> int | None:
     """The place of the last answer of the model's; commands and our own replies are left out."""
     for place in range(len(turns) - 1, 0, -1):
@@ -319,17 +289,12 @@ def _in_words(question: str, decision: Decision) -> str:
     about = f"Asked “{question}”:"
     if not decision.hits:
         return f"{about} no correction is about this; the model answered by itself. ({_sentence(decision.reason)})"
-    lines = [about]
-    for hit in decision.hits:
-        likely = next(word for least, word in _LIKELY if hit.score >= least)
-        needed = decision.stages.get("thresholds", {}).get(hit.edit.id)
-        beside = f", of {needed:.2f} needed" if isinstance(needed, float) else ""
-        lines.append(
-            f"- {hit.edit.id} ({hit.edit.fact.prompt} {hit.edit.fact.target}): {likely} what is asked ({hit.score:.2f}{beside});"
-            f" {_FOUND.get(hit.how, hit.how)}; said by {hit.edit.actor} on {hit.edit.created_at[:10]}."
-        )
-    told = {"in": "So it went in.", "grey": "That was not enough to use it.", "out": "It was not used."}
-    return "\n".join([*lines, told[decision.zone]])
+    lines = [
+        f"- {hit.edit.id} ({hit.edit.fact.prompt} {hit.edit.fact.target}): {why(hit, decision)};"
+        f" said by {hit.edit.actor} on {hit.edit.created_at[:10]}."
+        for hit in decision.hits
+    ]
+    return "\n".join([about, *lines, ZONES[decision.zone]])
 
 
 def _doubtful(doubt: Doubt) -> str:

@@ -61,9 +61,10 @@ class Local:
         to_revision: int | None = None,
         to: Literal["base", "memory"] = "base",
         reason: str = "",
+        dry_run: bool = False,
     ) -> dict[str, Any]:
         """See :meth:`Service.rollback`."""
-        return self.service.rollback(self._who, edit_ids=edit_ids, to_revision=to_revision, to=to, reason=reason)
+        return self.service.rollback(self._who, edit_ids=edit_ids, to_revision=to_revision, to=to, reason=reason, dry_run=dry_run)
 
     def undo(self, actor: str, since: str, *, reason: str = "", dry_run: bool = False) -> dict[str, Any]:
         """See :func:`~ke_tools.servers.undoing.undo`."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _PATHS: Final = frozenset({"/", "/healthz", "/metrics", "/mcp", "/v1/models", "/v1/completions", "/v1/chat/completions"})
+_STARTS: Final = ("/v1/models", "/console")
 _SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -43,7 +44,8 @@ class Metrics:
 
     def request(self, path: str, status: int, route: str) -> None:
         """Count one HTTP request; paths that do not exist are one."""
-        known = path if path in _PATHS else "/v1/models" if path.startswith("/v1/models/") else "other"
+        first = next((start for start in _STARTS if path.startswith(f"{start}/")), "other")
+        known = path if path in _PATHS else first
         self._requests.labels(known, str(status), route).inc()
 
     def routed(self, routed: Routed) -> None:

@@ -37,3 +37,6 @@ class Principal:
         if not self.may(scope):
             held = ", ".join(sorted(self.scopes)) or "none"
             raise Forbidden(f"{self.name!r} lacks the scope {scope!r}; its token holds: {held}.", "Use a token that has it.", scope=scope)
+
+
+NOBODY: Final = Principal(name="anonymous", tenant="", scopes=frozenset())  # who is let in to what is open

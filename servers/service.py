@@ -267,11 +267,13 @@ class Service:
         to_revision: int | None = None,
         to: Literal["base", "memory"] = "base",
         reason: str = "",
+        dry_run: bool = False,
     ) -> dict[str, Any]:
         """Take edits back, or bring back what was live at a revision (0: nothing).
 
         Where the live release carries one of them, the largest earlier release without them is live at once, or none; what that does
-        not carry is answered from the memory. With ``to="memory"`` the edits are taken out of the weights only.
+        not carry is answered from the memory. With ``to="memory"`` the edits are taken out of the weights only. A ``dry_run`` tells what
+        it would come to.
 
         Raises:
             InvalidInput, NotFound, WrongState, ReadOnly, Forbidden: nothing was changed.
@@ -279,6 +281,8 @@ class Service:
         self.check_writable(who)
         if to == "memory" and to_revision is not None:
             raise InvalidInput("to=memory takes edits out of the weights, and a revision says what is in them.", "Give edit_ids alone.")
+        if to == "memory" and dry_run:
+            raise InvalidInput("what leaves the weights for the memory is as told, so there is no dry run of it.", "Leave one of them out.")
         if to == "memory":
             return self._to_memory(who, edit_ids, reason)
         if bool(edit_ids) == (to_revision is not None):
@@ -287,14 +291,19 @@ class Service:
         with self.damage.watching("write", who.tenant):
             old = self.ledger.live_release(who.tenant)
             if to_revision is not None:
-                done = self.ledger.rollback_to(who.tenant, to_revision, actor=who.name, reason=reason, over_protection=is_admin)
+                done = self.ledger.rollback_to(
+                    who.tenant, to_revision, actor=who.name, reason=reason, over_protection=is_admin, dry_run=dry_run
+                )
             else:
                 release = self.promotions.without(who.tenant, edit_ids)
-                done = self.ledger.rollback(who.tenant, edit_ids, actor=who.name, reason=reason, release=release, over_protection=is_admin)
+                done = self.ledger.rollback(
+                    who.tenant, edit_ids, actor=who.name, reason=reason, release=release, over_protection=is_admin, dry_run=dry_run
+                )
         then = old if to_revision is None else self.ledger.release_at(who.tenant, to_revision)
-        flip, job_id = self.flip_told(who, old, edit_ids, of=then)
+        flip, job_id = ("", "") if dry_run else self.flip_told(who, old, edit_ids, of=then)
+        told = self._rollback_summary(done, flip, to_revision)
         return {
-            "summary": self._rollback_summary(done, flip, to_revision),
+            "summary": f"Dry run, nothing was changed; it would be: {told}" if dry_run else told,
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
             "revision": done.revision,

@@ -1,0 +1,142 @@
+"""Asking the model, with and without corrections, and correcting what it says.
+
+A correction is first shown: how the sentence was read, what the model says now, what would be superseded. Only the form on that page
+records it, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+from ke_tools.errors import InvalidInput
+from ke_tools.facts import State
+from ke_tools.memory.router import reading_of
+from ke_tools.models.engine import one_turn
+from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
+from ke_tools.servers.explaining import ZONES, present_answer, why
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ke_tools.memory.scope import Decision
+    from ke_tools.servers.principal import Principal
+    from ke_tools.servers.service import Service
+
+__all__ = ["Asking"]
+
+_ANSWER_TOKENS: Final = 96
+_LOAD_SECONDS: Final = 60.0
+_PARTS: Final = ("subject", "prompt", "target")
+_REASON: Final = "corrected on the console"
+
+
+class Asking:
+    """The first page, and the way from a wrong answer to a correction."""
+
+    is_open = False
+
+    def __init__(self, pages: Pages, service: Service) -> None:
+        self._pages = pages
+        self._service = service
+
+    def routes(self) -> list[Row]:
+        """Give method, path and page, but for the first page's."""
+        return [
+            ("POST", "/console/ask", self.ask),
+            ("GET", "/console/correct", self.correct),
+            ("POST", "/console/correct", self.preview),
+            ("POST", "/console/edits", self.record),
+        ]
+
+    def page(self, asked: Asked) -> Page:
+        """The empty question."""
+        asked.who.require("read")
+        return Page("ask.html", {"question": "", "answers": None})
+
+    async def ask(self, asked: Asked) -> Page:
+        """Answer a question without corrections and with them."""
+        question = asked.said("question").strip()
+        found = await self._service.query(asked.who, question, view="both", max_tokens=_ANSWER_TOKENS, wait_seconds=_LOAD_SECONDS)
+        texts = {answer["view"]: answer for answer in found["answers"]}
+        engine = await self._service.models.engine_async(_LOAD_SECONDS)
+        reading = reading_of(one_turn(question, engine, _ANSWER_TOKENS))
+        decision = await asyncio.to_thread(self._service.scope.decide, asked.who.tenant, reading)
+        context = {
+            "question": question,
+            "before": texts["base"]["text"],
+            "after": texts["edited"]["text"],
+            "route": texts["edited"]["route"],
+            "used": {one["edit_id"] for one in texts["edited"]["used_edits"]},
+            "truncated": found["truncated"],
+            "answers": True,
+            **_decided(decision),
+        }
+        return Page("_answers.html" if asked.is_part else "ask.html", context)
+
+    def correct(self, asked: Asked) -> Page:
+        """The form for a correction."""
+        asked.who.require("propose")
+        return Page("correct.html", _form({}))
+
+    async def preview(self, asked: Asked) -> Page:
+        """Show what a correction would record and change, or ask back where a sentence is not certain."""
+        self._pages.check_writable()
+        given = {name: asked.said(name).strip() for name in ("statement", *_PARTS, "source", "aliases", "expires")}
+        if not given["statement"] and not all(given[name] for name in _PARTS):
+            raise InvalidInput("the correction says nothing.", "Say what is right in a sentence, or give subject, prompt and target.")
+        try:
+            facts = await asyncio.to_thread(self._facts, asked.who, given)
+        except InvalidInput as error:
+            if "question" not in error.data:
+                raise
+            return Page("correct.html", _form(given, question=error.data["question"], candidates=error.data["candidates"]))
+        would = await asyncio.to_thread(self._service.edit, asked.who, facts, reason=_REASON, dry_run=True)
+        rows = [await self._row(asked.who, fact, edit) for fact, edit in zip(facts, would["edits"], strict=True)]
+        waits = any(edit["state"] == State.PROPOSED for edit in would["edits"])
+        return Page("preview.html", {"rows": rows, "waits": waits, "given": given, "key": f"console:{secrets.token_hex(12)}"})
+
+    def _facts(self, who: Principal, given: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The parts of what a form says; a sentence may hold several."""
+        beside: dict[str, Any] = {name: given[name] for name in ("source", "expires") if given[name]}
+        if aliases := [alias.strip() for alias in given["aliases"].split(",") if alias.strip()]:
+            beside["aliases"] = aliases
+        if given["statement"]:
+            stated = [{"statement": given["statement"], **beside}]
+            return self._service.statements.expanded(who.tenant, stated, self._service.models.peek())
+        return [{name: given[name] for name in _PARTS} | beside]
+
+    async def _row(self, who: Principal, fact: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
+        """One fact of a preview, with what the model says to it now and what gives way."""
+        gone = [await asyncio.to_thread(self._service.ledger.get, who.tenant, edit_id) for edit_id in edit["superseded"]]
+        said = await present_answer(self._service, who, str(fact["prompt"]))
+        return {"fact": fact, "edit": edit, "now": said, "gone": gone, "is_so": any(one.fact.target == fact["target"] for one in gone)}
+
+    def record(self, asked: Asked) -> Moved:
+        """Record what a preview showed, once however often it is sent."""
+        self._pages.check_writable()
+        form = asked.form
+        columns = [form.get(name, ()) for name in (*_PARTS, "relation")]
+        if not columns[0] or len({len(column) for column in columns}) > 1:
+            raise InvalidInput("the form is incomplete.", "Go back, and look at the correction once more.")
+        beside: dict[str, Any] = {name: asked.said(name) for name in ("source", "expires") if asked.said(name)}
+        if aliases := form.get("alias", ()):
+            beside["aliases"] = list(aliases)
+        facts = [{**dict(zip((*_PARTS, "relation"), row, strict=True)), **beside} for row in zip(*columns, strict=True)]
+        made = self._service.edit(asked.who, facts, reason=asked.said("reason") or _REASON, idempotency_key=asked.said("key"))
+        to = f"/console/edits/{made['edits'][0]['edit_id']}" if len(made["edits"]) == 1 else "/console/edits?state=any"
+        return Moved(to, made["summary"])
+
+
+def _form(given: Mapping[str, str], *, question: str = "", candidates: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    return {"given": given, "question": question, "candidates": candidates}
+
+
+def _decided(decision: Decision) -> dict[str, Any]:
+    return {
+        "reason": decision.reason,
+        "zone": decision.zone,
+        "zone_in_words": ZONES[decision.zone],
+        "hits": [{"edit": hit.edit, "score": hit.score, "why": why(hit, decision)} for hit in decision.hits],
+    }

@@ -1,0 +1,27 @@
+// What pages do beside htmx: follow a job as it goes on, choose all rows of a table, and hold back a second press of a button.
+"use strict";
+
+const follow = (place) => {
+  const stream = new EventSource(place.dataset.stream);
+  const told = place.querySelector("[data-connection]");
+  stream.onopen = () => { if (told) told.hidden = true; };
+  stream.onerror = () => { if (told) told.hidden = false; }; // the browser connects again by itself
+  stream.addEventListener("now", (event) => { place.querySelector("[data-now]").innerHTML = event.data; });
+  stream.addEventListener("end", () => { stream.close(); window.location.reload(); });
+  window.addEventListener("pagehide", () => stream.close());
+};
+
+document.querySelectorAll("[data-stream]").forEach(follow);
+
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-all]")) return;
+  event.target.closest("form").querySelectorAll("tbody input[type=checkbox]").forEach((box) => { box.checked = event.target.checked; });
+});
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.method !== "post" || event.defaultPrevented) return;
+  setTimeout(() => form.querySelectorAll("button").forEach((button) => { button.disabled = true; }));
+});
+
+window.addEventListener("pageshow", () => document.querySelectorAll("form button[disabled]").forEach((button) => { button.disabled = false; }));
