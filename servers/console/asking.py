@@ -11,11 +11,11 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
-from ke_tools.facts import State
+from ke_tools.facts import State, squash
 from ke_tools.memory.router import reading_of
 from ke_tools.models.engine import one_turn
 from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
-from ke_tools.servers.explaining import ZONES, present_answer, why
+from ke_tools.servers.explaining import ZONES, present_answer, says, why
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +111,10 @@ class Asking:
         """One fact of a preview, with what the model says to it now and what gives way."""
         gone = [await asyncio.to_thread(self._service.ledger.get, who.tenant, edit_id) for edit_id in edit["superseded"]]
         said = await present_answer(self._service, who, str(fact["prompt"]))
-        return {"fact": fact, "edit": edit, "now": said, "gone": gone, "is_so": any(one.fact.target == fact["target"] for one in gone)}
+        target = str(fact["target"])
+        so = [one for one in gone if squash(one.fact.target) == squash(target)]
+        told = f"It is corrected so already, by {so[0].id}." if so else "The model says that already." if says(said, target) else ""
+        return {"fact": fact, "edit": edit, "now": said, "gone": gone, "is_so": told}
 
     def record(self, asked: Asked) -> Moved:
         """Record what a preview showed, once however often it is sent."""
