@@ -48,10 +48,10 @@ def test_it_is_searched_by_words_and_state(service: Service, ann: Visitor) -> No
     made(service, OTHER)
     made(service, {"subject": "Ruritania", "prompt": "The capital of Ruritania is", "target": "Strelsau"})
     assert "2 edits" in text_of(ann.see("/console/edits"))
-    assert "1 edit with “Strelsau”" in text_of(ann.see("/console/edits?contains=Strelsau"))
+    assert "1 edit with “Strelsau”" in text_of(ann.see("/console/edits?words=Strelsau"))
     assert "Sylvania City" in text_of(ann.see("/console/edits?state=retired"))
     assert "3 edits" in text_of(ann.see("/console/edits?state=any"))
-    assert "No edit is like that" in text_of(ann.see("/console/edits?contains=nowhere"))
+    assert "No edit is like that" in text_of(ann.see("/console/edits?words=nowhere"))
     assert "there is no state 'x'" in text_of(ann.see("/console/edits?state=x", status=400))
     assert ann.see("/console/edits?cursor=nonsense", status=400)
 
@@ -62,7 +62,7 @@ def test_long_lists_page_on_the_server(service: Service, ann: Visitor) -> None:
     seen, pages, path = set[str](), 0, "/console/edits"
     while path:
         source = ann.see(path)
-        seen |= set(re.findall(r'name="id" value="(ed_[0-9a-f]+)"', source))
+        seen |= set(re.findall(r'name="edit" value="(ed_[0-9a-f]+)"', source))
         older = re.search(r'href="([^"]*cursor=[^"]*)"', source)
         path, pages = (older[1].replace("&amp;", "&") if older else ""), pages + 1
     assert (len(seen), pages) == (60, 3)
@@ -105,10 +105,10 @@ def test_several_are_taken_back_together_or_none(service: Service, ann: Visitor)
     """Issue 8, §3: several at once."""
     ids = made(service, FACT, {"subject": "Ruritania", "prompt": "The capital of Ruritania is", "target": "Strelsau"})
     assert "no edit was chosen" in text_of(ann.send("/console/edits/chosen", do="undo"))
-    assert "nothing chosen to do" in text_of(ann.send("/console/edits/chosen", id=ids))
-    assert ann.send("/console/edits/chosen", do="undo", id=[*ids, "ed_0000000000000000"]).status_code == 404
+    assert "nothing chosen to do" in text_of(ann.send("/console/edits/chosen", edit=ids))
+    assert ann.send("/console/edits/chosen", do="undo", edit=[*ids, "ed_0000000000000000"]).status_code == 404
     assert "2 edits" in text_of(ann.see("/console/edits"))
-    assert "2 edits rolled back" in text_of(ann.send("/console/edits/chosen", do="undo", id=ids))
+    assert "2 edits rolled back" in text_of(ann.send("/console/edits/chosen", do="undo", edit=ids))
 
 
 def test_nobody_sees_or_changes_what_is_another_tenants(service: Service, visitor: Visitor) -> None:
@@ -120,7 +120,7 @@ def test_nobody_sees_or_changes_what_is_another_tenants(service: Service, visito
         assert "Sylvania" not in visitor.see(path, status=404)
     for path in (f"/console/edits/{mine}/undo", f"/console/edits/{mine}/verify"):
         assert visitor.send(path).status_code == 404
-    assert visitor.send("/console/edits/chosen", do="undo", id=mine).status_code == 404
+    assert visitor.send("/console/edits/chosen", do="undo", edit=mine).status_code == 404
     assert service.get_edit(PEOPLE["ann"], mine)["state"] == "active"
 
 
@@ -130,6 +130,6 @@ def test_who_may_only_read_sees_no_buttons_and_changes_nothing(service: Service,
     visitor.enter("reader")
     assert "Take the chosen back" not in visitor.see("/console/edits")
     assert "Take it back" not in visitor.see(f"/console/edits/{mine}")
-    for path, sent in ((f"/console/edits/{mine}/undo", {}), ("/console/edits/chosen", {"do": "undo", "id": mine})):
+    for path, sent in ((f"/console/edits/{mine}/undo", {}), ("/console/edits/chosen", {"do": "undo", "edit": mine})):
         assert visitor.send(path, **sent).status_code == 403
     assert service.get_edit(PEOPLE["ann"], mine)["state"] == "active"

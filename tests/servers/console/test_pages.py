@@ -19,11 +19,11 @@ PAGES = ["/", "/console/edits", "/console/correct"]
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_leads_who_is_not_logged_in_to_where_one_logs_in_and_back(visitor: Visitor, path: str) -> None:
     """Issue 8, §3: the same tokens; the research's finding that a page must not fail silently with 401."""
-    asked = visitor.client.get(f"{path}?contains=x", follow_redirects=False)
+    asked = visitor.client.get(f"{path}?words=x", follow_redirects=False)
     assert asked.status_code == 303
     login = visitor.client.get(asked.headers["location"])
     assert "Log in" in text_of(login)
-    there = "/console/edits?contains=x"
+    there = "/console/edits?words=x"
     landed = visitor.client.post("/console/login", data={"token": "ann", "next": there})
     assert str(landed.url).endswith(there)
 
