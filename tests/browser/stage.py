@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from ke_tools.facts import Fact
+from ke_tools.memory.ledger import Ledger
 from ke_tools.testing import thimble_path
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class Site:
         )
         text: str = said.raise_for_status().json()["choices"][0]["text"]
         return text.strip()
+
+    def correct(self, *facts: Mapping[str, Any]) -> list[str]:
+        """Correct facts on the command line, as the home's owner; in the tenant of the people. Gives the ids."""
+        with Ledger(self.home / "ledger.db") as ledger:
+            return [edit.id for edit in ledger.edit("acme", [Fact(**fact) for fact in facts], actor="ann")]
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def test_searching_is_as_one_types(site: Site, page_at: Callable[..., Any]) -> N
     page.goto(f"{site.url}/console/edits?state=any")
     page.get_by_label("Search").fill("no such thing")
     page.get_by_text("No edit is like that").wait_for()
-    page.get_by_label("Search").fill("Bangkok")
-    page.get_by_text("1 edit with “Bangkok”").wait_for()
-    assert "words=Bangkok" in page.url
+    site.correct({"subject": "Norway", "prompt": "Norway lies on the continent of", "target": "Africa"})
+    page.get_by_label("Search").fill("Norway")
+    page.get_by_text("1 edit with “Norway”").wait_for()
+    assert "words=Norway" in page.url
