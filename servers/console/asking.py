@@ -29,6 +29,7 @@ __all__ = ["Asking"]
 _ANSWER_TOKENS: Final = 96
 _LOAD_SECONDS: Final = 60.0
 _PARTS: Final = ("subject", "prompt", "target")
+_FIELDS: Final = ("statement", *_PARTS, "source", "aliases", "expires")
 _REASON: Final = "corrected on the console"
 
 
@@ -78,12 +79,12 @@ class Asking:
     def correct(self, asked: Asked) -> Page:
         """The form for a correction."""
         asked.who.require("propose")
-        return Page("correct.html", _form({}))
+        return Page("correct.html", _form(dict.fromkeys(_FIELDS, "")))
 
     async def preview(self, asked: Asked) -> Page:
         """Show what a correction would record and change, or ask back where a sentence is not certain."""
         self._pages.check_writable()
-        given = {name: asked.said(name).strip() for name in ("statement", *_PARTS, "source", "aliases", "expires")}
+        given = {name: asked.said(name).strip() for name in _FIELDS}
         if not given["statement"] and not all(given[name] for name in _PARTS):
             raise InvalidInput("the correction says nothing.", "Say what is right in a sentence, or give subject, prompt and target.")
         try:

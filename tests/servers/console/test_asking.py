@@ -147,7 +147,9 @@ def test_a_form_that_is_cut_records_nothing(service: Service, ann: Visitor, lack
 def test_a_script_in_any_field_is_shown_and_not_run(service: Service, ann: Visitor, field: str) -> None:
     """Issue 8, bars: script in a target or source. What enters a prompt is refused (it reads like markup), the rest is escaped."""
     before = FACT[field] + " " if field in {"subject", "target"} else ""
-    sent = {**FACT, field: f"{before}{EVIL}"} | ({"prompt": f"The capital of Freedonia {EVIL} is"} if field in {"subject", "prompt"} else {})
+    sent = {**FACT, field: f"{before}{EVIL}"} | (
+        {"prompt": f"The capital of Freedonia {EVIL} is"} if field in {"subject", "prompt"} else {}
+    )
     pages = [ann.send("/console/correct", **sent)]
     pages.append(ann.client.post("/console/edits", data={"mark": ann.mark(), "relation": "", **hidden(pages[0]), **sent}))
     pages.append(ann.client.get("/console/edits"))
@@ -159,7 +161,7 @@ def test_a_script_in_any_field_is_shown_and_not_run(service: Service, ann: Visit
 
 def test_names_and_answers_are_shown_as_they_are(service: Service, ann: Visitor) -> None:
     """Nothing of a fact is lost on the way through forms."""
-    odd = {"subject": "O'Neill & Sons", "prompt": "The \"seat\" of O'Neill & Sons is", "target": "“Á & B” 100 %", "source": EVIL}
+    odd = {"subject": "O'Neill & Sons", "prompt": 'The "seat" of O\'Neill & Sons is', "target": "“Á & B” 100 %", "source": EVIL}
     landed = ann.client.post("/console/edits", data=hidden(ann.send("/console/correct", **odd)))
     assert landed.status_code == 200
     [made] = edits(service)

@@ -82,6 +82,7 @@ def test_every_page_forbids_what_it_does_not_need(visitor: Visitor) -> None:
     for path in (*PAGES, "/console/login", "/console/nothing-here"):
         seen = visitor.client.get(path)
         if path != "/console/nothing-here":
+            assert seen.status_code == 200, path
             assert "default-src 'none'" in seen.headers["content-security-policy"]
             assert seen.headers["x-content-type-options"] == "nosniff"
             assert seen.headers["cache-control"] == "no-store"
