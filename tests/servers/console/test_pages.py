@@ -117,6 +117,7 @@ def test_a_form_of_another_site_is_refused_though_it_knew_the_mark(service: Serv
     [
         (b"mark=\xff", "application/x-www-form-urlencoded"),
         (b"&".join(b"a=b" for _ in range(500)), "application/x-www-form-urlencoded"),
+        (b"mark=" + b"x" * 300_000, "application/x-www-form-urlencoded"),
         (b'{"mark": 1}', "application/json"),
         (b"", ""),
     ],
