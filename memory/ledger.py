@@ -496,7 +496,8 @@ class Ledger:
             if flips and not has_flips(db):
                 return Page([], 0, "")
             if flips:
-                condition, values = f"{condition} AND v.seq IN (SELECT seq FROM flips WHERE tenant = ?)", [*values, tenant]
+                condition += " AND v.seq IN (SELECT seq FROM flips WHERE tenant = ?)"
+                values = [*values, tenant]
             total = count_events(db, tenant, condition, values)
             rows = list(events_where(db, tenant, f"{condition} AND v.seq < ? ORDER BY v.seq DESC LIMIT ?", (*values, *listing.bounds)))
         return Page(rows[:limit], total, listing.next_cursor([row.seq for row in rows]))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.servers import undoing
+from ke_tools.servers.console.known import known
 from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ __all__ = ["Actors"]
 
 _A_PAGE: Final = 25
 _SHOWN: Final = 30  # edits of each kind in a preview
+_NAMED: Final = 3  # edits of an event
 _SINCE: Final = "1d"
 
 
@@ -42,10 +44,13 @@ class Actors:
         with self._service.damage.watching("actor", tenant, name, cursor):
             page = ledger.history(tenant, by=name, limit=_A_PAGE, cursor=cursor)
             record = ledger.proposals.record(tenant, name)
+            edits = known(ledger, tenant, (edit_id for event in page.items for edit_id in event.edit_ids[:_NAMED]))
         context = {
             "name": name,
             "record": record,
             "events": page.items,
+            "edits": edits,
+            "named": _NAMED,
             "total": page.total,
             "next_cursor": page.next_cursor,
             "is_first": not cursor,
@@ -58,7 +63,13 @@ class Actors:
         self._pages.check_writable()
         name, since = _name(asked), asked.said("since").strip()
         would = undoing.undo(self._service, asked.who, name, since, dry_run=True)
-        context = {"name": name, "since": since, "would": would, "most": _SHOWN, "live_release": self._service.ledger.live_release(asked.who.tenant)}
+        context = {
+            "name": name,
+            "since": since,
+            "would": would,
+            "most": _SHOWN,
+            "live_release": self._service.ledger.live_release(asked.who.tenant),
+        }
         return Page("_actor_undo.html" if asked.is_part else "actor_undo.html", context)
 
     def undo(self, asked: Asked) -> Moved:

@@ -71,7 +71,7 @@ class Health:
         engine: Any = self._service.models.peek()
         told: Sequence[tuple[bool, str]] = engine.told() if hasattr(engine, "told") else ()
         rows = [{"is_well": is_well, "said": said if asked.who.may("admin") else ""} for is_well, said in told]
-        context = {"replicas": rows, "well": sum(row["is_well"] for row in rows)}
+        context = {"replicas": rows, "well": sum(is_well for is_well, _ in told)}
         return Page("_replicas.html" if asked.is_part else "replicas.html", context)
 
     def checks(self, asked: Asked) -> Page:
@@ -146,7 +146,13 @@ class Health:
             marks[position] = f"{marks[position]}, {name}" if position in marks else name
         counted = list(zip(labels, plots.spans(edges, milliseconds), strict=True))
         plot = plots.columns(kind, _TITLES[kind], counted, names=("time", "times"), marks=marks)
-        return {"kind": kind, "plot": plot, "spread": spread, "p50": _time(spread.p50) if spread else "", "p99": _time(spread.p99) if spread else ""}
+        return {
+            "kind": kind,
+            "plot": plot,
+            "spread": spread,
+            "p50": _time(spread.p50) if spread else "",
+            "p99": _time(spread.p99) if spread else "",
+        }
 
 
 def _brief(milliseconds: float) -> str:

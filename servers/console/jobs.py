@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response, StreamingResponse
 
 from ke_tools.errors import KeToolsError
+from ke_tools.servers.console.known import known
 from ke_tools.servers.console.pages import HEADERS, Asked, Moved, Page, Pages, Row
 from ke_tools.servers.console.releases import gate
 from ke_tools.servers.promotions import shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection, Mapping
 
     from ke_tools.memory.joblog import Job
     from ke_tools.servers.service import Service
@@ -25,6 +26,7 @@ __all__ = ["Jobs"]
 log = logging.getLogger(__name__)
 
 _A_PAGE: Final = 25
+_MOST: Final = 100  # edits on the page of a job
 _LOOK_SECONDS: Final = 0.5
 _HEARTBEAT_SECONDS: Final = 15.0  # of silence, after which something between here and the browser may take the line for dead
 _AGAIN_MS: Final = 2000  # until a browser that lost the line connects again
@@ -73,7 +75,10 @@ class Jobs:
 
     def one(self, asked: Asked) -> Page:
         """Show a job."""
-        return Page("job.html", self._told(asked))
+        context = self._told(asked)
+        named = [row["edit_id"] for row in context["rows"][:_MOST]] or context["edit_ids"][:_MOST]
+        edits = known(self._service.ledger, asked.who.tenant, named)
+        return Page("job.html", {**context, "most": _MOST, "edits": edits})
 
     async def events(self, asked: Asked) -> Response:
         """Tell how a job goes on for as long as it does, and somebody listens."""
@@ -112,15 +117,15 @@ class Jobs:
         who = asked.who
         who.require("read")
         job = self._service.promotions.job(who, asked.path["id"])
-        told = shown(job)
+        told, decisions = shown(job), gate(job.result)
         is_open = not self._pages.read_only and self._service.unwritable is None
         return {
             "job": job,
             "kind": _kind(job),
             "meaning": "It was asked to stop, and does before its next step." if job.is_cancelling else _STATES[job.status],
-            "told": told,
-            "decisions": gate(job.result),
-            "rows": [{**row, "rung": _RUNGS.get(row["rung"], row["rung"])} for row in told["edits"]],
+            "shown": told,
+            "decisions": decisions,
+            "rows": [_row(row, {one["in_words"] for one in decisions}) for row in told["edits"]],
             "edit_ids": job.arguments.get("edit_ids", ()),
             "share": min(100, 100 * job.done // job.total) if job.total else None,
             "may_cancel": is_open and not job.has_ended and not job.is_cancelling and who.may("read" if job.kind == "verify" else "write"),
@@ -129,6 +134,12 @@ class Jobs:
 
 def _kind(job: Job) -> str:
     return _KINDS.get(job.kind, job.kind)
+
+
+def _row(row: Mapping[str, str], decisions: Collection[str]) -> dict[str, str]:
+    """What became of an edit; a decision of the gate that stands on the page is only named."""
+    why = row["reason"].partition(":")[0] if row["reason"] in decisions else row["reason"]
+    return {"edit_id": row["edit_id"], "rung": _RUNGS.get(row["rung"], row["rung"]), "reason": why}
 
 
 def _event(name: str, text: str) -> str:

@@ -11,7 +11,7 @@ __all__ = ["Column", "Plot", "columns", "spans", "within"]
 
 WIDTH: Final = 360  # about a phone's, so that the letters are as large there as they were drawn
 HEIGHT: Final = 150
-_TOP: Final = 28  # room above the highest column for its number and its mark
+_TOP: Final = 30  # room above the highest column for its number and its mark
 _BASE: Final = 128  # where columns stand
 _GAP: Final = 0.28  # of a column's room
 _LETTER: Final = 6.4  # a digit's width at the size of the labels

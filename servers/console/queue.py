@@ -121,8 +121,10 @@ class Queue:
 
 
 def _shown(outlook: Outlook) -> dict[str, Any]:
-    """A proposal for the templates; what gives way and what waits beside it as edits, so that they can be linked."""
-    return {"edit": outlook.edit, "told": approvals.told(outlook), "superseding": outlook.superseding, "rivals": outlook.rivals}
+    """A proposal for the templates: what gives way and what waits beside it as edits, to be linked, and not told once more as a warning."""
+    shown, gone = approvals.told(outlook), outlook.superseding
+    warnings = [warning for warning in outlook.warnings if not any(warning.startswith(f"supersedes {edit.id}") for edit in gone)]
+    return {"edit": outlook.edit, "shown": {**shown, "warnings": warnings}, "superseding": gone, "rivals": outlook.rivals}
 
 
 def _answer(answer: Mapping[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
