@@ -45,6 +45,7 @@ from ke_tools.memory.log import (
     edits_where,
     events_where,
     flip_at,
+    has_flips,
     head,
     release_at,
     standings,
@@ -472,20 +473,31 @@ class Ledger:
             rows = db.execute("SELECT DISTINCT edit_id FROM changes WHERE tenant = ? AND seq > ?", (tenant, seq))
             return {edit_id for (edit_id,) in rows}
 
-    def history(self, tenant: str, *, edit_id: str = "", limit: int = 20, cursor: str = "") -> Page[Event]:
+    def history(
+        self, tenant: str, *, edit_id: str = "", by: str = "", flips: bool = False, limit: int = 20, cursor: str = ""
+    ) -> Page[Event]:
         """List events, newest first; with ``edit_id`` those that made or changed this edit.
+
+        ``by`` is the actor whose events are meant; with ``flips`` only those that made another release live, or none.
 
         Raises:
             NotFound: ``edit_id`` does not exist, or is another tenant's.
         """
         check(tenant=tenant)
-        listing = Listing(["history", tenant, edit_id], limit, cursor)
+        listing = Listing(["history", tenant, edit_id, *([by, flips] if by or flips else [])], limit, cursor)
         condition, values = "", list[Any]()
         if edit_id:
             condition, values = "AND v.seq IN (SELECT seq FROM changes WHERE tenant = ? AND edit_id = ?)", [tenant, edit_id]
+        if by:
+            condition, values = f"{condition} AND v.actor = ?", [*values, by]
         with self._storage.reading() as db:
             if edit_id:
                 _one(db, tenant, edit_id)
+            if flips and not has_flips(db):
+                return Page([], 0, "")
+            if flips:
+                condition += " AND v.seq IN (SELECT seq FROM flips WHERE tenant = ?)"
+                values = [*values, tenant]
             total = count_events(db, tenant, condition, values)
             rows = list(events_where(db, tenant, f"{condition} AND v.seq < ? ORDER BY v.seq DESC LIMIT ?", (*values, *listing.bounds)))
         return Page(rows[:limit], total, listing.next_cursor([row.seq for row in rows]))

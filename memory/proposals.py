@@ -127,20 +127,33 @@ class Proposals:
         check(tenant=tenant)
         with self._storage.reading() as db:
             [edit] = _open(db, tenant, known_ids([edit_id]))
-            rivals = tuple(other for other in waiting(db, tenant, edit.slot) if other.id != edit.id)
-            record = _record(db, tenant, edit.actor)
-            try:
-                plan = _planned(db, edit, _correction(db, edit), (), None if over_protection else Guard.of(db, tenant))
-            except KeToolsError as error:
-                return Outlook(edit, edit.fact, (), rivals, edit.warnings, record, None, error.message)
-            release = None if plan.flip is None else plan.flip.release
-            return Outlook(edit, plan.fact, plan.yielding, rivals, plan.warnings, record, release)
+            return _outlook(db, edit, _record(db, tenant, edit.actor), None if over_protection else Guard.of(db, tenant))
+
+    def outlooks(self, tenant: str, edit_ids: Sequence[str], *, over_protection: bool = False) -> list[Outlook]:
+        """Say the same of several, in their order; what does not wait any more is left out."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            found = {edit.id: edit for edit in edits_by_id(db, tenant, edit_ids) if edit.state is State.PROPOSED}
+            edits = [found[edit_id] for edit_id in edit_ids if edit_id in found]
+            records = {actor: _record(db, tenant, actor) for actor in {edit.actor for edit in edits}}
+            guard = None if over_protection else Guard.of(db, tenant)
+            return [_outlook(db, edit, records[edit.actor], guard) for edit in edits]
 
     def record(self, tenant: str, actor: str) -> Record:
         """Count what became of what an actor proposed; what was purged is not counted."""
         check(tenant=tenant, actor=actor)
         with self._storage.reading() as db:
             return _record(db, tenant, actor)
+
+
+def _outlook(db: apsw.Connection, edit: Edit, record: Record, guard: Guard | None) -> Outlook:
+    rivals = tuple(other for other in waiting(db, edit.tenant, edit.slot) if other.id != edit.id)
+    try:
+        plan = _planned(db, edit, _correction(db, edit), (), guard)
+    except KeToolsError as error:
+        return Outlook(edit, edit.fact, (), rivals, edit.warnings, record, None, error.message)
+    release = None if plan.flip is None else plan.flip.release
+    return Outlook(edit, plan.fact, plan.yielding, rivals, plan.warnings, record, release)
 
 
 def _open(db: apsw.Connection, tenant: str, ids: Sequence[str]) -> list[Edit]:

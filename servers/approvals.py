@@ -65,7 +65,8 @@ def queue(service: Service, who: Principal, *, limit: int = 20, cursor: str = ""
     """List what waits, newest first, a page at a time: what it says and whose word it is, what an approval would change, and why not."""
     who.require("read")
     page = service.ledger.edits(who.tenant, states=(State.PROPOSED,), limit=limit, cursor=cursor)
-    outlooks = [service.ledger.proposals.outlook(who.tenant, edit.id, over_protection=who.may("admin")) for edit in page.items]
+    ids = [edit.id for edit in page.items]
+    outlooks = service.ledger.proposals.outlooks(who.tenant, ids, over_protection=who.may("admin"))
     shown = [told(outlook) for outlook in outlooks]
     more = "; call again with next_cursor for more" if page.next_cursor else ""
     return {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LITTLE: Final = 100_000_000  # bytes free, under which a ledger may soon be unable to grow
+LITTLE: Final = 0.1  # gigabytes free, under which a ledger may soon be unable to grow
 _SHOWN: Final = 5  # findings of one check
 _PACKAGES: Final = ("ke-tools", "apsw", "faiss-cpu", "mcp", "peft", "sentence-transformers", "torch", "transformers")
 
@@ -50,10 +50,21 @@ def examine(service: Service, *, deep: bool) -> dict[str, Any]:
         "ok": not bad,
         "checks": checks,
         "settings": {name: {"value": str(getattr(settings, name)), "from": origin} for name, origin in sorted(settings.sources.items())},
-        "versions": {"python": platform.python_version(), "sqlite": _sqlite(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": versions(),
         "revision": service.revision,
         "model": service.model_id,
     }
+
+
+def versions() -> dict[str, str]:
+    """What runs here, by name."""
+    return {"python": platform.python_version(), "sqlite": _sqlite(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def free_gigabytes(home: Path) -> float:
+    """How much the disk still takes on which a home lies, or will lie."""
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    return shutil.disk_usage(folder).free / 1e9
 
 
 def _check(name: str, look: Callable[[], tuple[bool, str]]) -> dict[str, Any]:
@@ -119,9 +130,8 @@ def _vllm(service: Service) -> tuple[bool, str]:
 
 
 def _disk(service: Service) -> tuple[bool, str]:
-    folder = next(path for path in (service.settings.home, *service.settings.home.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    return free > _LITTLE, f"{free / 1e9:.1f} GB free for {service.settings.home}"
+    free = free_gigabytes(service.settings.home)
+    return free > LITTLE, f"{free:.1f} GB free for {service.settings.home}"
 
 
 def _releases(service: Service) -> tuple[bool, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from ke_tools.errors import KeToolsError
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from ke_tools.memory.ledger import Ledger
     from ke_tools.memory.scope import Hit
 
-__all__ = ["Fired"]
+__all__ = ["Fired", "Hourly"]
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS: Final = 30.0
+_HOURS: Final = 24
 
 
 class Fired:
@@ -58,3 +60,38 @@ class Fired:
             log.warning("how often edits were asked for is not written yet: %s", error)
             with self._lock:
                 self._counts.update(counts)
+
+
+class Hourly:
+    """How many edits fired in each of the last 24 hours, as far as this process has run, by tenant. Thread safe."""
+
+    def __init__(self, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Begin at zero."""
+        self._clock = clock
+        self.since: Final = clock()
+        self._counts: Counter[tuple[datetime, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def note(self, tenant: str, fired: int) -> None:
+        """Count what fired just now; forget what is older than a day."""
+        if not fired:
+            return
+        hour = _whole(self._clock())
+        with self._lock:
+            if (hour, tenant) not in self._counts:
+                oldest = hour - timedelta(hours=_HOURS - 1)
+                for gone in [key for key in self._counts if key[0] < oldest]:
+                    del self._counts[gone]
+            self._counts[hour, tenant] += fired
+
+    def of(self, tenant: str | None) -> list[tuple[datetime, int]]:
+        """Return each hour's beginning with a tenant's count, or with ``None`` everybody's, the oldest first."""
+        last = _whole(self._clock())
+        hours = [last - timedelta(hours=back) for back in reversed(range(_HOURS))]
+        with self._lock:
+            counts = dict(self._counts)
+        return [(hour, sum(n for (at, whose), n in counts.items() if at == hour and tenant in {None, whose})) for hour in hours]
+
+
+def _whole(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)

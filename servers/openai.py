@@ -53,6 +53,7 @@ class Opened:
     routed: Routed
     pieces: AsyncIterator[Piece]
     watch: Stopwatch
+    tenant: str
 
 
 class OpenAI:
@@ -172,7 +173,7 @@ class OpenAI:
                     watch = Stopwatch()
                     seeded = request if request.seed is None else replace(request, seed=_shifted(request.seed, copy))
                     routed, pieces = await self._service.open_stream(who, seeded, view=view, via="auto", wait_seconds=0)
-                    opened.append(Opened(at * n + copy, routed, pieces, watch))
+                    opened.append(Opened(at * n + copy, routed, pieces, watch, who.tenant))
                 self._metrics.routed(opened[-1].routed)
         except BaseException:
             for answer in opened:
@@ -221,6 +222,7 @@ class OpenAI:
                     if piece.finished.finish_reason == "cancelled":
                         break
                     self._metrics.generated(answer.routed, piece.finished, answer.watch.seconds)
+                    self._service.latencies.note(answer.tenant, "answer", answer.watch.seconds)
                 await queue.put((answer.index, piece))
                 if piece.finished is not None:
                     return

@@ -201,7 +201,7 @@ class Passing:
         if any(one.route == "forget" for one in routed):
             generations = await asyncio.to_thread(self._service.generated, who, routed, engine)
             return _rendered(asked, [made for _, made in generations], engine, headers_of(routed, self._service))
-        response = await self._sent(request, asked, routed, engine, watch)
+        response = await self._sent(request, who, asked, routed, engine, watch)
         if any(one.watched for one in routed):
             return await self._looked_at(who, asked, routed, engine, response)
         return response
@@ -224,7 +224,9 @@ class Passing:
             return None
         return await self._chatting.reply(who, asked.requests[0].messages or ())
 
-    async def _sent(self, request: HTTPRequest, asked: _Asked, routed: Sequence[Routed], engine: Remote, watch: Stopwatch) -> Passed:
+    async def _sent(
+        self, request: HTTPRequest, who: Principal, asked: _Asked, routed: Sequence[Routed], engine: Remote, watch: Stopwatch
+    ) -> Passed:
         """Ask; what the server refuses with the facts in it, such as a prompt that became too long, is asked without."""
         is_plain = any(one.watched for one in routed)
 
@@ -252,7 +254,12 @@ class Passing:
         if any(one.hits for one in routed) and answer.status_code in _REFUSED:
             await answer.aclose()
             answer = await ask([_untold(one, given) for one, given in zip(routed, asked.requests, strict=True)])
-        answer.on_end = lambda: self._metrics.answered(routed[0].route if routed else "base", watch.seconds)
+
+        def ended() -> None:
+            self._metrics.answered(routed[0].route if routed else "base", watch.seconds)
+            self._service.latencies.note(who.tenant, "answer", watch.seconds)
+
+        answer.on_end = ended
         return answer
 
     async def _passed(

@@ -42,8 +42,9 @@ from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.erasing import erase
 from ke_tools.servers.expiring import Expiring
-from ke_tools.servers.fired import Fired
+from ke_tools.servers.fired import Fired, Hourly
 from ke_tools.servers.forgetting import FALLBACK, Forgetting
+from ke_tools.servers.latencies import Latencies
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
@@ -88,6 +89,7 @@ class Service:
         self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
         self._statements = Statements(self._scope, cache=settings.cache) if self._scope else None
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
+        self.hourly, self.latencies = Hourly(), Latencies()
         self.expiring = Expiring(None if isinstance(ledger, KeToolsError) else ledger)
         self.expiring.arm()
         self._base_answers = BaseAnswers()
@@ -599,10 +601,12 @@ class Service:
         answers, decision, truncated = [], None, False
         base: Generation | None = None
         for one in views:
+            began = time.perf_counter()
             routed = await asyncio.to_thread(self._asked, who, request, engine, one, via)
             if routed.route == "forget" or routed.watched or routed.request is not request or base is None:
                 routed, pieces = await self._opened(who, routed, engine)
                 made = await _finish(pieces)
+                self.latencies.note(who.tenant, "answer", time.perf_counter() - began)
             else:
                 made = base  # greedy: the same request has the same answer
             base = made if one == "base" else base
@@ -781,8 +785,12 @@ class Service:
 
     def _asked(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
         """Route what somebody asks, which counts; probes do not."""
+        began = time.perf_counter()
         routed = self._route(who, request, engine, view, via)
+        if view == "edited":
+            self.latencies.note(who.tenant, "routing", time.perf_counter() - began)
         self._fired.note(who.tenant, routed.hits)
+        self.hourly.note(who.tenant, len(routed.hits))
         return routed
 
     def _route(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:

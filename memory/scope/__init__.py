@@ -214,6 +214,11 @@ class Scope:
             for edit in edits:
                 calibrator.erase(_wanted(edit))
 
+    def behind(self, tenant: str) -> int | None:
+        """How many edits changed since they were last read, which the next question does; ``None`` before the first question."""
+        seen = self._state(tenant).seen
+        return None if seen < 0 else len(self._ledger.changed(tenant, seen))
+
     def notes(self) -> dict[str, str]:
         """Say of each tenant whose index file could not be used why that was."""
         with self._lock:

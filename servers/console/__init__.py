@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from ke_tools.servers.console.actors import Actors
 from ke_tools.servers.console.asking import Asking
 from ke_tools.servers.console.edits import Edits
 from ke_tools.servers.console.entering import Entering
+from ke_tools.servers.console.health import Health
+from ke_tools.servers.console.jobs import Jobs
 from ke_tools.servers.console.pages import HEADERS, STATIC, Pages
+from ke_tools.servers.console.queue import Queue
+from ke_tools.servers.console.releases import Releases
 from ke_tools.servers.console.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -32,7 +37,8 @@ def routes(service: Service, sessions: Sessions, *, read_only: bool, plain: Endp
     """Give the console's routes; all but the first page, which is ``plain`` for programs, lie under ``/console``."""
     pages = Pages(service, sessions, read_only=read_only)
     asking = Asking(pages, service)
-    parts = (Entering(pages), asking, Edits(pages, service))
+    about = (Edits, Queue, Actors, Releases, Jobs, Health)
+    parts = (Entering(pages), asking, *(part(pages, service) for part in about))
     found: list[BaseRoute] = [Route("/", _by_accepted(pages.endpoint(asking.page), plain), methods=["GET"])]
     found += [
         Route(path, pages.endpoint(handler, is_open=part.is_open), methods=[method])

@@ -21,6 +21,8 @@ from ke_tools.facts import Edit, Fact, State
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.slots import Slot, is_alias_risky, slot_of
 
+RELEASE = f"rel_{1:024x}"
+
 
 @pytest.fixture
 def ledger() -> Iterator[Ledger]:
@@ -589,6 +591,26 @@ def test_the_history_of_an_edit_tells_all_that_happened_to_it(ledger: Ledger) ->
     assert page.items[1].edit_ids == (second.id, first.id)
     assert page.items[2].payload["fact"]["target"] == "Sydney"
     assert ledger.history("acme", limit=1).total == 4
+
+
+def test_the_history_is_told_of_one_actor_or_of_what_went_live(ledger: Ledger) -> None:
+    """Issue 8, §3: what one token changed, and which releases were live, without reading all that ever happened."""
+    (first,) = write(ledger, capital("Sydney"))
+    ledger.edit("acme", [child("Ida")], actor="bob")
+    ledger.promote("acme", [first.id], release=RELEASE, actor="cyd", reason="held")
+    ledger.demote("acme", [first.id], release="", actor="bob")
+    ledger.edit("other", [child("Jon")], actor="bob")
+
+    assert [(event.seq, event.action) for event in ledger.history("acme", by="bob").items] == [(4, "demote"), (2, "edit")]
+    flips = ledger.history("acme", flips=True, limit=1)
+    assert [(event.seq, event.flip and event.flip.release) for event in flips.items] == [(4, "")]
+    assert flips.total == 2
+    earlier = ledger.history("acme", flips=True, limit=1, cursor=flips.next_cursor)
+    assert [(event.seq, event.flip and event.flip.release) for event in earlier.items] == [(3, RELEASE)]
+    assert [event.seq for event in ledger.history("acme", edit_id=first.id, by="bob", flips=True).items] == [4]
+    assert ledger.history("other", flips=True).items == ledger.history("other", by="ann").items == []
+    with pytest.raises(InvalidInput):
+        ledger.history("acme", by="bob", cursor=flips.next_cursor)
 
 
 def test_since_names_what_changed_and_nothing_else(ledger: Ledger) -> None:

@@ -243,6 +243,22 @@ def test_the_outlook_tells_what_an_approval_would_do_and_changes_nothing(ledger:
         ledger.proposals.outlook("acme", rival.id)
 
 
+def test_the_outlooks_of_several_are_as_of_each_and_without_what_was_decided(ledger: Ledger) -> None:
+    """Issue 8, §3: a queue of thousands is read at once, and one that is decided meanwhile takes the others not along."""
+    write(ledger, capital("Sydney"))
+    ids = [edit.id for edit in propose(ledger, capital("Perth"), child("Ida"))]
+    [other] = propose(ledger, capital("Hobart"), actor="mal")
+    ledger.proposals.reject("acme", [ids[1]], actor="ann", reason="no")
+
+    found = ledger.proposals.outlooks("acme", [other.id, *ids, "ed_0123456789abcdef"])
+
+    assert found == [ledger.proposals.outlook("acme", edit_id) for edit_id in (other.id, ids[0])]
+    assert ledger.proposals.outlooks("other", [other.id]) == []
+    ledger.protections.protect("acme", "Australia", actor="root")
+    assert all("protected" in outlook.obstacle for outlook in ledger.proposals.outlooks("acme", ids[:1]))
+    assert not any(outlook.obstacle for outlook in ledger.proposals.outlooks("acme", ids[:1], over_protection=True))
+
+
 def test_the_record_counts_what_became_of_an_actors_proposals(ledger: Ledger) -> None:
     """Issue 8, §2: the proposer's history: proposed, approved, rejected, rolled back."""
     made = [propose(ledger, child(name))[0].id for name in ("Ida", "Jon", "Kim", "Lou", "Max")]

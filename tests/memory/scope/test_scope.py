@@ -65,6 +65,20 @@ def test_a_question_for_the_edited_slot_is_in_scope(ledger: Ledger, scope: Scope
     assert "names Freedonia; asks for" in decision.reason
 
 
+def test_how_far_it_is_behind_is_told_of_the_tenants_own_edits(ledger: Ledger, scope: Scope) -> None:
+    """Issue 8, §3: index lag; unknown before the first question, nothing after each."""
+    write(ledger, FREEDONIA)
+    assert scope.behind("t") is None
+    asked(scope, "The ruler of Freedonia is")
+    assert scope.behind("t") == 0
+    write(ledger, AUSTRALIA, tenant="other")
+    assert scope.behind("t") == 0
+    write(ledger, AUSTRALIA)
+    assert scope.behind("t") == 1
+    asked(scope, "The ruler of Freedonia is")
+    assert scope.behind("t") == 0
+
+
 def test_a_decision_tells_what_an_edits_own_calibration_reached(ledger: Ledger) -> None:
     """Issue 4 §3: the threshold that the bound gave it, the share of its negatives that pass, the recall of its own wordings."""
     embedder = HashingEmbedder()
