@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tests.browser.line import line_to
 from tests.browser.stage import Site, enter
 
 QUESTION = "The capital of Spain is"
@@ -89,3 +90,71 @@ def test_searching_is_as_one_types(site: Site, page_at: Callable[..., Any]) -> N
     page.get_by_label("Search").fill("Norway")
     page.get_by_text("1 edit with “Norway”").wait_for()
     assert "words=Norway" in page.url
+
+
+def test_what_an_agent_proposes_is_approved_or_rejected_by_a_person(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, bars: approve, reject; two people who decide at once: the second is told."""
+    agent = page_at()
+    enter(agent, site, "agent")
+    for sentence in ("The capital of Poland is Paris.", "The capital of Canada is New Delhi."):
+        agent.goto(f"{site.url}/console/correct")
+        agent.get_by_label("What is right").fill(sentence)
+        agent.get_by_role("button", name="Look at the correction").first.click()
+        agent.get_by_role("button", name="Propose it").click()
+        agent.get_by_text("waits for an approval").first.wait_for()
+    assert not site.ask("The capital of Poland is").startswith("Paris")
+    ann, late = page_at(), page_at()
+    for page, who in ((ann, "ann"), (late, "boss")):
+        enter(page, site, who)
+        page.goto(f"{site.url}/console/queue")
+    ann.get_by_role("link", name="The capital of Poland is Paris").click()
+    ann.get_by_text("If it is approved").wait_for()
+    ann.get_by_label("Reason").fill("the gazette")
+    ann.get_by_role("button", name="Approve", exact=True).click()
+    ann.get_by_text("1 proposal approved").wait_for()
+    assert site.ask("The capital of Poland is").startswith("Paris")
+    late.get_by_role("row", name="Poland").get_by_role("checkbox").check()
+    late.get_by_label("Reason").fill("no source")
+    late.get_by_role("button", name="Reject the chosen").click()
+    assert "ann" in late.get_by_role("alert").inner_text()
+    late.goto(f"{site.url}/console/queue")
+    late.get_by_role("row", name="Canada").get_by_role("checkbox").check()
+    late.get_by_label("Reason").fill("no source")
+    late.get_by_role("button", name="Reject the chosen").click()
+    late.get_by_text("1 proposal rejected").wait_for()
+    assert "Nothing waits" in late.inner_text("main")
+    assert not site.ask("The capital of Canada is").startswith("New Delhi")
+
+
+def test_promote_watch_lose_the_line_and_roll_back(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, bars: promote (thimble), watch the job, lost connection during a job, roll back."""
+    question = "The currency of India is the"
+    site.correct({"subject": "India", "prompt": question, "target": "Kenyan shilling"})
+    page = page_at()
+    with line_to(site.url) as line:
+        page.goto(f"{line.url}/console/login")
+        page.get_by_label("Token").fill("ann")
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"{line.url}/")
+        page.goto(f"{line.url}/console/edits?words=Kenyan")
+        page.get_by_label("Choose all").check()
+        page.get_by_role("button", name="Promote the chosen").click()
+        page.wait_for_url(re.compile("/console/jobs/job_"))
+        page.locator("progress").wait_for()
+        line.cut()
+        page.locator("[data-connection]").wait_for(state="visible")
+        line.join()
+        page.locator("[data-connection]").wait_for(state="hidden")
+        page.get_by_text("completed").first.wait_for(timeout=400_000)
+        assert re.search("in a codebook|in the weights", page.inner_text("main"))
+    enter(page, site, "ann")
+    page.goto(f"{site.url}/console/releases")
+    live = page.inner_text("main")
+    assert "rel_" in live
+    page.get_by_label("Back to how it was at revision").fill("0")
+    page.get_by_role("button", name="What would change?").click()
+    page.get_by_text("no longer said").first.wait_for()
+    page.get_by_role("button", name=re.compile("Go back|Roll back|Back to")).click()
+    page.get_by_text("rolled back").first.wait_for()
+    assert "rel_" not in page.inner_text("h2 >> nth=0")
+    assert not site.ask(question).startswith("Kenyan")
