@@ -60,11 +60,12 @@ def test_a_form_with_a_wrong_mark_changes_nothing(console: Console) -> None:
     [waits] = edit(console.service, "eve", CAPITAL)
     ann = console.browser("ann")
     for mark in ("", "0" * 64):
-        for path, fields in (
+        forms: list[tuple[str, dict[str, Any]]] = [
             ("/console/queue", {"id": waits, "do": "approve"}),
             ("/console/actors/undo", {"name": "eve", "since": "1h"}),
             (f"/console/queue/{waits}/evidence", {}),
-        ):
+        ]
+        for path, fields in forms:
             assert ann.post(path, mark=mark, **fields).status_code == 403
     assert states(console.service, waits) == ["proposed"]
 
@@ -86,11 +87,12 @@ def test_a_rejection_needs_a_reason_and_something_chosen(console: Console) -> No
     """Issue 8, §3: reject with a reason; what is asked wrongly decides nothing."""
     [waits] = edit(console.service, "eve", CAPITAL)
     ann = console.browser("ann")
-    for fields, told in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"id": waits, "do": "reject", "reason": "  "}, "a rejection needs a reason"),
         ({"do": "reject", "reason": "no"}, "no proposal was chosen"),
         ({"id": waits, "do": "burn", "reason": "no"}, "nothing chosen to do"),
-    ):
+    ]
+    for fields, told in wrong:
         refused = ann.post("/console/queue", **fields)
         assert refused.status_code == 400
         assert told in refused.text
