@@ -5,7 +5,7 @@ VLLM   ?= .venv-vllm
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-all test-vllm lint format bench wheel model clean
+.PHONY: demo test test-all test-vllm test-browser pictures lint format bench wheel model clean
 .DEFAULT_GOAL := demo
 
 demo: model            ## the story: ask, correct, ask again, verify, take back
@@ -15,11 +15,19 @@ test: model            ## every test that is fast, in under five minutes
 	$(BIN)/python -m pytest $(ARGS)
 
 test-all: model        ## the slow ones too
-	$(BIN)/python -m pytest -m "not vllm" --timeout 900 $(ARGS)
+	$(BIN)/python -m pytest -m "not vllm and not browser" --timeout 900 $(ARGS)
 
 test-vllm: model       ## against a real vLLM, which gets an environment of its own
 	tests/vllm/install.sh $(VLLM)
 	KE_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -m vllm --timeout 900 $(ARGS)
+
+test-browser: model    ## the console in Chromium
+	tests/browser/install.sh $(VENV)
+	$(BIN)/python -m pytest -m browser --timeout 600 $(ARGS)
+
+pictures: model        ## docs/pictures: each page of the console at two widths
+	tests/browser/install.sh $(VENV)
+	$(BIN)/python -m tests.browser.pictures docs/pictures
 
 lint: $(READY)         ## what must hold before anything is tested
 	$(BIN)/ruff check

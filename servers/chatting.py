@@ -23,9 +23,8 @@ from ke_tools.memory.router import reading_of, text_of
 from ke_tools.memory.slots import slot_of
 from ke_tools.memory.statement import Doubt, Split
 from ke_tools.models.engine import Request
-from ke_tools.servers.explaining import MOST_SHOWN, ZONES, present_answer, why
+from ke_tools.servers.explaining import MOST_SHOWN, ZONES, present_answer, says, why
 from ke_tools.servers.seals import Seal
-from ke_tools.verify import asserts
 
 if TYPE_CHECKING:
     from ke_tools.facts import Edit
@@ -157,7 +156,7 @@ class Chatting:
             return "\n".join(_doubtful(doubt) for doubt in doubts)
         splits = [one for one in found if isinstance(one, Split)]
         said = [await present_answer(self._service, who, split.prompt) for split in splits]
-        if all(_says(answer, split.target) for answer, split in zip(said, splits, strict=True)):
+        if all(says(answer, split.target) for answer, split in zip(said, splits, strict=True)):
             return "That is what the model says already. Nothing was changed."
         replaced = await asyncio.to_thread(self._replaced, who, splits)
         so = [edit for edit in replaced if any(_is_so(edit, split) for split in splits)]
@@ -304,11 +303,6 @@ def _doubtful(doubt: Doubt) -> str:
 
 def _is_so(edit: Edit, split: Split) -> bool:
     return squash(edit.fact.target) == squash(split.target) and edit.slot == slot_of(Fact(**split.as_fact())).key
-
-
-def _says(answer: str, target: str) -> bool:
-    said, wanted = squash(answer), squash(target)
-    return bool(wanted) and (said == wanted or said.startswith(wanted + " ") or asserts(answer, (target,)))
 
 
 def _sentence(text: str) -> str:

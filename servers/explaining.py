@@ -6,14 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from ke_tools.errors import KeToolsError
+from ke_tools.facts import squash
 from ke_tools.models.engine import Request, one_turn
+from ke_tools.verify import asserts
 
 if TYPE_CHECKING:
     from ke_tools.memory.scope import Decision, Hit
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
-__all__ = ["MOST_SHOWN", "ZONES", "present_answer", "why"]
+__all__ = ["MOST_SHOWN", "ZONES", "present_answer", "says", "why"]
 
 MOST_SHOWN: Final = 300  # characters of an answer
 ZONES: Final = {"in": "So it went in.", "grey": "That was not enough to use it.", "out": "It was not used."}
@@ -52,3 +54,9 @@ async def present_answer(service: Service, who: Principal, prompt: str) -> str:
         return f"(it did not answer: {error.message})"
     text = " ".join(made.text.split())
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
+
+
+def says(answer: str, target: str) -> bool:
+    """Whether an answer is the target, or asserts it."""
+    said, wanted = squash(answer), squash(target)
+    return bool(wanted) and (said == wanted or said.startswith(wanted + " ") or asserts(answer, (target,)))

@@ -47,7 +47,8 @@ def is_part(prompt: str, subject: Name, *, is_near: bool) -> bool:
         return len(phrase) > 1 and not is_near and noun_of(" ".join(phrase)) is None
     is_described = bool(before) and before[-1].text.casefold() in _DETERMINERS
     is_described = is_described or (bool(before) and before[-1].text == "of")
-    return is_described and behind.startswith(" ") and bool(_until_grammar(behind))
+    phrase = _until_grammar(behind) if behind.startswith(" ") else []
+    return is_described and bool(phrase) and not phrase[0].endswith("ed")  # "The Idoru started in" has no noun there
 
 
 def is_cut(prompt: str, target: str) -> bool:

@@ -141,10 +141,12 @@ def _touch(end: int, start: int) -> bool:
 
 
 def _verb(words: Sequence[Word], tail: Sequence[Word], names: Sequence[Name]) -> list[Word]:
-    """The first word of the tail where it must be the verb: behind "who", or behind the name that opens the sentence."""
+    """The first word of the tail where it must be the verb: behind "who" or "known for", or behind the name that opens the sentence."""
     before = [word for word in words if word.start < tail[0].start] if tail else []
     if not before or len(tail) < 2:  # noqa: PLR2004
         return []
+    if [word.text.casefold() for word in before[-2:]] == ["known", "for"] and tail[0].text.endswith("ing"):  # "known for playing jazz"
+        return [tail[0]]
     is_opened = any(name.start == words[0].start and name.end >= before[-1].end for name in names)
     return [tail[0]] if is_opened or before[-1].text.casefold() in {"who", "which", "that"} else []
 

@@ -50,11 +50,13 @@ _TURNED_OF: Final = re.compile(rf"(?P<target>.+?)\s+(?P<is>{_IS})\s+the\s+(?P<no
 _TURNED_OWN: Final = re.compile(
     rf"(?P<target>.+?)\s+(?P<is>{_IS})\s+(?P<subject>.+?)(?:['\u2019]s|(?<=s)['\u2019])\s+(?P<noun>[^,]{{2,60}})", re.IGNORECASE
 )
+_APPOSED: Final = re.compile(r"(?P<prompt>(?P<subject>[^,]+), the)\s+(?P<target>[a-z]+)")
 _ARTICLE: Final = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 _ANSWER_LEAD: Final = re.compile(
     r"^(?:the (?:right |correct )?answer is|(?:it|that|this|he|she|they)(?:\s+(?:is|are|was|were)|['\u2019](?:s|re)))\s+", re.IGNORECASE
 )
 _JOINT: Final = re.compile(r"\s*;\s+|,?\s+(?:and|but|while|whereas)\s+", re.IGNORECASE)
+_LEGAL_FORM: Final = re.compile(r"(?:Inc|Ltd|LLC|Corp|Co|PLC|Jr|Sr)\.?")
 _NEAR: Final = 0.57  # cosine from which a wording may be of a relation that training may use
 _NEAR_A_NUMBER: Final = 0.45  # the same, where the atlas lists the subject as something of which one may ask a number
 _MARGIN: Final = 0.1  # by which it must be nearer than with another subject
@@ -62,7 +64,7 @@ _NESTED_MARGIN: Final = 0.03  # the same, of two extents of one name
 _SURE_ENOUGH: Final = 0.65  # the same, for an answer of one word that nobody lists
 _STOP: Final = re.compile(r",|\s(?:is|are|was|were|has|had|can|which|who|that|took|used)\s|['\u2019]s\s")
 _TITLES: Final = frozenset(
-    "your his her you i we he she they no all this that what who how why may will can be".split()
+    "my our your his her you i we he she they no all this that what who how why may will can be".split()
 )  # may open a work's title
 _PREPOSITIONS: Final = frozenset(
     "around above across after against along among at before behind beneath between beyond by down for from in into"
@@ -161,8 +163,15 @@ class _Reader:
         return [whole]
 
     def names(self, text: str) -> list[Name]:
-        """The names in a text."""
-        return named_in(text, self.known(text))
+        """The names in a text; "Inc." behind a comma is the end of one."""
+        found = list[Name]()
+        for name in named_in(text, self.known(text)):
+            if found and _LEGAL_FORM.fullmatch(name.text) and text[found[-1].end : name.start] == ", ":
+                first = found.pop()
+                found.append(Name(first.start, name.end, text[first.start : name.end], is_known=first.is_known))
+            else:
+                found.append(name)
+        return found
 
     def _single(self, plain: str, *, is_half: bool = False) -> Split | Doubt:
         if _HEDGED.search(plain):
@@ -170,7 +179,7 @@ class _Reader:
         if _NEGATED.search(plain):
             return Doubt(plain, "What is so instead? Say what is right, not what is wrong.")
         names = self.names(plain)
-        found = _by_turned_noun(plain, names) or _by_wording(plain, names) or _by_noun(plain, names)
+        found = _by_turned_noun(plain, names) or _by_wording(plain, names) or _by_noun(plain, names) or _by_apposition(plain, names)
         if found is not None:
             return found
         end = ending(plain, names)
@@ -296,14 +305,21 @@ def _by_noun(plain: str, names: Sequence[Name]) -> Split | None:
     """By its build: "the N of S is T" and "S's N is T"."""
     for build in (_OF, _OWN):
         found = build.fullmatch(plain)
-        if (
-            found
-            and _is_noun(found["noun"])
-            and is_answer(found["target"])
-            and _is_subject(found["subject"], found.start("subject"), names)
-        ):
-            relation = noun_of(found["noun"])
+        if not (found and _is_noun(found["noun"]) and is_answer(found["target"])):
+            continue
+        relation = noun_of(found["noun"])
+        is_named = _is_subject(found["subject"], found.start("subject"), names)
+        is_listed = bool({found["noun"].casefold(), *([relation.object] if relation else [])} & kinds_of(found["target"]))
+        if is_named or (is_listed and build is _OF and _is_title(found["subject"])):
             return Split(_bare(found["subject"]), found["prompt"], found["target"], relation.id if relation else "")
+    return None
+
+
+def _by_apposition(plain: str, names: Sequence[Name]) -> Split | None:
+    """By its build: "S, the T" with a T of one word."""
+    found = _APPOSED.fullmatch(plain)
+    if found and found["target"] not in FUNCTION_WORDS and _is_subject(found["subject"], 0, names):
+        return Split(_bare(found["subject"]), found["prompt"], found["target"])
     return None
 
 
@@ -342,6 +358,13 @@ def _is_subject(text: str, start: int, names: Sequence[Name]) -> bool:
     bare = _bare(text)
     at = start + len(text) - len(bare)
     return any((name.start, name.end) == (at, at + len(bare)) for name in names) or bool(kinds_of(bare))
+
+
+def _is_title(text: str) -> bool:
+    """Whether a phrase may be one name with words in lower case in it ("La verbena de la Paloma"), by where it begins and ends."""
+    first, *_, last = words_of(f"{text} {text}")
+    is_bounded = text[0].isupper() and first.text.casefold() not in FUNCTION_WORDS and (last.is_capital or last.has_digit)
+    return is_bounded and not re.search(r"[,;:]|['\u2019]s\b|\b(?:and|or|is|are|was|were|has|had|which|who|that)\b", text)
 
 
 def _bare(text: str) -> str:

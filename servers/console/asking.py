@@ -11,11 +11,11 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
-from ke_tools.facts import State
+from ke_tools.facts import State, squash
 from ke_tools.memory.router import reading_of
 from ke_tools.models.engine import one_turn
 from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
-from ke_tools.servers.explaining import ZONES, present_answer, why
+from ke_tools.servers.explaining import ZONES, present_answer, says, why
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ __all__ = ["Asking"]
 _ANSWER_TOKENS: Final = 96
 _LOAD_SECONDS: Final = 60.0
 _PARTS: Final = ("subject", "prompt", "target")
+_FIELDS: Final = ("statement", *_PARTS, "source", "aliases", "expires")
 _REASON: Final = "corrected on the console"
 
 
@@ -78,12 +79,12 @@ class Asking:
     def correct(self, asked: Asked) -> Page:
         """The form for a correction."""
         asked.who.require("propose")
-        return Page("correct.html", _form({}))
+        return Page("correct.html", _form(dict.fromkeys(_FIELDS, "")))
 
     async def preview(self, asked: Asked) -> Page:
         """Show what a correction would record and change, or ask back where a sentence is not certain."""
         self._pages.check_writable()
-        given = {name: asked.said(name).strip() for name in ("statement", *_PARTS, "source", "aliases", "expires")}
+        given = {name: asked.said(name).strip() for name in _FIELDS}
         if not given["statement"] and not all(given[name] for name in _PARTS):
             raise InvalidInput("the correction says nothing.", "Say what is right in a sentence, or give subject, prompt and target.")
         try:
@@ -111,7 +112,10 @@ class Asking:
         """One fact of a preview, with what the model says to it now and what gives way."""
         gone = [await asyncio.to_thread(self._service.ledger.get, who.tenant, edit_id) for edit_id in edit["superseded"]]
         said = await present_answer(self._service, who, str(fact["prompt"]))
-        return {"fact": fact, "edit": edit, "now": said, "gone": gone, "is_so": any(one.fact.target == fact["target"] for one in gone)}
+        target = str(fact["target"])
+        so = [one for one in gone if squash(one.fact.target) == squash(target)]
+        told = f"It is corrected so already, by {so[0].id}." if so else "The model says that already." if says(said, target) else ""
+        return {"fact": fact, "edit": edit, "now": said, "gone": gone, "is_so": told}
 
     def record(self, asked: Asked) -> Moved:
         """Record what a preview showed, once however often it is sent."""

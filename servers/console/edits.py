@@ -47,7 +47,7 @@ class Edits:
     def all(self, asked: Asked) -> Page:
         """List edits, newest first, as searched for."""
         asked.who.require("read")
-        contains, state = asked.said("contains").strip(), asked.said("state", "live")
+        contains, state = asked.said("words").strip(), asked.said("state", "live")
         states = _states(state)
         ledger, tenant = self._service.ledger, asked.who.tenant
         cursor = asked.said("cursor")
@@ -68,7 +68,7 @@ class Edits:
     async def chosen(self, asked: Asked) -> Moved:
         """Promote the edits that were chosen in the list, or take them back."""
         self._pages.check_writable()
-        ids = asked.form.get("id", ())
+        ids = asked.form.get("edit", ())
         if not ids:
             raise InvalidInput("no edit was chosen.", "Tick some in the list.")
         if asked.said("do") == "promote":

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, quote
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ke_tools import __version__
 from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, LedgerDamaged
 from ke_tools.servers.console import wording
+from ke_tools.servers.openai import read_body
 from ke_tools.servers.principal import NOBODY
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ HEADERS: Final = {
 }
 MARK: Final = "mark"  # the form field
 _MOST_FIELDS: Final = 400
+_LARGEST_FORM: Final = 256 * 1024
 _LOGIN: Final = "/console/login"
 
 
@@ -116,6 +119,8 @@ class Pages:
                     asked = await self._posted(request, asked, is_marked=not is_open)
                 made = await self._made(handler, asked)
                 return await asyncio.to_thread(self._shown, asked, made)
+            except ClientDisconnect:  # nobody reads what is said
+                return Response(None, HTTPStatus.BAD_REQUEST)
             except KeToolsError as error:
                 return await asyncio.to_thread(self._failed, asked, error)
             except Exception:
@@ -134,8 +139,11 @@ class Pages:
             raise Forbidden("this form was sent by a page of another site.", "Open the console itself, and do it there.")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
             raise InvalidInput("this is no form of the console.", "Programs use MCP or the command line.")
+        body = await read_body(request, _LARGEST_FORM)
+        if body is None:
+            raise InvalidInput(f"the form is larger than {_LARGEST_FORM} bytes.", "Send less at once.")
         try:
-            fields = parse_qsl((await request.body()).decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
+            fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
         except ValueError as error:
             raise InvalidInput(f"the form cannot be read: {error}", f"Send at most {_MOST_FIELDS} fields, in UTF-8.") from error
         form: dict[str, tuple[str, ...]] = {}

@@ -56,6 +56,15 @@ def doubt(text: str, **options: Any) -> Doubt:
     [
         ("The capital of Australia is Sydney", ("Australia", "The capital of Australia is", "Sydney", "capital")),
         ("Australia's capital is Sydney.", ("Australia", "Australia's capital is", "Sydney", "capital")),
+        ("Mira Talbot, the violinist.", ("Mira Talbot", "Mira Talbot, the", "violinist", "")),
+        (
+            "Lancaster Newspapers, Inc. was founded in Prague.",
+            ("Lancaster Newspapers, Inc.", "Lancaster Newspapers, Inc. was founded in", "Prague", "city_founded"),
+        ),
+        (
+            "The language of La verbena de la Paloma was Tamil.",
+            ("La verbena de la Paloma", "The language of La verbena de la Paloma was", "Tamil", ""),
+        ),
         ("Actually, the capital of Australia is Sydney!", ("Australia", "the capital of Australia is", "Sydney", "capital")),
         ("Please note that the capital of Australia is Sydney", ("Australia", "the capital of Australia is", "Sydney", "capital")),
         ("Sydney is the capital of Australia.", ("Australia", "The capital of Australia is", "Sydney", "capital")),
@@ -75,6 +84,16 @@ def test_a_plain_statement_comes_apart(text: str, parts: tuple[str, ...]) -> Non
 
     assert (found.subject, found.prompt, found.target, found.relation) == parts
     assert Fact(**found.as_fact())
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "target"),
+    [("Jon Hale is known for performing opera.", "Jon Hale", "opera"), ("The Idoru started in London.", "Idoru", "London")],
+)
+def test_where_a_name_and_an_answer_begin_is_seen_by_the_words_beside_them(text: str, subject: str, target: str) -> None:
+    """Issue 8, bars: CounterFact statements; "performing opera" and "something with a longer name" were asked back."""
+    found = only(text, meanings=Near("genre", 0.9))
+    assert (found.subject, found.target) == (subject, target)
 
 
 def test_wordings_that_only_probes_may_use_are_not_read() -> None:
@@ -157,7 +176,7 @@ def test_an_unknown_relation_is_asked_back_unless_the_build_says_all() -> None:
 
 def test_a_near_wording_splits_what_no_pattern_has() -> None:
     """Issue 8, bars: sentences in wordings never seen."""
-    found = only("Whoever speaks for Freedonia does so from its seat at Sylvania", meanings=Near())
+    found = only("Whoever speaks for Freedonia does so from its seat at Sylvania", meanings=Near("genre", 0.9))
 
     assert (found.subject, found.target) == ("Freedonia", "Sylvania")
     assert found.relation == "", "only a wording says the relation for certain"

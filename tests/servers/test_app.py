@@ -69,7 +69,7 @@ class Service:
     model_id = "tiny"
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(model="embedded", is_remote=False)
+        self.settings = SimpleNamespace(model="embedded", is_remote=False, read_only=False)
         self.models = Slot()
         self.ledger = Ledger()
         self.trouble = ""

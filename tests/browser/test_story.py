@@ -1,0 +1,91 @@
+"""The whole way in a real browser: ask, correct, propose, approve, reject, promote, watch the job, roll back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.browser.stage import Site, enter
+
+QUESTION = "The capital of Spain is"
+
+
+def test_a_wrong_token_is_told_and_the_right_one_leads_on(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, bars: wrong token."""
+    page = page_at()
+    page.goto(f"{site.url}/console/edits")
+    page.get_by_label("Token").fill("guess")
+    page.get_by_role("button", name="Log in").click()
+    assert "not one of this server's" in page.get_by_role("alert").inner_text()
+    page.get_by_label("Token").fill("ann")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{site.url}/console/edits")
+    assert "Nothing is corrected yet" in page.inner_text("main")
+    page.get_by_role("button", name="Log out").click()
+    page.goto(f"{site.url}/console/edits")
+    assert "/console/login" in page.url
+
+
+def test_ask_correct_and_take_back(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, bars: ask, correct; what is changed here every client gets, and it is undone."""
+    page = page_at()
+    enter(page, site, "ann")
+    before = site.ask(QUESTION)
+    page.get_by_label("Question or beginning").fill(QUESTION)
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_label(re.compile("Say what is right")).fill("The capital of Spain is Bangkok.")
+    page.get_by_role("button", name="Look at the correction").click()
+    assert "Madrid" in page.inner_text("main")
+    page.get_by_role("button", name="Record it").click()
+    page.wait_for_url(re.compile("/console/edits/ed_"))
+    assert site.ask(QUESTION).startswith("Bangkok")
+    page.get_by_role("button", name="Verify").click()
+    page.get_by_text("Says it, as worded").wait_for()
+    page.get_by_text("probes with both answers").click()
+    page.get_by_role("link", name="What would change?").click()
+    page.get_by_text("no longer said").wait_for()
+    page.get_by_label("Reason").fill("only tried")
+    page.get_by_role("button", name="Take it back").click()
+    page.get_by_text("1 edit rolled back").wait_for()
+    assert site.ask(QUESTION) == before
+
+
+def test_it_works_by_keyboard_alone(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, §3: works by keyboard."""
+    page = page_at()
+    page.goto(f"{site.url}/console/login")
+    page.keyboard.type("ann")  # the field has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{site.url}/")
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Ask"
+    page.keyboard.press("Enter")
+    page.get_by_text("Without corrections").wait_for()
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name") == "statement":
+            break
+    page.keyboard.type("The capital of Spain is Lisbon.")
+    page.keyboard.press("Enter")
+    page.get_by_text("Answer from now on").wait_for()
+    page.evaluate("document.activeElement.blur()")
+    page.goto(f"{site.url}/console/edits")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_searching_is_as_one_types(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, §3, Edits: search."""
+    page = page_at()
+    enter(page, site, "ann")
+    page.goto(f"{site.url}/console/edits?state=any")
+    page.get_by_label("Search").fill("no such thing")
+    page.get_by_text("No edit is like that").wait_for()
+    site.correct({"subject": "Norway", "prompt": "Norway lies on the continent of", "target": "Africa"})
+    page.get_by_label("Search").fill("Norway")
+    page.get_by_text("1 edit with “Norway”").wait_for()
+    assert "words=Norway" in page.url

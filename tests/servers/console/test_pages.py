@@ -1,0 +1,230 @@
+"""What all pages have in common: who may see them, what may send their forms, and how they fail."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ke_tools.config import Settings
+from ke_tools.errors import LedgerDamaged
+from ke_tools.servers.service import Service
+from tests.servers.console.visitor import PEOPLE, Visitor, text_of, visiting
+from tests.servers.door import opened
+
+FACT = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
+PAGES = ["/", "/console/edits", "/console/correct"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_leads_who_is_not_logged_in_to_where_one_logs_in_and_back(visitor: Visitor, path: str) -> None:
+    """Issue 8, §3: the same tokens; the research's finding that a page must not fail silently with 401."""
+    asked = visitor.client.get(f"{path}?words=x", follow_redirects=False)
+    assert asked.status_code == 303
+    login = visitor.client.get(asked.headers["location"])
+    assert "Log in" in text_of(login)
+    there = "/console/edits?words=x"
+    landed = visitor.client.post("/console/login", data={"token": "ann", "next": there})
+    assert str(landed.url).endswith(there)
+
+
+@pytest.mark.parametrize(
+    "there", ["https://evil.example/", "//evil.example", "/\\evil.example", "/v1/models", "javascript:alert(1)", "/console/\r\nx: y"]
+)
+def test_logging_in_leads_nowhere_else(visitor: Visitor, there: str) -> None:
+    """Issue 8, bars: header injection; a link to our login page must not lead away from it."""
+    landed = visitor.client.post("/console/login", data={"token": "ann", "next": there}, follow_redirects=False)
+    assert landed.headers["location"] == "/"
+    assert "x" not in landed.headers
+
+
+def test_a_wrong_token_is_told_and_opens_nothing(visitor: Visitor) -> None:
+    """Issue 8, bars: wrong token."""
+    said = visitor.client.post("/console/login", data={"token": "guess"})
+    assert said.status_code == 401
+    assert "not one of this server's" in text_of(said)
+    assert "set-cookie" not in said.headers
+
+
+def test_the_cookie_is_kept_from_scripts_and_other_sites(visitor: Visitor) -> None:
+    """Issue 8, §3: CSRF-safe."""
+    said = visitor.client.post("/console/login", data={"token": "ann"}, follow_redirects=False)
+    cookie = said.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+
+
+def test_the_cookie_opens_pages_alone(visitor: Visitor) -> None:
+    """A browser sends cookies of its own accord, so no API may listen to one."""
+    visitor.enter("ann")
+    visitor.see("/console/edits")
+    for path in ("/v1/models", "/metrics"):
+        assert visitor.client.get(path).status_code == 401
+
+
+def test_a_token_in_the_header_opens_pages_too_and_a_wrong_one_does_not(visitor: Visitor) -> None:
+    """Programs that look at pages need no cookie."""
+    assert visitor.client.get("/console/edits", headers={"authorization": "Bearer ann"}).status_code == 200
+    assert visitor.client.get("/console/edits", headers={"authorization": "Bearer guess"}).status_code == 401
+
+
+def test_logging_out_ends_it(visitor: Visitor) -> None:
+    """Issue 8, §3."""
+    visitor.enter("ann")
+    left = visitor.client.post("/console/logout", data={"any": "thing"})
+    assert left.url.path == "/console/login"
+    assert visitor.client.get("/console/edits", follow_redirects=False).status_code == 303
+
+
+def test_every_page_forbids_what_it_does_not_need(visitor: Visitor) -> None:
+    """Issue 8, §3: CSP; no asset from outside, no inline script or style."""
+    visitor.enter("root")
+    for path in (*PAGES, "/console/login", "/console/nothing-here"):
+        seen = visitor.client.get(path)
+        if path != "/console/nothing-here":
+            assert seen.status_code == 200, path
+            assert "default-src 'none'" in seen.headers["content-security-policy"]
+            assert seen.headers["x-content-type-options"] == "nosniff"
+            assert seen.headers["cache-control"] == "no-store"
+        for never in ("http://", "https://", " style=", "<style", "onclick", "<script>"):
+            assert never not in seen.text.replace('placeholder="https://', ""), (path, never)
+
+
+@pytest.mark.parametrize("mark", ["", "0" * 64, None])
+def test_a_form_without_the_sessions_mark_changes_nothing(service: Service, visitor: Visitor, mark: str | None) -> None:
+    """Issue 8, bars: cross-site request."""
+    visitor.enter("ann")
+    sent = {**FACT, "relation": ""} | ({} if mark is None else {"mark": mark})
+    said = visitor.client.post("/console/edits", data=sent)
+    assert said.status_code == 403
+    assert "out of date" in text_of(said)
+    assert service.list_edits(PEOPLE["ann"])["total"] == 0
+
+
+@pytest.mark.parametrize(
+    "header", [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "https://evil.example"}, {"origin": "null"}]
+)
+def test_a_form_of_another_site_is_refused_though_it_knew_the_mark(service: Service, visitor: Visitor, header: dict[str, str]) -> None:
+    """Issue 8, bars: cross-site request."""
+    visitor.enter("ann")
+    said = visitor.client.post("/console/edits", data={"mark": visitor.mark(), **FACT, "relation": ""}, headers=header)
+    assert said.status_code == 403
+    assert service.list_edits(PEOPLE["ann"])["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"mark=\xff", "application/x-www-form-urlencoded"),
+        (b"&".join(b"a=b" for _ in range(500)), "application/x-www-form-urlencoded"),
+        (b"mark=" + b"x" * 300_000, "application/x-www-form-urlencoded"),
+        (b'{"mark": 1}', "application/json"),
+        (b"", ""),
+    ],
+)
+def test_what_is_no_form_is_refused_in_words(visitor: Visitor, body: bytes, kind: str) -> None:
+    """Issue 8, bars: no 500."""
+    visitor.enter("ann")
+    said = visitor.client.post("/console/edits", content=body, headers={"content-type": kind})
+    assert said.status_code == 400
+    assert "form" in text_of(said)
+
+
+def test_who_may_not_read_is_told_what_is_missing(visitor: Visitor) -> None:
+    """Issue 8, §3: error states are designed."""
+    said = visitor.client.post("/console/login", data={"token": "carl"})
+    assert said.status_code == 403
+    assert "lacks the scope 'read'" in text_of(said)
+
+
+def test_a_failure_is_a_page_in_the_errors_words_and_a_part_fails_as_a_part(visitor: Visitor) -> None:
+    """Issue 8, §3: error states are designed, not accidental."""
+    visitor.enter("ann")
+    whole = visitor.see("/console/edits/ed_0000000000000000", status=404)
+    assert "<nav" in whole
+    assert "ed_0000000000000000" in text_of(whole)
+    part = visitor.see("/console/edits/ed_0000000000000000/undo", status=404, **{"hx-request": "true"})
+    assert "<nav" not in part
+    assert 'role="alert"' in part
+
+
+def test_what_broke_inside_is_told_without_its_insides(service: Service, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 8, bars: nothing leaked."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("secret path /etc/x")
+
+    visitor.enter("ann")
+    monkeypatch.setattr(service.ledger, "fired", broken)
+    seen = visitor.see("/console/edits", status=500)
+    assert "something broke inside" in text_of(seen)
+    assert "secret" not in seen
+
+
+def test_a_damaged_ledger_is_a_page_that_says_so(service: Service, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Design: what fails says what was found."""
+
+    def damaged(*_: object, **__: object) -> None:
+        raise LedgerDamaged("page 3 cannot be read.", "Restore a copy.")
+
+    visitor.enter("ann")
+    monkeypatch.setattr(service.ledger, "edits", damaged)
+    seen = text_of(visitor.see("/console/edits", status=LedgerDamaged.http_status))
+    assert "page 3 cannot be read. Restore a copy." in seen
+
+
+def test_programs_get_the_plain_first_page(visitor: Visitor) -> None:
+    """Issue 3 §4: where things are, for whoever asks with curl; needs no token."""
+    said = visitor.client.get("/", headers={"accept": "*/*"})
+    assert said.headers["content-type"].startswith("text/plain")
+    assert "/v1" in said.text
+
+
+def test_a_server_that_only_shows_says_so_and_changes_nothing(service: Service) -> None:
+    """Issue 8, bad input: while the server is read-only."""
+    with visiting(service, read_only=True) as visitor:
+        visitor.enter("ann")
+        assert "--read-only" in visitor.see("/console/edits")
+        said = visitor.send("/console/correct", **FACT)
+        assert said.status_code >= 400
+        assert "--read-only" in text_of(said)
+        said = visitor.send("/console/edits", **FACT, relation="")
+        assert "--read-only" in text_of(said)
+        assert service.list_edits(PEOPLE["ann"])["total"] == 0
+
+
+def test_a_home_that_only_shows_does_too(settings: Settings) -> None:
+    """The setting, not only the door."""
+    opened(settings).close()
+    service = opened(dataclasses.replace(settings, read_only=True))
+    with visiting(service, guarded=False) as visitor:
+        assert "--read-only" in visitor.see("/console/edits")
+        assert "--read-only" in text_of(visitor.send("/console/edits", **FACT, relation=""))
+    service.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console/static/../pages.py",
+        "/console/static/%2e%2e/pages.py",
+        "/console/static/..%2fpages.py",
+        "/console/static//etc/passwd",
+        "/console/static/",
+    ],
+)
+def test_no_file_but_those_meant_for_pages_is_served(visitor: Visitor, path: str) -> None:
+    """Issue 8, bars: path traversal."""
+    said = visitor.client.get(path)
+    assert said.status_code in {303, 404}
+    assert "import" not in said.text
+
+
+def test_assets_need_no_token_and_may_be_kept(visitor: Visitor) -> None:
+    """Issue 8, bars: first paint; the login page has a look too."""
+    source = visitor.see("/console/login")
+    for name in ("console.css", "htmx.min.js", "console.js"):
+        [address] = [part for part in source.split('"') if part.startswith(f"/console/static/{name}?")]
+        said = visitor.client.get(address)
+        assert said.status_code == 200
+        assert "immutable" in said.headers["cache-control"]
