@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import httpx
 from starlette.testclient import TestClient
 
 from ke_tools.servers.app import build_app
@@ -48,18 +47,18 @@ class Visitor:
         assert found is not None
         return found[1]
 
-    def send(self, path: str, **fields: Any) -> httpx.Response:
+    def send(self, path: str, **fields: Any) -> Any:
         """Send a form with this session's mark, and go where it leads."""
         return self.client.post(path, data={"mark": self.mark(), **fields})
 
 
-def text_of(page: httpx.Response | str) -> str:
+def text_of(page: Any) -> str:
     """What can be read on a page."""
     source = page if isinstance(page, str) else page.text
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", source)).split())
 
 
-def hidden(page: httpx.Response | str) -> dict[str, list[str]]:
+def hidden(page: Any) -> dict[str, list[str]]:
     """The hidden fields of a page, unescaped."""
     source = page if isinstance(page, str) else page.text
     found: dict[str, list[str]] = {}
