@@ -81,7 +81,7 @@ class Actors:
 
 
 def _name(asked: Asked) -> str:
-    name = asked.said("name").strip()
+    name = asked.said("actor").strip()
     if not name:
         raise InvalidInput("no token was named.", "Give its name as the history has it.")
     return name

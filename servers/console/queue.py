@@ -70,7 +70,7 @@ class Queue:
         """Approve or reject the proposals that were chosen, all or none."""
         self._pages.check_writable()
         asked.who.require("write")
-        ids, reason = asked.form.get("id", ()), asked.said("reason").strip()
+        ids, reason = asked.form.get("edit", ()), asked.said("reason").strip()
         if not ids:
             raise InvalidInput("no proposal was chosen.", "Tick some in the queue.")
         if asked.said("do") == "approve":

@@ -140,7 +140,7 @@ def gate(made: Mapping[str, Any]) -> list[Mapping[str, str]]:
 
 
 def _chosen(asked: Asked) -> tuple[str, ...]:
-    ids = asked.form.get("id", ())
+    ids = asked.form.get("edit", ())
     if not ids:
         raise InvalidInput("no edit was chosen.", "Tick some in the list.")
     return ids

@@ -24,6 +24,7 @@ from ke_tools.models.engine import FinishReason, Generation, Piece, Request, Tok
 from ke_tools.servers import doors
 from ke_tools.servers.app import build_app
 from ke_tools.servers.damage import Damage
+from ke_tools.servers.latencies import Latencies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -117,9 +118,10 @@ class Service:
     revision = 12
 
     def __init__(self) -> None:
-        self.settings = SimpleNamespace(model="embedded", is_remote=False)
+        self.settings = SimpleNamespace(model="embedded", is_remote=False, read_only=False)
         self.ledger = SimpleNamespace(head=lambda: 12, tenants=list)
         self.damage = Damage()
+        self.latencies = Latencies()
         self.engine = Script()
         self.models = Slot(self.engine)
         self.who: list[Principal] = []

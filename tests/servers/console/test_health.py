@@ -172,7 +172,7 @@ def test_a_ledger_that_cannot_be_read_is_told_on_the_page(settings: Settings) ->
         page = console.browser("ann").see("/console/health")
         assert "Not every question can be answered now" in page
         assert "page 9 is malformed." in page
-        for path in ("/console/queue", "/console/releases", "/console/jobs", "/console/actors?name=eve"):
+        for path in ("/console/queue", "/console/releases", "/console/jobs", "/console/actors?actor=eve"):
             found = console.browser("ann").get(path)
             assert found.status_code >= 400
             assert "page 9 is malformed." in found.text

@@ -105,6 +105,7 @@ def test_what_came_of_a_job_is_told_with_the_gates_decisions(console: Console) -
     assert "1 in a codebook." in page
     assert '<span class="state refused">refused</span> MEMIT with 2 edits refused: reliability .71' in page
     assert '<span class="state accepted">accepted</span> GRACE with 1 edit accepted: reliability .97' in page
+    assert "Live at revision 7:" in page
     assert "in the codebook" in page
     assert "<td>GRACE with 1 edit accepted</td>" in page
     assert '<span class="id">ed_0123456789abcdef</span> <span class="small">(purged)</span>' in page

@@ -52,7 +52,7 @@ def test_where_nothing_waits_the_page_says_what_would_stand_there(console: Conso
 def test_who_has_no_session_logs_in_and_who_may_only_chat_is_refused(console: Console) -> None:
     """Issue 8, §3: same tokens; pages need the scope read."""
     [waits] = edit(console.service, "eve", CAPITAL)
-    refuse_strangers(console, "/console/queue", f"/console/queue/{waits}", f"/console/queue/{waits}/evidence", "/console/actors?name=eve")
+    refuse_strangers(console, "/console/queue", f"/console/queue/{waits}", f"/console/queue/{waits}/evidence", "/console/actors?actor=eve")
 
 
 def test_a_form_with_a_wrong_mark_changes_nothing(console: Console) -> None:
@@ -60,11 +60,12 @@ def test_a_form_with_a_wrong_mark_changes_nothing(console: Console) -> None:
     [waits] = edit(console.service, "eve", CAPITAL)
     ann = console.browser("ann")
     for mark in ("", "0" * 64):
-        for path, fields in (
-            ("/console/queue", {"id": waits, "do": "approve"}),
-            ("/console/actors/undo", {"name": "eve", "since": "1h"}),
+        forms: list[tuple[str, dict[str, Any]]] = [
+            ("/console/queue", {"edit": waits, "do": "approve"}),
+            ("/console/actors/undo", {"actor": "eve", "since": "1h"}),
             (f"/console/queue/{waits}/evidence", {}),
-        ):
+        ]
+        for path, fields in forms:
             assert ann.post(path, mark=mark, **fields).status_code == 403
     assert states(console.service, waits) == ["proposed"]
 
@@ -73,7 +74,7 @@ def test_several_are_approved_at_once_and_the_next_page_says_so(console: Console
     """Issue 8, §3: approve and reject with a reason, several at once."""
     ids = edit(console.service, "eve", CAPITAL, ELSEWHERE)
 
-    page = console.browser("ann").done("/console/queue", id=ids, do="approve", reason="seen the gazette")
+    page = console.browser("ann").done("/console/queue", edit=ids, do="approve", reason="seen the gazette")
 
     assert "2 proposals approved and active" in page
     assert "Nothing waits" in page
@@ -86,17 +87,18 @@ def test_a_rejection_needs_a_reason_and_something_chosen(console: Console) -> No
     """Issue 8, §3: reject with a reason; what is asked wrongly decides nothing."""
     [waits] = edit(console.service, "eve", CAPITAL)
     ann = console.browser("ann")
-    for fields, told in (
-        ({"id": waits, "do": "reject", "reason": "  "}, "a rejection needs a reason"),
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"edit": waits, "do": "reject", "reason": "  "}, "a rejection needs a reason"),
         ({"do": "reject", "reason": "no"}, "no proposal was chosen"),
-        ({"id": waits, "do": "burn", "reason": "no"}, "nothing chosen to do"),
-    ):
+        ({"edit": waits, "do": "burn", "reason": "no"}, "nothing chosen to do"),
+    ]
+    for fields, told in wrong:
         refused = ann.post("/console/queue", **fields)
         assert refused.status_code == 400
         assert told in refused.text
     assert states(console.service, waits) == ["proposed"]
 
-    assert "1 proposal rejected; no answer changes" in ann.done("/console/queue", id=waits, do="reject", reason="no source")
+    assert "1 proposal rejected; no answer changes" in ann.done("/console/queue", edit=waits, do="reject", reason="no source")
     assert states(console.service, waits) == ["retired"]
 
 
@@ -108,7 +110,7 @@ def test_the_second_to_decide_is_told_who_did(console: Console) -> None:
     approvals.approve(console.service, PEOPLE["ann"], [waits])
 
     for told in (
-        bob.post("/console/queue", id=waits, do="reject", reason="no"),
+        bob.post("/console/queue", edit=waits, do="reject", reason="no"),
         bob.get(f"/console/queue/{waits}"),
         bob.get(f"/console/queue/{waits}/evidence", is_part=True),
     ):
@@ -121,13 +123,13 @@ def test_who_may_not_write_sees_no_buttons_and_decides_nothing(console: Console)
     """Issue 8, §2: only somebody of scope write approves."""
     [waits] = edit(console.service, "eve", CAPITAL)
     reader = console.browser("reader")
-    for path in ("/console/queue", f"/console/queue/{waits}", "/console/actors?name=eve"):
+    for path in ("/console/queue", f"/console/queue/{waits}", "/console/actors?actor=eve"):
         page = reader.see(path)
         assert 'value="approve"' not in page
         assert "/console/actors/undo" not in page
-    assert reader.post("/console/queue", id=waits, do="approve").status_code == 403
-    assert reader.post("/console/actors/undo", name="eve", since="1h").status_code == 403
-    assert reader.get("/console/actors/undo?name=eve&since=1h").status_code == 403
+    assert reader.post("/console/queue", edit=waits, do="approve").status_code == 403
+    assert reader.post("/console/actors/undo", actor="eve", since="1h").status_code == 403
+    assert reader.get("/console/actors/undo?actor=eve&since=1h").status_code == 403
     assert states(console.service, waits) == ["proposed"]
 
 
@@ -146,7 +148,7 @@ def test_what_is_protected_or_overtaken_is_said_before_somebody_tries(console: C
         assert 'value="reject"' in page
         evidence = ann.see(f"/console/queue/{waits}/evidence", is_part=True)
         assert "If it is approved" not in evidence
-        refused = ann.post("/console/queue", id=waits, do="approve")
+        refused = ann.post("/console/queue", edit=waits, do="approve")
         assert refused.status_code in {403, 409}
         assert told in refused.text
     assert ann.see("/console/queue").count("not possible") == 2
@@ -158,9 +160,9 @@ def test_a_server_that_only_shows_has_no_buttons_and_takes_no_forms(service: Ser
     with Console.of(service, read_only=True) as console:
         ann = console.browser("ann")
         assert 'value="approve"' not in ann.see("/console/queue")
-        refused = ann.post("/console/queue", id=waits, do="approve")
+        refused = ann.post("/console/queue", edit=waits, do="approve")
         assert "--read-only" in refused.text
-        assert ann.post("/console/actors/undo", name="eve", since="1h").status_code == refused.status_code
+        assert ann.post("/console/actors/undo", actor="eve", since="1h").status_code == refused.status_code
     assert refused.status_code >= 400
     assert states(service, waits) == ["proposed"]
 
@@ -203,9 +205,9 @@ def test_another_tenant_sees_nothing_of_a_proposal(console: Console) -> None:
     assert "Nothing waits" in zoe.see("/console/queue")
     for path in (f"/console/queue/{waits}", f"/console/queue/{waits}/evidence"):
         assert zoe.get(path).status_code == 404
-    assert zoe.post("/console/queue", id=waits, do="approve").status_code == 404
-    assert "Nobody of that name" in zoe.see("/console/actors?name=eve")
-    assert zoe.post("/console/actors/undo", name="eve", since="1h").status_code == 404
+    assert zoe.post("/console/queue", edit=waits, do="approve").status_code == 404
+    assert "Nobody of that name" in zoe.see("/console/actors?actor=eve")
+    assert zoe.post("/console/actors/undo", actor="eve", since="1h").status_code == 404
     assert states(console.service, waits) == ["proposed"]
 
 
@@ -214,10 +216,10 @@ def test_whatever_a_proposal_says_is_text_on_the_page(console: Console) -> None:
     strange = {**CAPITAL, "target": "\"O'Neill\" & sons' city", "source": EVIL}
     [waits] = edit(console.service, "eve", strange, reason=EVIL)
     ann = console.browser("ann")
-    paths = ("/console/queue", f"/console/queue/{waits}", f"/console/queue/{waits}/evidence", "/console/actors?name=eve")
+    paths = ("/console/queue", f"/console/queue/{waits}", f"/console/queue/{waits}/evidence", "/console/actors?actor=eve")
     pages = [ann.get(path).text for path in paths]
-    pages.append(ann.get("/console/actors/undo?name=eve&since=1h").text)
-    pages += [ann.get("/console/actors", is_part=False).text, ann.get(f"/console/actors?name={EVIL}").text]
+    pages.append(ann.get("/console/actors/undo?actor=eve&since=1h").text)
+    pages += [ann.get("/console/actors", is_part=False).text, ann.get(f"/console/actors?actor={EVIL}").text]
     for page in pages:
         assert "alert('x')</script>" not in page
         assert "<img" not in page
@@ -245,16 +247,16 @@ def test_what_a_token_changed_is_shown_previewed_and_taken_back(console: Console
     [waits] = edit(console.service, "eve", CAPITAL)
     [acts] = edit(console.service, "bob", ELSEWHERE)
     ann = console.browser("ann")
-    assert "Sylvania City" in ann.see("/console/actors?name=eve")
-    assert "Bloodville" not in ann.see("/console/actors?name=eve")
+    assert "Sylvania City" in ann.see("/console/actors?actor=eve")
+    assert "Bloodville" not in ann.see("/console/actors?actor=eve")
 
     for is_part in (True, False):
-        preview = ann.see("/console/actors/undo?name=bob&since=1h", is_part=is_part)
+        preview = ann.see("/console/actors/undo?actor=bob&since=1h", is_part=is_part)
         assert "Taken back: 1" in preview
         assert "Bloodville" in preview
     assert states(console.service, waits, acts) == ["proposed", "active"]
 
-    page = ann.done("/console/actors/undo", name="bob", since="1h", reason="lost token")
+    page = ann.done("/console/actors/undo", actor="bob", since="1h", reason="lost token")
     assert "1 taken back" in page
     assert states(console.service, waits, acts) == ["proposed", "retired"]
     assert console.service.ledger.history("acme", edit_id=acts).items[0].reason == "lost token"
@@ -263,9 +265,9 @@ def test_what_a_token_changed_is_shown_previewed_and_taken_back(console: Console
 @pytest.mark.parametrize(
     ("path", "status", "told"),
     [
-        ("/console/actors?name=", 400, "no token was named"),
-        ("/console/actors/undo?name=eve&since=yesterday", 400, "is no moment"),
-        ("/console/actors/undo?name=nobody&since=1h", 404, "changed nothing since"),
+        ("/console/actors?actor=", 400, "no token was named"),
+        ("/console/actors/undo?actor=eve&since=yesterday", 400, "is no moment"),
+        ("/console/actors/undo?actor=nobody&since=1h", 404, "changed nothing since"),
         ("/console/queue/ed_0123456789abcdef", 404, "there is no edit"),
         ("/console/queue/..%2f..%2fetc", 404, "nothing at"),
     ],

@@ -114,7 +114,7 @@ def test_chosen_edits_leave_the_weights_for_the_memory(console: Console) -> None
     ann = console.browser("ann")
     assert "no edit was chosen" in ann.post("/console/releases/memory").text
 
-    page = ann.done("/console/releases/memory", id=ids[:1], reason="too broad")
+    page = ann.done("/console/releases/memory", edit=ids[:1], reason="too broad")
 
     assert "1 edit out of the weights and answered from the memory" in page
     assert console.service.ledger.get("acme", ids[0]).state is State.ACTIVE
@@ -136,12 +136,12 @@ def test_what_has_held_and_is_asked_for_is_named_and_promoted_on_a_button(consol
         assert ("<html" in found) is not is_part
     assert "Promote the chosen" not in console.browser("reader").see("/console/releases/candidates?older_than_days=0&fired=0")
 
-    sent = ann.post("/console/releases/promote", id=ids[:1], reason="held for a week")
+    sent = ann.post("/console/releases/promote", edit=ids[:1], reason="held for a week")
 
     [job] = console.service.ledger.jobs.list("acme").items
     assert sent.headers["location"] == f"/console/jobs/{job.id}"
     assert (job.arguments["edit_ids"], job.arguments["reason"]) == (ids[:1], "held for a week")
-    again = ann.post("/console/releases/promote", id=ids[:1])
+    again = ann.post("/console/releases/promote", edit=ids[:1])
     assert again.status_code == 409
     assert job.id in again.text
 
@@ -162,8 +162,8 @@ def test_who_may_not_write_and_who_sends_a_wrong_mark_changes_nothing(console: C
     head = console.service.revision
     forms: list[tuple[str, dict[str, Any]]] = [
         ("/console/releases/back", {"revision": "0"}),
-        ("/console/releases/memory", {"id": ids[0]}),
-        ("/console/releases/promote", {"id": ids[1]}),
+        ("/console/releases/memory", {"edit": ids[0]}),
+        ("/console/releases/promote", {"edit": ids[1]}),
         ("/console/releases/rebuild", {}),
     ]
     reader, ann = console.browser("reader"), console.browser("ann")
@@ -186,7 +186,7 @@ def test_another_tenant_sees_and_moves_nothing(console: Console) -> None:
     assert FIRST not in page
     assert "0 edits" in zoe.see("/console/releases/candidates?older_than_days=0&fired=0")
     for path in ("/console/releases/memory", "/console/releases/promote"):
-        assert zoe.post(path, id=ids[0]).status_code == 404
+        assert zoe.post(path, edit=ids[0]).status_code == 404
     zoe.done("/console/releases/back", revision="0")
     assert console.service.ledger.live_release("acme") == FIRST
 
