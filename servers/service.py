@@ -284,7 +284,7 @@ class Service:
         if to == "memory" and to_revision is not None:
             raise InvalidInput("to=memory takes edits out of the weights, and a revision says what is in them.", "Give edit_ids alone.")
         if to == "memory" and dry_run:
-            raise InvalidInput("what leaves the weights for the memory is as told, so there is no dry run of it.", "Leave one of them out.")
+            raise InvalidInput("there is no dry run of to=memory.", "Leave one of them out.")
         if to == "memory":
             return self._to_memory(who, edit_ids, reason)
         if bool(edit_ids) == (to_revision is not None):
@@ -303,12 +303,11 @@ class Service:
                 )
         then = old if to_revision is None else self.ledger.release_at(who.tenant, to_revision)
         flip, job_id = ("", "") if dry_run else self.flip_told(who, old, edit_ids, of=then)
-        told = self._rollback_summary(done, flip, to_revision)
         return {
-            "summary": f"Dry run, nothing was changed; it would be: {told}" if dry_run else told,
+            "summary": self._rollback_summary(done, flip, to_revision, dry_run=dry_run),
             "retired": [row(edit) for edit in done.retired],
             "restored": [row(edit) for edit in done.restored],
-            "revision": done.revision,
+            "revision": self.revision if dry_run else done.revision,
             "model": self.model_id,
             "release": done.release,
             "job_id": job_id,
@@ -592,6 +591,13 @@ class Service:
         Raises:
             ModelLoading: the model is not there yet; ``data["poll_after_ms"]`` says when to ask again.
         """
+        told, decision = await self.queried(who, question, view=view, max_tokens=max_tokens, via=via, wait_seconds=wait_seconds)
+        return {**told, "explain": explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""}}
+
+    async def queried(
+        self, who: Principal, question: str, *, view: View, max_tokens: int, via: Via = "auto", wait_seconds: float
+    ) -> tuple[dict[str, Any], Decision | None]:
+        """As :meth:`query`, with what the scope decided where it was asked."""
         who.require("read")
         if not question.strip():
             raise InvalidInput("the question is empty.", "Ask something.")
@@ -613,14 +619,14 @@ class Service:
             truncated |= made.finish_reason == "length"
             decision = routed.decision if one == "edited" else decision
             answers.append(_answer(one, routed, made))
-        return {
+        told = {
             "summary": _query_summary(answers),
             "answers": answers,
             "model": self.model_id,
             "revision": self.revision,
             "truncated": truncated,
-            "explain": explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""},
         }
+        return told, decision
 
     def route(self, who: Principal, request: Request) -> dict[str, Any]:
         """Explain what would go in, without a model and without an answer."""
@@ -916,13 +922,13 @@ class Service:
         active = f"{_count(edits, 'edit')} active from the next answer on{told}."
         return f"{active}{flip} Check with verify, undo with rollback. {self.target_of_change()}"
 
-    def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None) -> str:
+    def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None, *, dry_run: bool) -> str:
         retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
         restored = f"{_count(done.restored, 'earlier edit')} came back." if done.restored else ""
         told = " ".join(part for part in (retired, restored, flip.strip()) if part)
         if not told:
             return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
-        return f"{told} {self.target_of_change()}"
+        return f"Dry run, nothing was changed. It would be: {told}" if dry_run else f"{told} {self.target_of_change()}"
 
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
@@ -977,6 +983,11 @@ def frozen_messages(messages: Any) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def state_of(edit: Edit) -> State:
+    """How an edit stands at this moment; one whose time has passed is retired before an event says so."""
+    return State.RETIRED if edit.is_live and has_passed(edit.fact.expires) else edit.state
+
+
 def row(edit: Edit) -> dict[str, Any]:
     """An edit as the tools show it."""
     return {
@@ -987,7 +998,7 @@ def row(edit: Edit) -> dict[str, Any]:
         "target": edit.fact.target,
         "forget": edit.fact.forget,
         "relation": edit.relation,
-        "state": State.RETIRED.value if edit.is_live and has_passed(edit.fact.expires) else edit.state.value,
+        "state": state_of(edit).value,
         "expires": edit.fact.expires,
         "approved_by": edit.approved_by,
         "created_at": edit.created_at,

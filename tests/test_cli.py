@@ -210,9 +210,16 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
     [
         (
             ["rollback", "e1", "e2", "--reason", "r"],
-            ("rollback", {"edit_ids": ["e1", "e2"], "to_revision": None, "to": "base", "reason": "r"}),
+            ("rollback", {"edit_ids": ["e1", "e2"], "to_revision": None, "to": "base", "reason": "r", "dry_run": False}),
         ),
-        (["rollback", "--to-revision", "0"], ("rollback", {"edit_ids": [], "to_revision": 0, "to": "base", "reason": ""})),
+        (
+            ["rollback", "--to-revision", "0"],
+            ("rollback", {"edit_ids": [], "to_revision": 0, "to": "base", "reason": "", "dry_run": False}),
+        ),
+        (
+            ["rollback", "e1", "--dry-run"],
+            ("rollback", {"edit_ids": ["e1"], "to_revision": None, "to": "base", "reason": "", "dry_run": True}),
+        ),
         (
             ["query", "What?", "--view", "both", "--explain"],
             ("query", {"question": "What?", "view": "both", "max_tokens": 24, "explain": True, "via": "auto"}),
@@ -420,7 +427,6 @@ def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> 
         (["protect", "Oz", "--list"], "--list"),
         (["rollback", "--actor", "ann"], "--since"),
         (["rollback", "e1", "--actor", "ann", "--since", "1h"], "--since"),
-        (["rollback", "e1", "--dry-run"], "--dry-run"),
         (["serve", "--edits", "maybe"], "maybe"),
         (["query", "Who is \udce4?"], "not UTF-8"),
     ],

@@ -56,7 +56,7 @@ _ANSWER_LEAD: Final = re.compile(
     r"^(?:the (?:right |correct )?answer is|(?:it|that|this|he|she|they)(?:\s+(?:is|are|was|were)|['\u2019](?:s|re)))\s+", re.IGNORECASE
 )
 _JOINT: Final = re.compile(r"\s*;\s+|,?\s+(?:and|but|while|whereas)\s+", re.IGNORECASE)
-_LEGAL_FORM: Final = re.compile(r"(?:Inc|Ltd|LLC|Corp|Co|PLC|Jr|Sr)\.?")
+_SUFFIX: Final = re.compile(r"(?:Inc|Ltd|LLC|Corp|Co|PLC|Jr|Sr)\.?")
 _NEAR: Final = 0.57  # cosine from which a wording may be of a relation that training may use
 _NEAR_A_NUMBER: Final = 0.45  # the same, where the atlas lists the subject as something of which one may ask a number
 _MARGIN: Final = 0.1  # by which it must be nearer than with another subject
@@ -166,7 +166,7 @@ class _Reader:
         """The names in a text; "Inc." behind a comma is the end of one."""
         found = list[Name]()
         for name in named_in(text, self.known(text)):
-            if found and _LEGAL_FORM.fullmatch(name.text) and text[found[-1].end : name.start] == ", ":
+            if found and _SUFFIX.fullmatch(name.text) and text[found[-1].end : name.start] == ", ":
                 first = found.pop()
                 found.append(Name(first.start, name.end, text[first.start : name.end], is_known=first.is_known))
             else:
@@ -362,7 +362,10 @@ def _is_subject(text: str, start: int, names: Sequence[Name]) -> bool:
 
 def _is_title(text: str) -> bool:
     """Whether a phrase may be one name with words in lower case in it ("La verbena de la Paloma"), by where it begins and ends."""
-    first, *_, last = words_of(f"{text} {text}")
+    words = words_of(text)
+    if not words:
+        return False
+    first, last = words[0], words[-1]
     is_bounded = text[0].isupper() and first.text.casefold() not in FUNCTION_WORDS and (last.is_capital or last.has_digit)
     return is_bounded and not re.search(r"[,;:]|['\u2019]s\b|\b(?:and|or|is|are|was|were|has|had|which|who|that)\b", text)
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State, squash
-from ke_tools.memory.router import reading_of
-from ke_tools.models.engine import one_turn
 from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
 from ke_tools.servers.explaining import ZONES, present_answer, says, why
 
@@ -59,17 +57,15 @@ class Asking:
     async def ask(self, asked: Asked) -> Page:
         """Answer a question without corrections and with them."""
         question = asked.said("question").strip()
-        found = await self._service.query(asked.who, question, view="both", max_tokens=_ANSWER_TOKENS, wait_seconds=_LOAD_SECONDS)
+        found, decision = await self._service.queried(
+            asked.who, question, view="both", max_tokens=_ANSWER_TOKENS, wait_seconds=_LOAD_SECONDS
+        )
         texts = {answer["view"]: answer for answer in found["answers"]}
-        engine = await self._service.models.engine_async(_LOAD_SECONDS)
-        reading = reading_of(one_turn(question, engine, _ANSWER_TOKENS))
-        decision = await asyncio.to_thread(self._service.scope.decide, asked.who.tenant, reading)
         context = {
             "question": question,
             "before": texts["base"]["text"],
             "after": texts["edited"]["text"],
             "route": texts["edited"]["route"],
-            "used": {one["edit_id"] for one in texts["edited"]["used_edits"]},
             "truncated": found["truncated"],
             "answers": True,
             **_decided(decision),
@@ -79,6 +75,7 @@ class Asking:
     def correct(self, asked: Asked) -> Page:
         """The form for a correction."""
         asked.who.require("propose")
+        self._pages.check_writable()
         return Page("correct.html", _form(dict.fromkeys(_FIELDS, "")))
 
     async def preview(self, asked: Asked) -> Page:
@@ -128,7 +125,7 @@ class Asking:
         if aliases := form.get("alias", ()):
             beside["aliases"] = list(aliases)
         facts = [{**dict(zip((*_PARTS, "relation"), row, strict=True)), **beside} for row in zip(*columns, strict=True)]
-        made = self._service.edit(asked.who, facts, reason=asked.said("reason") or _REASON, idempotency_key=asked.said("key"))
+        made = self._service.edit(asked.who, facts, reason=asked.said("reason").strip() or _REASON, idempotency_key=asked.said("key"))
         to = f"/console/edits/{made['edits'][0]['edit_id']}" if len(made["edits"]) == 1 else "/console/edits?state=any"
         return Moved(to, made["summary"])
 
@@ -137,10 +134,11 @@ def _form(given: Mapping[str, str], *, question: str = "", candidates: Sequence[
     return {"given": given, "question": question, "candidates": candidates}
 
 
-def _decided(decision: Decision) -> dict[str, Any]:
+def _decided(decision: Decision | None) -> dict[str, Any]:
+    if decision is None:
+        return {"reason": "", "zone_in_words": "", "hits": []}
     return {
         "reason": decision.reason,
-        "zone": decision.zone,
         "zone_in_words": ZONES[decision.zone],
-        "hits": [{"edit": hit.edit, "score": hit.score, "why": why(hit, decision)} for hit in decision.hits],
+        "hits": [{"edit": hit.edit, "why": why(hit, decision)} for hit in decision.hits],
     }

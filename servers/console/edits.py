@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
-from ke_tools.memory.moments import has_passed
 from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
 from ke_tools.servers.console.wording import STATES
+from ke_tools.servers.service import state_of
 
 if TYPE_CHECKING:
-    from ke_tools.facts import Edit
     from ke_tools.servers.service import Service
 
 __all__ = ["Edits"]
@@ -55,7 +54,7 @@ class Edits:
             page = ledger.edits(tenant, states=states, contains=contains, limit=_A_PAGE, cursor=cursor)
             fired = ledger.fired(tenant)
         context = {
-            "edits": [{"edit": edit, "state": _state(edit), "fired": fired.get(edit.id, 0)} for edit in page.items],
+            "edits": [{"edit": edit, "state": state_of(edit), "fired": fired.get(edit.id, 0)} for edit in page.items],
             "total": page.total,
             "next_cursor": page.next_cursor,
             "is_first": not cursor,
@@ -68,15 +67,13 @@ class Edits:
     async def chosen(self, asked: Asked) -> Moved:
         """Promote the edits that were chosen in the list, or take them back."""
         self._pages.check_writable()
-        ids = asked.form.get("edit", ())
-        if not ids:
-            raise InvalidInput("no edit was chosen.", "Tick some in the list.")
+        ids = asked.chosen()
         if asked.said("do") == "promote":
-            job = await self._service.promote(asked.who, ids, reason=asked.said("reason"))
+            job = await self._service.promote(asked.who, ids, reason=asked.said("reason").strip())
             return Moved(f"/console/jobs/{job['job_id']}")
         if asked.said("do") != "undo":
             raise InvalidInput("there is nothing chosen to do with the edits.", "Press one of the buttons below the list.")
-        done = await asyncio.to_thread(self._service.rollback, asked.who, edit_ids=ids, reason=asked.said("reason"))
+        done = await asyncio.to_thread(self._service.rollback, asked.who, edit_ids=ids, reason=asked.said("reason").strip())
         return Moved("/console/edits", done["summary"])
 
     def one(self, asked: Asked) -> Page:
@@ -87,15 +84,15 @@ class Edits:
             edit = service.ledger.get(tenant, edit_id)
             context: dict[str, Any] = {
                 "edit": edit,
-                "state": _state(edit),
-                "meaning": STATES[_state(edit)],
+                "state": state_of(edit),
+                "meaning": STATES[state_of(edit)],
                 "fired": service.ledger.fired(tenant).get(edit_id, 0),
                 "events": service.ledger.history(tenant, edit_id=edit_id, limit=50).items,
-                "scorecards": service.ledger.scorecards_of(tenant, edit_id),
                 "card": None,
             }
-        if context["scorecards"]:
-            context["card"] = self._card(asked, context["scorecards"][0]["scorecard"])
+            newest = service.ledger.scorecards_of(tenant, edit_id, 1)
+        if newest:
+            context["card"] = self._card(asked, newest[0]["scorecard"])
         return Page("edit.html", context)
 
     def _card(self, asked: Asked, name: str) -> dict[str, Any]:
@@ -125,7 +122,7 @@ class Edits:
         """Take an edit back."""
         self._pages.check_writable()
         edit_id = asked.path["id"]
-        done = self._service.rollback(asked.who, edit_ids=[edit_id], reason=asked.said("reason"))
+        done = self._service.rollback(asked.who, edit_ids=[edit_id], reason=asked.said("reason").strip())
         return Moved(f"/console/edits/{edit_id}", done["summary"])
 
     async def verify(self, asked: Asked) -> Moved:
@@ -145,7 +142,3 @@ def _states(name: str) -> tuple[State, ...]:
     if name not in set(State):
         raise InvalidInput(f"there is no state {name[:40]!r}.", f"Choose live, any, {', '.join(State)}.")
     return (State(name),)
-
-
-def _state(edit: Edit) -> State:
-    return State.RETIRED if edit.is_live and has_passed(edit.fact.expires) else edit.state

@@ -118,7 +118,6 @@ class Jobs:
         who.require("read")
         job = self._service.promotions.job(who, asked.path["id"])
         told, decisions = shown(job), gate(job.result)
-        is_open = not self._pages.read_only and self._service.unwritable is None
         return {
             "job": job,
             "kind": _kind(job),
@@ -128,7 +127,10 @@ class Jobs:
             "rows": [_row(row, {one["in_words"] for one in decisions}) for row in told["edits"]],
             "edit_ids": job.arguments.get("edit_ids", ()),
             "share": min(100, 100 * job.done // job.total) if job.total else None,
-            "may_cancel": is_open and not job.has_ended and not job.is_cancelling and who.may("read" if job.kind == "verify" else "write"),
+            "may_cancel": self._pages.is_open
+            and not job.has_ended
+            and not job.is_cancelling
+            and who.may("read" if job.kind == "verify" else "write"),
         }
 
 

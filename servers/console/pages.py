@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ke_tools import __version__
-from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, LedgerDamaged
+from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, ReadOnly
 from ke_tools.servers.console import wording
 from ke_tools.servers.openai import read_body
 from ke_tools.servers.principal import NOBODY
@@ -72,6 +73,16 @@ class Asked:
     def said(self, name: str, default: str = "") -> str:
         """A field of the form, or of the query; the first, if there are several."""
         return self.form.get(name, (self.query.get(name, default),))[0]
+
+    def chosen(self) -> tuple[str, ...]:
+        """The edits that were ticked.
+
+        Raises:
+            InvalidInput: none was.
+        """
+        if not (ids := self.form.get("edit", ())):
+            raise InvalidInput("nothing was chosen.", "Tick some in the list.")
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +185,16 @@ class Pages:
 
     def _failed(self, asked: Asked, error: KeToolsError) -> Response:
         template = "_failure.html" if asked.is_part else "failure.html"
-        context = {"error": error, "told": ()}
-        return HTMLResponse(self.rendered(asked, template, context), error.http_status, HEADERS)
+        return HTMLResponse(self.rendered(asked, template, {"error": error}), error.http_status, HEADERS)
 
     def rendered(self, asked: Asked, template: str, context: Mapping[str, Any]) -> str:
         """A template with what all pages show."""
-        mine: dict[str, Any] = {"who": asked.who, "mark": self.sessions.mark(asked.cookie), "is_guarded": self.sessions.is_guarded}
+        mine: dict[str, Any] = {
+            "who": asked.who,
+            "mark": self.sessions.mark(asked.cookie),
+            "may_write": self.is_open and asked.who.may("write"),
+            "may_propose": self.is_open and asked.who.may("propose"),
+        }
         if not template.startswith("_"):
             mine |= self._around(asked)
         return _environment().get_template(template).render({**mine, **context})
@@ -201,9 +216,13 @@ class Pages:
             "model_state": service.models.state,
             "waiting": waiting,
             "version": __version__,
-            "may_write": who.may("write") and not self.read_only and service.unwritable is None,
-            "may_propose": who.may("propose") and not self.read_only and service.unwritable is None,
+            "is_guarded": self.sessions.is_guarded,
         }
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody may write here."""
+        return not self.read_only and self._service.unwritable is None
 
     def check_writable(self) -> None:
         """Refuse what would write, where this door only shows.
@@ -212,8 +231,6 @@ class Pages:
             ReadOnly: it was started with ``--read-only``.
         """
         if self.read_only:
-            from ke_tools.errors import ReadOnly
-
             raise ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
 
 
@@ -237,8 +254,4 @@ def _environment() -> Environment:
 @functools.cache
 def _asset(name: str) -> str:
     """The address of a static file, which changes with what is in it."""
-    import hashlib
-
-    if not (STATIC / name).is_file():
-        raise LedgerDamaged(f"the console's file {name} is missing.", "Install ke-tools again.")
     return f"/console/static/{name}?{hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]}"

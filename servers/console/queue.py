@@ -70,9 +70,7 @@ class Queue:
         """Approve or reject the proposals that were chosen, all or none."""
         self._pages.check_writable()
         asked.who.require("write")
-        ids, reason = asked.form.get("edit", ()), asked.said("reason").strip()
-        if not ids:
-            raise InvalidInput("no proposal was chosen.", "Tick some in the queue.")
+        ids, reason = asked.chosen(), asked.said("reason").strip()
         if asked.said("do") == "approve":
             return Moved("/console/queue", approvals.approve(self._service, asked.who, ids, reason=reason)["summary"])
         if asked.said("do") != "reject":

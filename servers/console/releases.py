@@ -38,7 +38,6 @@ class Releases:
             ("POST", "/console/releases/memory", self.to_memory),
             ("POST", "/console/releases/rebuild", self.rebuild),
             ("GET", "/console/releases/candidates", self.candidates),
-            ("POST", "/console/releases/promote", self.promote),
         ]
 
     def all(self, asked: Asked) -> Page:
@@ -104,7 +103,7 @@ class Releases:
     def to_memory(self, asked: Asked) -> Moved:
         """Take the chosen edits out of the weights; they act from the memory."""
         self._pages.check_writable()
-        done = self._service.rollback(asked.who, edit_ids=_chosen(asked), to="memory", reason=asked.said("reason").strip())
+        done = self._service.rollback(asked.who, edit_ids=asked.chosen(), to="memory", reason=asked.said("reason").strip())
         return Moved("/console/releases", done["summary"])
 
     async def rebuild(self, asked: Asked) -> Moved:
@@ -123,27 +122,13 @@ class Releases:
             "rows": rows[:_MOST_CANDIDATES],
             "left": max(0, len(rows) - _MOST_CANDIDATES),
             "given": {name: asked.said(name).strip() for name in ("older_than_days", "fired")},
-            "may_promote": asked.who.may("write") and not self._pages.read_only and self._service.unwritable is None,
         }
         return Page("_candidates.html" if asked.is_part else "candidates.html", context)
-
-    async def promote(self, asked: Asked) -> Moved:
-        """Begin to write the chosen edits into the weights."""
-        self._pages.check_writable()
-        job = await self._service.promote(asked.who, _chosen(asked), reason=asked.said("reason").strip())
-        return Moved(f"/console/jobs/{job['job_id']}")
 
 
 def gate(made: Mapping[str, Any]) -> list[Mapping[str, str]]:
     """The decisions in what came of a promotion, each with the word for it and the sentence."""
     return [{"decision": trial["verdict"]["decision"], "in_words": trial["in_words"]} for trial in made.get("trials", ())]
-
-
-def _chosen(asked: Asked) -> tuple[str, ...]:
-    ids = asked.form.get("edit", ())
-    if not ids:
-        raise InvalidInput("no edit was chosen.", "Tick some in the list.")
-    return ids
 
 
 def _number(asked: Asked, name: str) -> int:

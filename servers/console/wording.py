@@ -16,7 +16,7 @@ STATES: Final = {
     State.PROPOSED: "waits for an approval",
     State.ACTIVE: "in the memory",
     State.PROMOTED: "in the weights",
-    State.RETIRED: "taken back",
+    State.RETIRED: "does not act any more",
 }
 _UNITS: Final = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 

@@ -25,6 +25,7 @@ def furnish(site: Site) -> None:
     with Ledger(site.home / "ledger.db") as ledger:
         ledger.edit("acme", [INDIA], actor="ann", reason="the gazette of March")
         ledger.edit("acme", [SPAIN], actor="ann")
+        ledger.jobs.submit("acme", "verify", {"edit_ids": [], "suite": "quick"}, actor="ann")
         for fact in PROPOSED:
             ledger.edit("acme", [fact], actor="agent", state=State.PROPOSED)
 
@@ -32,6 +33,11 @@ def furnish(site: Site) -> None:
 def _first(site: Site, *states: State) -> str:
     with Ledger(site.home / "ledger.db", read_only=True) as ledger:
         return ledger.edits("acme", states=states, contains="Spain").items[0].id
+
+
+def _job(site: Site) -> str:
+    with Ledger(site.home / "ledger.db", read_only=True) as ledger:
+        return ledger.jobs.list("acme", 1, "").items[0].id
 
 
 PAGES: Final[dict[str, Callable[[Site], str]]] = {
@@ -43,6 +49,11 @@ PAGES: Final[dict[str, Callable[[Site], str]]] = {
     "queue": lambda _: "/console/queue",
     "proposal": lambda site: f"/console/queue/{_first(site, State.PROPOSED)}",
     "releases": lambda _: "/console/releases",
+    "candidates": lambda _: "/console/releases/candidates",
+    "back": lambda _: "/console/releases/back?revision=0",
     "jobs": lambda _: "/console/jobs",
+    "job": lambda site: f"/console/jobs/{_job(site)}",
+    "actor": lambda _: "/console/actors?actor=agent",
+    "actor-undo": lambda _: "/console/actors/undo?actor=agent&since=1h",
     "health": lambda _: "/console/health",
 }

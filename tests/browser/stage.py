@@ -79,7 +79,7 @@ class Site:
         return text.strip()
 
     def correct(self, *facts: Mapping[str, Any]) -> list[str]:
-        """Correct facts on the command line, as the home's owner; in the tenant of the people. Gives the ids."""
+        """Write corrections into its ledger, as another process does. Gives the ids."""
         with Ledger(self.home / "ledger.db") as ledger:
             return [edit.id for edit in ledger.edit("acme", [Fact(**fact) for fact in facts], actor="ann")]
 

@@ -154,6 +154,7 @@ def test_what_is_no_statement_is_refused_with_the_reason(text: str, told: str) -
         ("The capital of Australia is probably Sydney.", "Is that a fact?"),
         ("The capital of Australia is not Canberra.", "What is so instead?"),
         ("Brightwater Coffee is Norwegian.", "What about Brightwater Coffee"),
+        ("The capital of ... is Paris.", "?"),
         ("Mira Talbot met Jon Hale in Oslo.", "What is it about"),
         ("Before the June rollout, Larkspur kept traces for 30 days.", "?"),
         ("The Orlo kettle costs 46 pounds in store.", "?"),

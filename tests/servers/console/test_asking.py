@@ -79,7 +79,7 @@ def test_a_sentence_is_shown_before_it_is_recorded_and_recorded_once(service: Se
     assert "1 edit active from the next answer on" in text_of(landed)
     assert "the gazette" in text_of(landed)
     assert "seen there" in text_of(landed)
-    assert text_of(ann.client.post("/console/edits", data=sent)) != ""
+    assert ann.client.post("/console/edits", data=sent).url == landed.url
     assert [edit["state"] for edit in edits(service)] == ["active", "retired"]
 
 

@@ -104,7 +104,7 @@ def test_taking_it_back_is_shown_before_it_is_done(service: Service, ann: Visito
 def test_several_are_taken_back_together_or_none(service: Service, ann: Visitor) -> None:
     """Issue 8, §3: several at once."""
     ids = made(service, FACT, {"subject": "Ruritania", "prompt": "The capital of Ruritania is", "target": "Strelsau"})
-    assert "no edit was chosen" in text_of(ann.send("/console/edits/chosen", do="undo"))
+    assert "nothing was chosen" in text_of(ann.send("/console/edits/chosen", do="undo"))
     assert "nothing chosen to do" in text_of(ann.send("/console/edits/chosen", edit=ids))
     assert ann.send("/console/edits/chosen", do="undo", edit=[*ids, "ed_0000000000000000"]).status_code == 404
     assert "2 edits" in text_of(ann.see("/console/edits"))

@@ -89,7 +89,7 @@ def test_a_rejection_needs_a_reason_and_something_chosen(console: Console) -> No
     ann = console.browser("ann")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"edit": waits, "do": "reject", "reason": "  "}, "a rejection needs a reason"),
-        ({"do": "reject", "reason": "no"}, "no proposal was chosen"),
+        ({"do": "reject", "reason": "no"}, "nothing was chosen"),
         ({"edit": waits, "do": "burn", "reason": "no"}, "nothing chosen to do"),
     ]
     for fields, told in wrong:

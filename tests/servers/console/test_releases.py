@@ -112,7 +112,7 @@ def test_chosen_edits_leave_the_weights_for_the_memory(console: Console) -> None
     ids = edit(console.service, *FACTS[:2])
     promote(console.service, ids)
     ann = console.browser("ann")
-    assert "no edit was chosen" in ann.post("/console/releases/memory").text
+    assert "nothing was chosen" in ann.post("/console/releases/memory").text
 
     page = ann.done("/console/releases/memory", edit=ids[:1], reason="too broad")
 
@@ -136,12 +136,12 @@ def test_what_has_held_and_is_asked_for_is_named_and_promoted_on_a_button(consol
         assert ("<html" in found) is not is_part
     assert "Promote the chosen" not in console.browser("reader").see("/console/releases/candidates?older_than_days=0&fired=0")
 
-    sent = ann.post("/console/releases/promote", edit=ids[:1], reason="held for a week")
+    sent = ann.post("/console/edits/chosen", do="promote", edit=ids[:1], reason="held for a week")
 
     [job] = console.service.ledger.jobs.list("acme").items
     assert sent.headers["location"] == f"/console/jobs/{job.id}"
     assert (job.arguments["edit_ids"], job.arguments["reason"]) == (ids[:1], "held for a week")
-    again = ann.post("/console/releases/promote", edit=ids[:1])
+    again = ann.post("/console/edits/chosen", do="promote", edit=ids[:1])
     assert again.status_code == 409
     assert job.id in again.text
 
@@ -163,7 +163,7 @@ def test_who_may_not_write_and_who_sends_a_wrong_mark_changes_nothing(console: C
     forms: list[tuple[str, dict[str, Any]]] = [
         ("/console/releases/back", {"revision": "0"}),
         ("/console/releases/memory", {"edit": ids[0]}),
-        ("/console/releases/promote", {"edit": ids[1]}),
+        ("/console/edits/chosen", {"do": "promote", "edit": ids[1]}),
         ("/console/releases/rebuild", {}),
     ]
     reader, ann = console.browser("reader"), console.browser("ann")
@@ -185,7 +185,7 @@ def test_another_tenant_sees_and_moves_nothing(console: Console) -> None:
     assert "No release is live" in page
     assert FIRST not in page
     assert "0 edits" in zoe.see("/console/releases/candidates?older_than_days=0&fired=0")
-    for path in ("/console/releases/memory", "/console/releases/promote"):
+    for path in ("/console/releases/memory", "/console/edits/chosen"):
         assert zoe.post(path, edit=ids[0]).status_code == 404
     zoe.done("/console/releases/back", revision="0")
     assert console.service.ledger.live_release("acme") == FIRST
@@ -205,7 +205,6 @@ def test_whatever_an_edit_or_a_reason_says_is_text_on_the_page(console: Console)
         assert '"O\'Neill"' not in page
         assert "&#34;O&#39;Neill&#34; &amp; sons" in page
     assert "&lt;script&gt;alert" in pages[0]
-    assert other
 
 
 def test_many_carried_edits_are_turned_page_by_page(console: Console) -> None:
