@@ -86,7 +86,13 @@ def _options(
     model: Annotated[str | None, _shared(metavar="embedded|ID|PATH", help="The model that is served. [KE_MODEL]")] = None,
     engine: Annotated[str | None, _shared(metavar="hf|vllm", help="What runs the model. [KE_ENGINE]")] = None,
     vllm_url: Annotated[
-        str | None, _shared(metavar="URL[,URL]", help="Of the engine vllm: the servers that run --model. [KE_VLLM_URL]")
+        str | None,
+        _shared(metavar="URL[,URL]", help="Of the engine vllm: servers that run --model; without, one is started. [KE_VLLM_URL]"),
+    ] = None,
+    vllm: Annotated[str | None, _shared(metavar="PROGRAM", help="Of the engine vllm: the program that is started. [KE_VLLM]")] = None,
+    vllm_args: Annotated[
+        list[str] | None,
+        _shared("--vllm-arg", metavar="WORD", help="An argument more for it, e.g. --vllm-arg=--enforce-eager; repeat. [KE_VLLM_ARGS]"),
     ] = None,
     upstream: Annotated[
         str | None, _shared(metavar="URL", help="Instead of an engine: a server with OpenAI's API that runs the model. [KE_UPSTREAM]")
