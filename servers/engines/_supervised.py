@@ -36,7 +36,6 @@ __all__ = ["Pace", "Supervised", "running"]
 
 log = logging.getLogger(__name__)
 
-LOG_NAME: Final = "vllm.log"
 _LOCK, _RECORD = "vllm.lock", "vllm.json"
 _LEEWAY_SECONDS: Final = 3.0  # for the keeper, beyond what it gives the server to end
 _PATIENCE_SECONDS: Final = 5.0  # until who holds the lock has written where its server is
@@ -69,6 +68,7 @@ class Supervised:
 
     Args:
         folder: the home's ``run`` folder, of this user alone.
+        log_file: gets what the server says; kept small.
         recipe: what to start.
         environment: of the server, without its key.
         takes_over: whether to run it once the process that does is gone.
@@ -79,9 +79,18 @@ class Supervised:
         ReadOnly, ResourceExhausted: the folder takes no files.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, environment: Mapping[str, str], takes_over: bool = True, pace: Pace = PACE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        *,
+        log_file: Path,
+        environment: Mapping[str, str],
+        takes_over: bool = True,
+        pace: Pace = PACE,
+    ) -> None:
         self._folder, self._recipe, self._environment = folder, recipe, dict(environment)
-        self._takes_over, self._pace = takes_over, pace
+        self._takes_over, self._pace, self._log = takes_over, pace, log_file
         self._ready, self._closing = threading.Event(), threading.Event()
         self._why, self._gave_up = "it is starting", ""
         self._has_answered = False
@@ -126,10 +135,6 @@ class Supervised:
         self._thread.join()
 
     # -- inside --------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def _log(self) -> Path:
-        return self._folder / LOG_NAME
 
     def _claim(self) -> _Where:
         """Choose and write down where it will be: as before, where that is free."""

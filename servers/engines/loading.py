@@ -87,7 +87,13 @@ def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None,
 
     recipe, place = recipe_of(settings, path, model_id(settings)), Place.of(settings.home)
     place.make()
-    own = Supervised(place.folder, recipe, environment=environment_of(os.environ), takes_over=owner != WORKER)
+    own = Supervised(
+        place.folder,
+        recipe,
+        log_file=settings.home / "vllm.log",  # where a purge looks
+        environment=environment_of(os.environ),
+        takes_over=owner != WORKER,
+    )
     try:
         own.wait(say)
         return VLLM([own.url], key=own.key, own=own, **parts)

@@ -80,7 +80,9 @@ def run(fake: Fake, tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
 
     def run(*, waits: bool = True, model: str = "model", **more: Any) -> Supervised:
         recipe = Recipe(str(fake.program), tmp_path / model, "tiny", ("--more",))
-        made.append(Supervised(folder, recipe, environment=environment_of(os.environ), **{"pace": QUICK, **more}))
+        made.append(
+            Supervised(folder, recipe, log_file=tmp_path / "vllm.log", environment=environment_of(os.environ), **{"pace": QUICK, **more})
+        )
         if waits:
             made[-1].wait(lambda _said: None)
         return made[-1]
@@ -205,7 +207,8 @@ def test_when_ke_tools_is_killed_nothing_is_left(fake: Fake, tmp_path: Path) -> 
         "from pathlib import Path\n"
         "from ke_tools.servers.engines._recipe import Recipe\n"
         "from ke_tools.servers.engines._supervised import Supervised\n"
-        f"own = Supervised(Path({str(tmp_path)!r}), Recipe({str(fake.program)!r}, Path('m'), 'tiny'), environment=dict(os.environ))\n"
+        f"folder, recipe = Path({str(tmp_path)!r}), Recipe({str(fake.program)!r}, Path('m'), 'tiny')\n"
+        "own = Supervised(folder, recipe, log_file=folder / 'log', environment=dict(os.environ))\n"
         "own.wait(lambda said: None)\n"
         "print('ready', flush=True)\n"
         "time.sleep(600)\n"
@@ -252,7 +255,8 @@ def test_a_program_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     """Issue 7, bad input: what is there, and is no program."""
     (tmp_path / "vllm").write_text("#!/nowhere/python\n", "utf-8")
     (tmp_path / "vllm").chmod(0o755)
-    own = Supervised(tmp_path, Recipe(str(tmp_path / "vllm"), tmp_path, "tiny"), environment=dict(os.environ), pace=QUICK)
+    recipe = Recipe(str(tmp_path / "vllm"), tmp_path, "tiny")
+    own = Supervised(tmp_path, recipe, log_file=tmp_path / "log", environment=dict(os.environ), pace=QUICK)
     with pytest.raises(ModelUnavailable, match="cannot be started: No such file"):
         own.wait(lambda _said: None)
     own.close()
