@@ -324,7 +324,7 @@ class _Run:
         lines = [line for one in said.splitlines() if (line := _PREFIX.sub("", one).strip())]
         errors = [line for line in lines if _IS_ERROR.match(line)]
         told = dict.fromkeys(line[:_SHOWN] for line in [*errors[:1], *lines[-_LINES:]])
-        return f"; the log says: {' | '.join(told)}" if told else " without a word."
+        return f"; the log says: {' | '.join(told)}." if told else " without a word."
 
 
 # -- who runs it, and where --------------------------------------------------------------------------------------------------------
