@@ -24,7 +24,7 @@ import typer
 
 from ke_tools import printing
 from ke_tools.config import DEFAULT_ADDRESS, ChatCorrections, Edits, Settings, Via
-from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
 
 if TYPE_CHECKING:
     from ke_tools.models.embedded import Progress as Fetching
@@ -744,12 +744,26 @@ def model_fetch(
 
 
 @verb(model_app, "show")
-def model_show(call: Call) -> int:
-    """Show architecture, size, licence, fingerprint and place of the model."""
-    from ke_tools.models import checkpoint
+def model_show(
+    call: Call,
+    *,
+    gpu_gib: Annotated[
+        float | None, typer.Option(min=1, metavar="GIB", help="Memory of one GPU: say how to serve and edit the model with such.")
+    ] = None,
+) -> int:
+    """Show architecture, size, licence, fingerprint and place of the model, and the memory that vLLM and the editors need for it."""
+    from ke_tools.models import checkpoint, sizing
+    from ke_tools.servers.engines import recipe
 
     settings = call.settings()
-    card = asdict(checkpoint.describe(_checkpoint(settings), cache=settings.cache))
+    path = _checkpoint(settings)
+    card: dict[str, Any] = asdict(checkpoint.describe(path, cache=settings.cache))
+    try:
+        found = sizing.sizes(path, dtype=settings.dtype, rank=recipe.RANK, slots=recipe.SLOTS)
+    except Unsupported as error:
+        card["layout"] = str(error)
+    else:
+        card |= {"memory": found.rows()} | ({"layout": sizing.layout(found, gpu_gib)} if gpu_gib else {})
     return _show(call, {**card, "path": str(card["path"])})
 
 

@@ -30,7 +30,7 @@ import httpx
 
 from ke_tools.errors import Conflict, ModelUnavailable, cannot_write
 from ke_tools.servers.engines._keeper import GRACE_SECONDS
-from ke_tools.servers.engines._recipe import Recipe
+from ke_tools.servers.engines.recipe import Recipe
 
 __all__ = ["Pace", "Supervised", "running"]
 

@@ -12,7 +12,7 @@ from ke_tools.errors import InvalidInput
 if TYPE_CHECKING:
     from ke_tools.config import Settings
     from ke_tools.models.engine import Engine
-    from ke_tools.servers.engines._recipe import Recipe
+    from ke_tools.servers.engines.recipe import Recipe
 
 EMBEDDED_ID = "smollm2-135m-instruct"
 WORKER: Final = "worker"  # the process of a home's long work
@@ -81,8 +81,8 @@ def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None,
             raise InvalidInput("--vllm-arg is of a vLLM that ke-tools starts; --vllm-url names one that runs.", "Leave one of them out.")
         say(f"connecting to {', '.join(settings.vllm_url)}")
         return VLLM(settings.vllm_url, key=key_of(settings.upstream_key_file, os.environ), **parts)
-    from ke_tools.servers.engines._recipe import environment_of, recipe_of
     from ke_tools.servers.engines._supervised import Supervised
+    from ke_tools.servers.engines.recipe import environment_of, recipe_of
     from ke_tools.servers.home_socket import Place
 
     recipe, place = recipe_of(settings, path, model_id(settings)), Place.of(settings.home)
@@ -106,11 +106,11 @@ def to_start(settings: Settings) -> Recipe | None:
     """What :func:`load_engine` would start, a vLLM of our own; ``None`` where a server runs already.
 
     Raises:
-        ModelUnavailable, InvalidInput: as :func:`~ke_tools.servers.engines._recipe.recipe_of`; or the checkpoint is not there.
+        ModelUnavailable, InvalidInput: as :func:`~ke_tools.servers.engines.recipe.recipe_of`; or the checkpoint is not there.
     """
     from ke_tools.models import checkpoint
-    from ke_tools.servers.engines._recipe import recipe_of
     from ke_tools.servers.engines._supervised import running
+    from ke_tools.servers.engines.recipe import recipe_of
     from ke_tools.servers.home_socket import Place
 
     if settings.vllm_url or running(Place.of(settings.home).folder):

@@ -25,9 +25,9 @@ from ke_tools.errors import Conflict, InvalidInput, ModelUnavailable
 from ke_tools.models.engine import Request
 from ke_tools.servers import doctor
 from ke_tools.servers.engines import _keeper, _supervised
-from ke_tools.servers.engines._recipe import LORA, Recipe, environment_of, recipe_of
 from ke_tools.servers.engines._supervised import Pace, Supervised
 from ke_tools.servers.engines.loading import WORKER, load_engine
+from ke_tools.servers.engines.recipe import LORA, Recipe, environment_of, recipe_of
 from ke_tools.servers.service import open_service
 from ke_tools.testing import thimble_path
 
@@ -205,7 +205,7 @@ def test_when_ke_tools_is_killed_nothing_is_left(fake: Fake, tmp_path: Path) -> 
     script = (
         "import os, time\n"
         "from pathlib import Path\n"
-        "from ke_tools.servers.engines._recipe import Recipe\n"
+        "from ke_tools.servers.engines.recipe import Recipe\n"
         "from ke_tools.servers.engines._supervised import Supervised\n"
         f"folder, recipe = Path({str(tmp_path)!r}), Recipe({str(fake.program)!r}, Path('m'), 'tiny')\n"
         "own = Supervised(folder, recipe, log_file=folder / 'log', environment=dict(os.environ))\n"

@@ -13,10 +13,12 @@ from ke_tools.errors import InvalidInput, ModelUnavailable
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["LORA", "Recipe", "environment_of", "recipe_of"]
+__all__ = ["LORA", "RANK", "SLOTS", "Recipe", "environment_of", "recipe_of"]
 
+RANK: Final = 128  # the most of an adapter
+SLOTS: Final = 8  # adapters in one batch
 LORA: Final = (
-    *("--enable-lora", "--max-lora-rank", "128", "--max-loras", "8", "--max-cpu-loras", "32"),
+    *("--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", str(SLOTS), "--max-cpu-loras", "32"),
     *("--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
 )
 _OURS: Final = ("--host", "--port", "--api-key", "--served-model-name", "--uds", "--root-path")
