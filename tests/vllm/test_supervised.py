@@ -15,10 +15,9 @@ import httpx
 import pytest
 
 from ke_tools.servers.engines._supervised import _free_port
-from ke_tools.servers.principal import Principal
 from ke_tools.testing import thimble_path
 from tests.vllm.conftest import COMMAND, ENVIRONMENT, EXACTLY, START_SECONDS
-from tests.vllm.test_whole_path import CAPITAL, QUESTION, opened
+from tests.vllm.test_whole_path import CAPITAL, LOCAL, QUESTION, opened, promoted
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
@@ -30,9 +29,15 @@ class Served:
     def __init__(self, settings: Settings, output: Path) -> None:
         assert COMMAND is not None, "there is no vllm; `make test-vllm` installs one"
         self.port = _free_port()
-        flags = {"home": settings.home, "model": thimble_path(), "engine": "vllm", "dtype": "float32", "vllm": Path(COMMAND).absolute()}
-        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        words += [f"--vllm-arg={word}" for word in (*EXACTLY, "--max-loras", "4")]
+        self.flags: dict[str, Any] = {
+            "model": str(thimble_path()),
+            "engine": "vllm",
+            "dtype": "float32",
+            "vllm": str(Path(COMMAND).absolute()),
+            "vllm_args": (*EXACTLY, "--max-loras", "4"),
+        }
+        words = [f"--home={settings.home}", *(f"--{name}={value}" for name, value in self.flags.items() if isinstance(value, str))]
+        words += [f"--vllm-arg={word}" for word in self.flags["vllm_args"]]
         with output.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ke_tools", "serve", "--http", f"127.0.0.1:{self.port}", *words],
@@ -101,8 +106,11 @@ def test_it_starts_by_itself_comes_back_when_killed_and_is_gone_with_ke_tools(se
     assert served.health()[0] == httpx.codes.SERVICE_UNAVAILABLE
     until(lambda: served.health()[0] == httpx.codes.OK, told)
     assert served.said() == "Tokyo."
-    with opened(settings) as service:
-        service.edit(Principal(), [CAPITAL])
+    with opened(settings, **served.flags) as service:
+        edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
+        assert served.said() == "Cairo."
+        assert promoted(service, edit_id)["release"]
+    until(lambda: "weights" in served.ask().headers["ke-route"], told)
     assert served.said() == "Cairo."
 
     first = below(served.process.pid)
@@ -113,7 +121,7 @@ def test_it_starts_by_itself_comes_back_when_killed_and_is_gone_with_ke_tools(se
     assert away.status_code == httpx.codes.SERVICE_UNAVAILABLE
     assert away.json()["error"]["code"] == "E_MODEL"
     until(lambda: served.health()[0] == httpx.codes.OK, told)
-    until(lambda: served.said() == "Cairo.", told)
+    until(lambda: served.said() == "Cairo." and "weights" in served.ask().headers["ke-route"], told)
 
     second = below(served.process.pid)
     assert leader not in second
