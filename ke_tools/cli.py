@@ -767,6 +767,25 @@ def model_show(
     return _show(call, {**card, "path": str(card["path"])})
 
 
+@verb(model_app, "prepare")
+def model_prepare(
+    call: Call,
+    *,
+    limit: Annotated[int, typer.Option(min=0, help="How many facts to ask about (0: a fair sample).")] = 0,
+    reader: Annotated[bool, typer.Option(help="Train a reader where there is none; takes long.")] = True,
+    seed: Seed = 0,
+) -> int:
+    """Make what is made once for a model, try one edit, and say what the model is ready for."""
+    from ke_tools.benches import readiness
+
+    settings = call.settings()
+    _checkpoint(settings)
+    with printing.progress() as progress:
+        found = readiness.run(settings, limit=limit, reader=reader, seed=seed, progress=progress)
+    _show(call, found)
+    return DONE if found["ready"] else FAILED
+
+
 @verb(model_app, "fingerprint")
 def model_fingerprint(call: Call) -> int:
     """Print the hash over the model's weights."""
