@@ -24,7 +24,7 @@ import typer
 
 from ke_tools import printing
 from ke_tools.config import DEFAULT_ADDRESS, ChatCorrections, Edits, Settings, Via
-from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
 
 if TYPE_CHECKING:
     from ke_tools.models.embedded import Progress as Fetching
@@ -86,7 +86,13 @@ def _options(
     model: Annotated[str | None, _shared(metavar="embedded|ID|PATH", help="The model that is served. [KE_MODEL]")] = None,
     engine: Annotated[str | None, _shared(metavar="hf|vllm", help="What runs the model. [KE_ENGINE]")] = None,
     vllm_url: Annotated[
-        str | None, _shared(metavar="URL[,URL]", help="Of the engine vllm: the servers that run --model. [KE_VLLM_URL]")
+        str | None,
+        _shared(metavar="URL[,URL]", help="Of the engine vllm: servers that run --model; without, one is started. [KE_VLLM_URL]"),
+    ] = None,
+    vllm: Annotated[str | None, _shared(metavar="PROGRAM", help="Of the engine vllm: the program that is started. [KE_VLLM]")] = None,
+    vllm_args: Annotated[
+        list[str] | None,
+        _shared("--vllm-arg", metavar="WORD", help="An argument more for it, e.g. --vllm-arg=--enforce-eager; repeat. [KE_VLLM_ARGS]"),
     ] = None,
     upstream: Annotated[
         str | None, _shared(metavar="URL", help="Instead of an engine: a server with OpenAI's API that runs the model. [KE_UPSTREAM]")
@@ -738,13 +744,46 @@ def model_fetch(
 
 
 @verb(model_app, "show")
-def model_show(call: Call) -> int:
-    """Show architecture, size, licence, fingerprint and place of the model."""
-    from ke_tools.models import checkpoint
+def model_show(
+    call: Call,
+    *,
+    gpu_gib: Annotated[
+        float | None, typer.Option(min=1, metavar="GIB", help="Memory of one GPU: say how to serve and edit the model with such.")
+    ] = None,
+) -> int:
+    """Show architecture, size, licence, fingerprint and place of the model, and the memory that vLLM and the editors need for it."""
+    from ke_tools.models import checkpoint, sizing
+    from ke_tools.servers.engines import recipe
 
     settings = call.settings()
-    card = asdict(checkpoint.describe(_checkpoint(settings), cache=settings.cache))
+    path = _checkpoint(settings)
+    card: dict[str, Any] = asdict(checkpoint.describe(path, cache=settings.cache))
+    try:
+        found = sizing.sizes(path, dtype=settings.dtype, rank=recipe.RANK, slots=recipe.SLOTS)
+    except Unsupported as error:
+        card["layout"] = str(error)
+    else:
+        card |= {"memory": found.rows()} | ({"layout": sizing.layout(found, gpu_gib)} if gpu_gib else {})
     return _show(call, {**card, "path": str(card["path"])})
+
+
+@verb(model_app, "prepare")
+def model_prepare(
+    call: Call,
+    *,
+    limit: Annotated[int, typer.Option(min=0, help="How many facts to ask about (0: a fair sample).")] = 0,
+    reader: Annotated[bool, typer.Option(help="Train a reader where there is none; takes long.")] = True,
+    seed: Seed = 0,
+) -> int:
+    """Make what is made once for a model, try one edit, and say what the model is ready for."""
+    from ke_tools.benches import readiness
+
+    settings = call.settings()
+    _checkpoint(settings)
+    with printing.progress() as progress:
+        found = readiness.run(settings, limit=limit, reader=reader, seed=seed, progress=progress)
+    _show(call, found)
+    return DONE if found["ready"] else FAILED
 
 
 @verb(model_app, "fingerprint")

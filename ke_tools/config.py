@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -55,7 +56,9 @@ class Settings:
     cache: Path  # what can: model, statistics, indexes
     model: str = "embedded"  # or a checkpoint's folder, or a hub id
     engine: str = "hf"
-    vllm_url: tuple[str, ...] = ()  # of the engine vllm: addresses of servers that run the model
+    vllm_url: tuple[str, ...] = ()  # of the engine vllm: addresses of servers that run the model; without, ke-tools starts one
+    vllm: str = "vllm"  # the program that is started then
+    vllm_args: tuple[str, ...] = ()  # and what it is given beside our flags
     upstream: str | None = None  # address of a server that runs the model, in place of an engine of ours
     upstream_key_file: Path | None = None  # the key of either; else KE_UPSTREAM_KEY, which is no setting, so that nothing shows it
     dtype: str = "auto"
@@ -137,7 +140,7 @@ class Settings:
     def from_json(cls, written: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
         values: dict[str, Any] = {n: Path(value) if n in _PATHS and value is not None else value for n, value in written.items()}
-        return cls(**{**values, "vllm_url": tuple(values.get("vllm_url", ()))})
+        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in ("vllm_url", "vllm_args")}})
 
 
 def user_folder(kind: Kind) -> Path:
@@ -279,12 +282,27 @@ def _urls(value: object, _base: Path | None) -> tuple[str, ...]:
     return tuple(one.strip() for one in parts)
 
 
+def _program(value: object, base: Path | None) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError("the name of a program, or its path")
+    return str(_path(value, base)) if "/" in value or value.startswith("~") else value
+
+
+def _words(value: object, _base: Path | None) -> tuple[str, ...]:
+    parts = shlex.split(value) if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(one, str) and one for one in parts):
+        raise ValueError('arguments as a list or as a shell has them, e.g. "--gpu-memory-utilization 0.6"')
+    return tuple(parts)
+
+
 _READERS: Final[Mapping[str, Reader]] = {
     "home": _path,
     "cache": _path,
     "model": _model,
     "engine": _one_of(*ENGINES),
     "vllm_url": _urls,
+    "vllm": _program,
+    "vllm_args": _words,
     "upstream": _matching(_URL, "the address of a server, without a key in it, e.g. http://127.0.0.1:8000"),
     "upstream_key_file": _path,
     "dtype": _one_of(*DTYPES),

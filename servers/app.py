@@ -130,6 +130,7 @@ class Status:
             reason = str(error)
         if not reason and slot.state != "ready":
             reason = f"the model is not ready ({slot.state})" + (f": {slot.detail}" if slot.detail else "")
+        reason = reason or slot.trouble
         trouble = self._service.trouble
         state = "unavailable" if reason else "degraded" if trouble else "ok"
         body = {

@@ -21,6 +21,8 @@ _OPTIONS: Final = (  # of the command line
     "model",
     "engine",
     "vllm_url",
+    "vllm",
+    "vllm_args",
     "upstream",
     "upstream_key_file",
     "dtype",
@@ -81,6 +83,8 @@ def _flag(name: str, value: object) -> list[str]:
     option = "--" + name.replace("_", "-")
     if value is True:
         return [option]
+    if name == "vllm_args" and isinstance(value, tuple):
+        return [f"--vllm-arg={word}" for word in value]
     if isinstance(value, tuple):
         return [option, ",".join(map(str, value))]
     return [] if value is False or value is None else [option, str(value)]

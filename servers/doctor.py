@@ -115,9 +115,11 @@ def _upstream(service: Service) -> tuple[bool, str]:
 
 
 def _vllm(service: Service) -> tuple[bool, str]:
-    """The servers of vLLM, each asked anew."""
-    from ke_tools.servers.engines.loading import load_engine
+    """The servers of vLLM, each asked anew; one of our own is not started for that."""
+    from ke_tools.servers.engines.loading import load_engine, to_start
 
+    if (recipe := to_start(service.settings)) is not None:
+        return True, f"{recipe.name} in {recipe.model}; {recipe.program} serves it as soon as `ke-tools serve` or a question asks for it"
     engine: Any = load_engine(service.settings, lambda _message: None)
     try:
         told = engine.told()

@@ -41,6 +41,8 @@ SHARED: Final = (
     "model",
     "engine",
     "vllm_url",
+    "vllm",
+    "vllm_args",
     "upstream",
     "dtype",
     "device",

@@ -767,7 +767,7 @@ class Service:
             "ledger": ledger_error or self.trouble or "ok",
             "read_only": self.settings.read_only or self.unwritable is not None,
             "url": self.url,
-            "ready": self.models.state == "ready" and not ledger_error,
+            "ready": self.models.state == "ready" and not self.models.trouble and not ledger_error,
         }
 
     def warm(self) -> None:

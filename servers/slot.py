@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Literal
 
 from ke_tools.errors import KeToolsError, ModelLoading, ModelUnavailable
-from ke_tools.models.engine import Engine
+from ke_tools.models.engine import Engine, Troubled
 
 SlotState = Literal["empty", "loading", "ready", "failed", "closed"]
 Say = Callable[[str], None]
@@ -60,6 +60,11 @@ class ModelSlot:
     def peek(self) -> Engine | None:
         """Give the engine if it is there; start nothing."""
         return self._engine
+
+    @property
+    def trouble(self) -> str:
+        """Why an engine that was ready answers nobody just now; else empty. Asks and starts nothing."""
+        return self._engine.trouble if isinstance(self._engine, Troubled) else ""
 
     def close(self) -> None:
         """Free the engine; a load under way is dropped when it ends."""

@@ -15,6 +15,6 @@ __all__ = ["engine_of"]
 @lru_cache(maxsize=1)
 def engine_of(settings: Settings) -> Engine:
     """The engine of these settings, loaded once."""
-    from ke_tools.servers.engines.loading import load_engine
+    from ke_tools.servers.engines.loading import WORKER, load_engine
 
-    return load_engine(settings, lambda _message: None, owner="worker")
+    return load_engine(settings, lambda _message: None, owner=WORKER)

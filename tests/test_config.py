@@ -154,3 +154,23 @@ def test_doctor_gets_values_with_their_sources(home: Path) -> None:
     assert shown["home"] == {"value": str(home), "source": "KE_HOME"}
     assert shown["read_only"] == {"value": True, "source": "--read-only"}
     assert "sources" not in shown
+
+
+@pytest.mark.parametrize("written", ["vllm_args = ['--max-loras', '4']", "vllm_args = '--max-loras 4'"])
+def test_arguments_for_vllm_are_a_list_or_what_a_shell_would_read(home: Path, written: str) -> None:
+    """Issue 7, §1: extra flags by a setting."""
+    write(home / "ke-tools.toml", f'{written}\nvllm = "env/bin/vllm"\n')
+
+    settings = Settings.load()
+
+    assert settings.vllm_args == ("--max-loras", "4")
+    assert settings.vllm == str(home / "env/bin/vllm")
+    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings.load(vllm_args=["--x, y"], vllm="vllm").vllm_args == ("--x, y",)
+
+
+@pytest.mark.parametrize("flags", [{"vllm_args": [""]}, {"vllm_args": 'a "b'}, {"vllm": " "}])
+def test_what_cannot_be_arguments_or_a_program_is_refused(flags: dict[str, object]) -> None:
+    """Contract: a bad value names its place."""
+    with pytest.raises(InvalidInput, match="--vllm"):
+        Settings.load(**flags)

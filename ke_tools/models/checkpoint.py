@@ -91,15 +91,12 @@ def describe(path: Path, *, cache: Path | None = None) -> ModelCard:
     """
     config = _config(path)
     text = config.get("text_config") or config
-    tensors = [tensor for file in weight_files(path) for tensor in _tensors(file)]
-    bytes_of: dict[str, int] = {}
-    for tensor in tensors:
-        bytes_of[tensor.dtype] = bytes_of.get(tensor.dtype, 0) + tensor.end - tensor.start
-    main = max(bytes_of, key=lambda dtype: bytes_of[dtype], default="")
+    weights = stored(path)
+    main = max(weights, key=lambda dtype: weights[dtype][1], default="")
     return ModelCard(
         name=path.name,
         architecture=", ".join(config.get("architectures") or [str(config.get("model_type", "unknown"))]),
-        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        parameters=sum(count for count, _ in weights.values()),
         dtype=_DTYPES.get(main, main.lower()),
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers"),
         width=_first(text, "hidden_size", "n_embd", "d_model"),
@@ -109,6 +106,19 @@ def describe(path: Path, *, cache: Path | None = None) -> ModelCard:
         fingerprint=fingerprint(path, cache=cache),
         path=path,
     )
+
+
+def stored(path: Path) -> dict[str, tuple[int, int]]:
+    """Numbers and bytes of the weights by their type as stored (``BF16``), from the headers alone.
+
+    Raises:
+        ModelUnavailable: no safetensors, or damaged ones.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for tensor in (tensor for file in weight_files(path) for tensor in _tensors(file)):
+        count, size = found.get(tensor.dtype, (0, 0))
+        found[tensor.dtype] = count + math.prod(tensor.shape), size + tensor.end - tensor.start
+    return found
 
 
 def fingerprint(path: Path, *, cache: Path | None = None) -> str:

@@ -105,6 +105,15 @@ class Scores(Protocol):
         """
 
 
+@runtime_checkable
+class Troubled(Protocol):
+    """What engines can say beside whose model may be away for a while: why it is."""
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody is answered just now; empty where all are."""
+
+
 def tells_weights(engine: Engine) -> bool:
     """Whether the fingerprint is of the weights, so that what the model said once it says again."""
     return engine.fingerprint.startswith("sha256:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -140,7 +141,7 @@ class Server:
         self.circuit.check()
         body = body_of(request, model, stream=True)
         try:
-            async with self.new_client() as client, client.stream("POST", self.address + path_of(request), json=body) as answer:
+            async with self.new_client() as client, aclosing(await _open(client, self._post(client, request, body))) as answer:
                 self.circuit.worked()
                 if answer.status_code != httpx.codes.OK:
                     await answer.aread()
@@ -168,7 +169,7 @@ class Server:
         except httpx.InvalidURL as error:
             raise InvalidInput(f"the path cannot be passed on: {error}.", "Shorten it.") from error
         try:
-            answer = await client.send(request, stream=True)
+            answer = await _open(client, request)
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
         self.circuit.worked()
@@ -177,6 +178,9 @@ class Server:
     def close(self) -> None:
         """Let the connections go."""
         self._client.close()
+
+    def _post(self, client: httpx.AsyncClient, request: Request, body: Mapping[str, Any]) -> httpx.Request:
+        return client.build_request("POST", self.address + path_of(request), json=body)
 
     def _asked(self, method: str, path: str, **content: Any) -> httpx.Response:
         self.circuit.check()
@@ -190,6 +194,14 @@ class Server:
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
         return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=_limits())
+
+
+async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    """Send a request, and once more where no connection came about in time: it may be this process that was held up, not the server."""
+    try:
+        return await client.send(request, stream=True)
+    except httpx.ConnectTimeout:
+        return await client.send(request, stream=True)
 
 
 def _limits() -> httpx.Limits:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
     from ke_tools.models.engine import Engine
+    from ke_tools.servers.engines.recipe import Recipe
 
 EMBEDDED_ID = "smollm2-135m-instruct"
+WORKER: Final = "worker"  # the process of a home's long work
 
 
 def model_id(settings: Settings) -> str:
@@ -29,7 +31,8 @@ def model_id(settings: Settings) -> str:
 def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = "server") -> Engine:
     """Load the model of ``settings``, or connect to the server that runs it; the embedded one is fetched first where it is missing.
 
-    ``owner`` is which of a home's processes asks; what one of them loads into a server of vLLM, another does not take out.
+    ``owner`` is which of a home's processes asks; what one of them loads into a server of vLLM, another does not take out. A vLLM of our
+    own is started by the first that asks, and shared by all; only :data:`WORKER` does not start it again when the one that did is gone.
 
     Raises:
         InvalidInput, NotFound: as :class:`~ke_tools.servers.engines.upstream.Upstream`.
@@ -52,8 +55,7 @@ def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = 
     fingerprint = checkpoint.fingerprint(path, cache=settings.cache)
     reader = card.find(fingerprint, settings.home)
     if settings.engine == "vllm":
-        say(f"connecting to {', '.join(settings.vllm_url)}")
-        return _vllm(settings, path, fingerprint, reader, f"{owner} of {settings.home}")
+        return _vllm(settings, path, fingerprint, reader, owner, say)
     from ke_tools.servers.engines.hf import HFEngine
 
     say("loading the model")
@@ -68,11 +70,49 @@ def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = 
     )
 
 
-def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None, owner: str) -> Engine:
+def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None, owner: str, say: Callable[[str], None]) -> Engine:
     from ke_tools.servers.engines._server import key_of
     from ke_tools.servers.engines.vllm import VLLM
 
-    if not settings.vllm_url:
-        raise InvalidInput("the engine vllm needs to know its servers.", "Give --vllm-url http://HOST:PORT.")
-    key = key_of(settings.upstream_key_file, os.environ)
-    return VLLM(settings.vllm_url, path=path, fingerprint=fingerprint, root=settings.served, key=key, owner=owner, reader=reader)
+    parts: dict[str, Any] = {"path": path, "fingerprint": fingerprint, "root": settings.served, "reader": reader}
+    parts["owner"] = f"{owner} of {settings.home}"
+    if settings.vllm_url:
+        if settings.vllm_args:
+            raise InvalidInput("--vllm-arg is of a vLLM that ke-tools starts; --vllm-url names one that runs.", "Leave one of them out.")
+        say(f"connecting to {', '.join(settings.vllm_url)}")
+        return VLLM(settings.vllm_url, key=key_of(settings.upstream_key_file, os.environ), **parts)
+    from ke_tools.servers.engines._supervised import Supervised
+    from ke_tools.servers.engines.recipe import environment_of, recipe_of
+    from ke_tools.servers.home_socket import Place
+
+    recipe, place = recipe_of(settings, path, model_id(settings)), Place.of(settings.home)
+    place.make()
+    own = Supervised(
+        place.folder,
+        recipe,
+        log_file=settings.home / "vllm.log",  # where a purge looks
+        environment=environment_of(os.environ),
+        takes_over=owner != WORKER,
+    )
+    try:
+        own.wait(say)
+        return VLLM([own.url], key=own.key, own=own, **parts)
+    except BaseException:
+        own.close()
+        raise
+
+
+def to_start(settings: Settings) -> Recipe | None:
+    """What :func:`load_engine` would start, a vLLM of our own; ``None`` where a server runs already.
+
+    Raises:
+        ModelUnavailable, InvalidInput: as :func:`~ke_tools.servers.engines.recipe.recipe_of`; or the checkpoint is not there.
+    """
+    from ke_tools.models import checkpoint
+    from ke_tools.servers.engines._supervised import running
+    from ke_tools.servers.engines.recipe import recipe_of
+    from ke_tools.servers.home_socket import Place
+
+    if settings.vllm_url or running(Place.of(settings.home).folder):
+        return None
+    return recipe_of(settings, checkpoint.resolve(settings), model_id(settings))

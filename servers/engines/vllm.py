@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 
@@ -49,6 +49,16 @@ _T = TypeVar("_T")
 _Scores = list[list[float]]
 
 
+class Own(Protocol):
+    """Who runs a server of our own (:class:`~ke_tools.servers.engines._supervised.Supervised`)."""
+
+    def error(self) -> ModelUnavailable | None:
+        """Why it does not answer; ``None`` where it does."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 @dataclass(slots=True)
 class _Replica:
     """One server, and what is known of it."""
@@ -69,6 +79,7 @@ class VLLM:
         key: of the servers.
         owner: as :func:`~ke_tools.servers.engines._served.serve` has it.
         reader: folder of the reader.
+        own: who runs the server, where that is ke-tools; ended with this.
         timeout: of a request.
 
     Raises:
@@ -86,6 +97,7 @@ class VLLM:
         key: str = "",
         owner: str = "",
         reader: Path | None = None,
+        own: Own | None = None,
         timeout: httpx.Timeout = TIMEOUT,
     ) -> None:
         self.fingerprint = fingerprint
@@ -93,7 +105,7 @@ class VLLM:
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
         self._changing = threading.RLock()
         self._turn = 0
-        self._root, self._owner = root, owner
+        self._root, self._owner, self._own = root, owner, own
         self._readers = [reader] if reader is not None else []  # one or none
         self._wanted: dict[str, Served] = {}  # by the adapters in it, joined by +
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
@@ -168,7 +180,7 @@ class VLLM:
                     break
             if has_begun:
                 break
-        raise failed
+        raise self._nobody() if self.trouble else failed
 
     def score(self, requests: Sequence[Request], targets: Sequence[str]) -> list[float | None]:
         """Give the log-probability of each target behind its request (:class:`~ke_tools.models.engine.Scores`)."""
@@ -286,10 +298,18 @@ class VLLM:
                     shutil.rmtree(served.folder, ignore_errors=True)  # vLLM may read a registered one again, so never before
 
     def close(self) -> None:
-        """Let the connections go; what is loaded stays in the servers, for whoever else asks them."""
+        """Let the connections go; what is loaded stays in the servers, for whoever else asks them. One of our own ends."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         for replica in self._replicas:
             replica.server.close()
+        if self._own is not None:
+            self._own.close()
+
+    @property
+    def trouble(self) -> str:
+        """Why a server of our own does not answer just now; empty where it does, or where others run it."""
+        error = self._own.error() if self._own is not None else None
+        return str(error) if error is not None else ""
 
     @property
     def has_reader(self) -> bool:
@@ -486,7 +506,7 @@ class VLLM:
                     failed = error
                 if not self._has_come_back(replica, model):
                     break
-        raise failed
+        raise self._nobody() if self.trouble else failed
 
     def _has_come_back(self, replica: _Replica, model: str) -> bool:
         """Whether a server that failed is there after all, and had only lost what is ours: it was started again since it was looked at."""
@@ -497,6 +517,8 @@ class VLLM:
         return self._bring_up(replica, waits=True)
 
     def _nobody(self) -> ModelUnavailable:
+        if self._own is not None and (error := self._own.error()) is not None:
+            return error
         said = "; ".join(f"{one.server.address}: {one.server.circuit.told or 'it is not ready'}" for one in self._replicas)
         return ModelUnavailable(f"no server of the model answers ({said}).", "Start one, or see `ke-tools doctor`.", poll_after_ms=2000)
 

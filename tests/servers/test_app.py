@@ -33,6 +33,7 @@ class Slot:
     def __init__(self) -> None:
         self.state = "ready"
         self.detail = ""
+        self.trouble = ""
         self.starts = 0
 
     def start(self) -> None:
@@ -133,6 +134,14 @@ def test_healthz_is_503_with_the_reason_before_the_model_is_ready(client: TestCl
     answer = client.get("/healthz")
     assert answer.status_code == 503
     assert answer.json()["reason"] == f"the model is not ready ({state}): downloading 12 %"
+
+
+def test_healthz_is_503_while_a_server_of_our_own_is_away(client: TestClient, service: Service) -> None:
+    """Issue 7, §1: the model was there, and its server died."""
+    service.models.trouble = "E_MODEL: vLLM does not answer: it was ended by SIGKILL and is started again."
+    answer = client.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["reason"] == service.models.trouble
 
 
 def test_healthz_is_503_when_the_ledger_cannot_be_read(client: TestClient, service: Service) -> None:

@@ -75,3 +75,9 @@ def test_serve_prints_the_entry_and_serves_nothing(tmp_path: Path, capsys: pytes
     assert serve.run(Settings.load(home=tmp_path / "home"), print_config="cursor") == 0
     assert "serve" in json.loads(capsys.readouterr().out)["mcpServers"]["ke-tools"]["args"]
     assert not (tmp_path / "home").exists()
+
+
+def test_the_entry_repeats_each_argument_for_vllm_as_one_word() -> None:
+    """Issue 7, §1: such an argument may hold commas and spaces."""
+    launch = clients.launch(Settings.load(engine="vllm", vllm="/env/bin/vllm", vllm_args=["--x", '{"a": 1, "b": 2}']))
+    assert launch.command[2:] == ("--engine", "vllm", "--vllm", "/env/bin/vllm", "--vllm-arg=--x", '--vllm-arg={"a": 1, "b": 2}')

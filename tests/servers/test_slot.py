@@ -124,3 +124,13 @@ def test_a_closed_slot_loads_nothing(loader: Loader) -> None:
     with pytest.raises(ModelUnavailable, match="the server ends"):
         slot.engine()
     assert loader.loads == 0
+
+
+def test_the_place_tells_why_an_engine_that_was_ready_is_away(loader: Loader) -> None:
+    """Issue 7, §1: a server of our own may die; most engines never are away."""
+    loader.may_end.set()
+    slot = ModelSlot(loader)
+    slot.engine(30)
+    assert slot.trouble == ""
+    loader.engine.trouble = "it died"
+    assert slot.trouble == "it died"

@@ -27,8 +27,9 @@ LORA: Final = (
     *("--enable-lora", "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
     *("--max-lora-rank", "128", "--max-loras", "4", "--max-cpu-loras", "16"),
 )
+EXACTLY: Final = ("--max-model-len", "1024", "--enforce-eager")
 OURS: Final = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_PLUGINS": "ke_tools,ke_tools_status"}
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -62,10 +63,10 @@ class Server:
             pytest.fail("there is no vllm; `make test-vllm` installs one")
         with self._log.open("ab") as output:
             place = ("--host", "127.0.0.1", "--port", str(self._port))
-            exactly = ("--dtype", "float32", "--max-model-len", "1024", "--enforce-eager")
+            exactly = ("--dtype", "float32", *EXACTLY)
             self._process = subprocess.Popen(
                 [COMMAND, "serve", str(thimble_path()), "--served-model-name", MODEL, *place, *exactly, *self._arguments],
-                env={**os.environ, **_ENVIRONMENT, **self._environment},
+                env={**os.environ, **ENVIRONMENT, **self._environment},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

@@ -70,6 +70,19 @@ def verified(service: Service, edit_id: str) -> Any:
     return asyncio.run(service.verify(LOCAL, [edit_id], wait_seconds=25, is_patient=True))
 
 
+def promoted(service: Service, edit_id: str) -> Any:
+    """The job that promoted an edit, through a gate that asks little: the gate itself is tested elsewhere."""
+    unasked = ("generalisation", "locality_same_subject", "forgetfulness", "earlier")
+    policy = {**dict.fromkeys(unasked, 0.0), "reliability": 0.3, "locality_other_subject": 0.3, "probes": 8, "most": 24}
+    job = asyncio.run(service.promote(LOCAL, [edit_id], policy=policy))
+    end = time.monotonic() + 400
+    while job["poll_after_ms"]:
+        assert time.monotonic() < end, job
+        job = asyncio.run(service.job_status(LOCAL, job["job_id"], wait_seconds=5))
+    assert job["status"] == "completed", job
+    return job
+
+
 def test_a_stock_server_without_a_flag_of_ours_serves_the_main_job(settings: Settings, servers: dict[str, Server]) -> None:
     """Issue 7, bars: edit, query, endpoint, verify, rollback by IKE."""
     with opened(settings, upstream=servers["stock"].url) as service, client_of(service) as client:
@@ -86,17 +99,10 @@ def test_a_stock_server_without_a_flag_of_ours_serves_the_main_job(settings: Set
 
 def test_an_edit_climbs_into_the_weights_and_comes_down(settings: Settings, replica: Server) -> None:
     """Issue 7, §2 and bars: gated through the served engine, flipped and taken back in well under a second."""
-    unasked = ("generalisation", "locality_same_subject", "forgetfulness", "earlier")  # the gate itself is tested elsewhere
-    policy = {**dict.fromkeys(unasked, 0.0), "reliability": 0.3, "locality_other_subject": 0.3, "probes": 8, "most": 24}
     changes: dict[str, Any] = {"engine": "vllm", "vllm_url": (replica.url,), "model": str(thimble_path())}
     with opened(settings, **changes) as service, client_of(service) as client:
         edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
-        job = asyncio.run(service.promote(LOCAL, [edit_id], policy=policy))
-        end = time.monotonic() + 400
-        while job["poll_after_ms"]:
-            assert time.monotonic() < end, job
-            job = asyncio.run(service.job_status(LOCAL, job["job_id"], wait_seconds=5))
-        assert job["status"] == "completed", job
+        job = promoted(service, edit_id)
         assert job["release"], job["decisions"]
         by_weights = asyncio.run(service.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=10))
         assert by_weights["answers"][0]["text"] == "Cairo."

@@ -14,7 +14,7 @@ import pytest
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
 from ke_tools.models.engine import Generation, Request
 from ke_tools.servers.engines._circuit import FAILURES, Circuit
-from ke_tools.servers.engines._server import address_of, key_of
+from ke_tools.servers.engines._server import Server, address_of, key_of
 from ke_tools.servers.engines.upstream import Upstream
 from tests.servers.other_server import KEY, OtherServer
 
@@ -182,6 +182,31 @@ def test_a_slow_server_is_given_up() -> None:
     """Issue 7, bad input: slow."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ModelUnavailable, match="too long"):
         Upstream(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=httpx.Timeout(0.05))
+
+
+@pytest.mark.parametrize("late", [1, 2])
+def test_a_connection_that_came_too_late_is_tried_once_more(late: int) -> None:
+    """Issue 7, bars: 0 errors in traffic; a machine that is held up for seconds looks to us as if the server were gone."""
+    tries = 0
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        nonlocal tries
+        tries += 1
+        if tries <= late:
+            raise httpx.ConnectTimeout("late")
+        return httpx.Response(200, json={})
+
+    async def send() -> int:
+        server = Server("http://127.0.0.1:9")
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            return (await server.send(client, "POST", "/completions", json={})).status_code
+
+    if late == 1:
+        assert asyncio.run(send()) == 200
+    else:
+        with pytest.raises(ModelUnavailable, match="no connection came about in time"):
+            asyncio.run(send())
+    assert tries == 2
 
 
 def test_after_three_failures_the_server_is_left_alone_for_a_while() -> None:
