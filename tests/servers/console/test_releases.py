@@ -186,7 +186,7 @@ def test_another_tenant_sees_and_moves_nothing(console: Console) -> None:
     assert FIRST not in page
     assert "0 edits" in zoe.see("/console/releases/candidates?older_than_days=0&fired=0")
     for path in ("/console/releases/memory", "/console/edits/chosen"):
-        assert zoe.post(path, edit=ids[0]).status_code == 404
+        assert zoe.post(path, do="promote", edit=ids[0]).status_code == 404
     zoe.done("/console/releases/back", revision="0")
     assert console.service.ledger.live_release("acme") == FIRST
 
@@ -195,7 +195,7 @@ def test_whatever_an_edit_or_a_reason_says_is_text_on_the_page(console: Console)
     """Issue 8, bars: nothing executed."""
     ids = edit(console.service, {**FACTS[0], "target": '"O\'Neill" & sons'})
     promote(console.service, ids, reason=EVIL)
-    other = edit(console.service, {**FACTS[1], "target": '"O\'Neill" & sons'})
+    edit(console.service, {**FACTS[1], "target": '"O\'Neill" & sons'})
     ann = console.browser("ann")
     paths = ("/console/releases", "/console/releases/back?revision=0", "/console/releases/candidates?older_than_days=0&fired=0")
     pages = [ann.get(path).text for path in paths]
