@@ -18,6 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from ke_tools.errors import Conflict, InvalidInput, KeToolsError, NotFound, ReadOnly, WrongState
 from ke_tools.facts import Edit, Fact, State
+from ke_tools.memory.events import RolledBack
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.slots import Slot, is_alias_risky, slot_of
 
@@ -432,6 +433,24 @@ def roll(ledger: Ledger, *edits: Edit) -> tuple[list[str], list[str]]:
     """Roll edits back; what was retired and restored."""
     done = ledger.rollback("acme", [edit.id for edit in edits], actor="ann")
     return [edit.fact.target for edit in done.retired], [edit.fact.target for edit in done.restored]
+
+
+@pytest.mark.parametrize("way", ["ids", "revision"])
+def test_a_dry_run_of_a_rollback_tells_what_it_would_be_and_changes_nothing(ledger: Ledger, way: str) -> None:
+    """Issue 8, §3: undo with a preview of what changes."""
+    (first,), (second,) = (write(ledger, capital(name)) for name in ("Sydney", "Perth"))
+    head = ledger.head()
+
+    def take_back(*, dry_run: bool) -> RolledBack:
+        if way == "ids":
+            return ledger.rollback("acme", [second.id], actor="bob", dry_run=dry_run)
+        return ledger.rollback_to("acme", first.revision, actor="bob", dry_run=dry_run)
+
+    would = take_back(dry_run=True)
+    assert ledger.head() == head
+    assert [edit.id for edit in ledger.live("acme")] == [second.id]
+    assert ledger.audit() == []
+    assert would == take_back(dry_run=False)
 
 
 def test_a_rollback_of_the_later_brings_the_earlier_back(ledger: Ledger) -> None:
