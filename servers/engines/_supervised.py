@@ -267,7 +267,6 @@ class _Run:
     def __init__(self, command: Sequence[str], path: Path, environment: Mapping[str, str]) -> None:
         self._path = path
         self._begins = path.stat().st_size if path.exists() else 0
-        self._is_sick = False
         self._keeper = subprocess.Popen(
             [sys.executable, "-P", "-m", "ke_tools.servers.engines._keeper", os.fspath(path), *command],
             stdin=subprocess.PIPE,

@@ -9,7 +9,6 @@ from typing import Any, Final
 import pytest
 from starlette.routing import Route
 
-from ke_tools.servers.promotions import Promotions
 from ke_tools.servers.service import Service
 from tests.servers.console.visitor import PEOPLE, URL, Visitor
 
@@ -36,6 +35,7 @@ _ODD: Final = (
     "https://evil.example/",
     "//evil.example",
     "The capital of Freedonia is Sylvania City.",
+    "The capital of ... is Paris.",
     "Freedonia",
     "2999-01-01",
     "1h",
@@ -47,7 +47,7 @@ _ODD: Final = (
 )
 _FIELDS: Final = (
     *("mark", "words", "state", "cursor", "edit", "do", "reason", "statement", "subject", "prompt", "target", "relation", "source"),
-    *("aliases", "alias", "expires", "key", "question", "next", "token", "actor", "since", "revision", "limit", "id", "verify"),
+    *("aliases", "alias", "expires", "key", "question", "next", "token", "actor", "since", "revision", "from", "older_than_days", "fired"),
 )
 
 
@@ -97,19 +97,17 @@ class Monkey:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["ann", "eve", "root"])
-def test_odd_requests_break_nothing_and_leak_nothing(
-    service: Service, visitor: Visitor, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+@pytest.mark.parametrize("name", ["ann", "reader", "root"])
+def test_odd_requests_break_nothing_and_leak_nothing(service: Service, visitor: Visitor, name: str) -> None:
     """Issue 8, bars: 10,000 fuzzed requests: nothing executed, nothing leaked, no 500; the ledger holds afterwards."""
-    monkeypatch.setattr(Promotions, "_ensure_worker", lambda *_: None)
+    job = service.ledger.jobs.submit("acme", "verify", {"edit_ids": [], "suite": "quick"}, actor="ann")
     others = service.edit(PEOPLE["otto"], [{"subject": "Secretia", "prompt": "The code of Secretia is", "target": "hush-hush"}])["edits"]
     mine = service.edit(PEOPLE["ann"], [{"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Firefly"}])["edits"]
     app: Any = visitor.client.app
     paths = [route.path for route in app.routes if isinstance(route, Route) and (route.path == "/" or route.path.startswith("/console"))]
     paths = [path for path in paths if not path.endswith(("/logout", "/events"))] + ["/console/static/console.css"]
-    visitor.enter(name if name != "eve" else "reader")
-    monkey = Monkey(visitor, paths, [edit["edit_id"] for edit in (*mine, *others)])
+    visitor.enter(name)
+    monkey = Monkey(visitor, paths, [job.id, *(edit["edit_id"] for edit in (*mine, *others))])
     for number in range(REQUESTS // 3 + 1):
         said = monkey.send()
         seen = (number, said.request.method, str(said.request.url)[:200], said.status_code)

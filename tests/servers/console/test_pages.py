@@ -184,13 +184,19 @@ def test_a_server_that_only_shows_says_so_and_changes_nothing(service: Service) 
     """Issue 8, bad input: while the server is read-only."""
     with visiting(service, read_only=True) as visitor:
         visitor.enter("ann")
-        assert "--read-only" in visitor.see("/console/edits")
+        service.edit(PEOPLE["ann"], [{**FACT, "subject": "Ruritania", "prompt": "The capital of Ruritania is"}])
+        listed = visitor.see("/console/edits")
+        assert "--read-only" in listed
+        assert "the chosen" not in listed
+        assert 'type="checkbox"' not in listed
+        assert "Is that wrong?" not in visitor.send("/console/ask", question="What is the capital of Ruritania?").text
+        visitor.see("/console/correct", status=403)
         said = visitor.send("/console/correct", **FACT)
         assert said.status_code >= 400
         assert "--read-only" in text_of(said)
         said = visitor.send("/console/edits", **FACT, relation="")
         assert "--read-only" in text_of(said)
-        assert service.list_edits(PEOPLE["ann"])["total"] == 0
+        assert service.list_edits(PEOPLE["ann"])["total"] == 1
 
 
 def test_a_home_that_only_shows_does_too(settings: Settings) -> None:
