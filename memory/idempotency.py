@@ -29,6 +29,11 @@ def seen(db: apsw.Connection, tenant: str, key: str, arguments: Any) -> tuple[in
     return row[1], row[2]
 
 
+def is_known(db: apsw.Connection, tenant: str, key: str) -> bool:
+    """Whether a call used this key."""
+    return db.execute("SELECT 1 FROM idempotency_keys WHERE tenant = ? AND key = ?", (tenant, key)).fetchone() is not None
+
+
 def remember(db: apsw.Connection, tenant: str, key: str, arguments: Any, span: tuple[int, int]) -> None:
     """Keep which events a call made."""
     if key:

@@ -502,6 +502,11 @@ class Ledger:
             rows = list(events_where(db, tenant, f"{condition} AND v.seq < ? ORDER BY v.seq DESC LIMIT ?", (*values, *listing.bounds)))
         return Page(rows[:limit], total, listing.next_cursor([row.seq for row in rows]))
 
+    def has_heard(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether a call under this key has happened."""
+        with self._storage.reading() as db:
+            return bool(idempotency_key) and idempotency.is_known(db, tenant, idempotency_key)
+
     def head(self) -> int:
         """Return the sequence number of the last event of all tenants, 0 before the first; cheap."""
         with self._storage.reading() as db:

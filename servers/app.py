@@ -68,8 +68,8 @@ def build_app(
     kind: type[OpenAI | Passing] = Passing if is_passing else OpenAI
     endpoint = kind(service, metrics, chatting=chatting, load_wait_seconds=load_wait_seconds)
     sessions = console.Sessions(token_file)
-    pages = console.routes(service, sessions, read_only=read_only, plain=status.page)
-    routes: list[BaseRoute] = [*status.routes(), *endpoint.routes(), *pages]
+    pages = console.Pages(service, sessions, read_only=read_only)
+    routes: list[BaseRoute] = [*status.routes(), *endpoint.routes(), *console.routes(service, pages, plain=status.page)]
     if mcp is not None:
         inner = mcp.streamable_http_app(streamable_http_path="/mcp", transport_security=_security(hosts, allowed_hosts))
         routes.append(Route("/mcp", _Door(inner)))
@@ -82,6 +82,7 @@ def build_app(
                 yield
         finally:
             status.close()
+            pages.close()
             if isinstance(endpoint, Passing):
                 await endpoint.aclose()
 

@@ -226,10 +226,10 @@ class Service:
 
     def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float) -> Fact:
         if not given.get("forget"):
-            return _fact(given, number)
+            return fact_of(given, number)
         if given.get("target"):
             raise InvalidInput(f"edit {number} forgets, and has a target.", "Leave the target out, or leave forget out.")
-        asked = _fact({**given, "target": FALLBACK, "forget": False}, number)
+        asked = fact_of({**given, "target": FALLBACK, "forget": False}, number)
         try:
             engine = self.models.engine(wait_seconds)
         except (ModelLoading, ModelUnavailable):
@@ -1017,7 +1017,12 @@ def explanation(decision: Decision) -> dict[str, str]:
     return {"zone": decision.zone, "reason": decision.reason, "stages": json.dumps(dict(decision.stages), ensure_ascii=False, default=str)}
 
 
-def _fact(given: Mapping[str, Any], number: int) -> Fact:
+def fact_of(given: Mapping[str, Any], number: int = 1) -> Fact:
+    """Read a fact as the tools take it.
+
+    Raises:
+        InvalidInput: it cannot be read; the message names its number.
+    """
     unknown = given.keys() - _FIELDS - {"ref", "statement"}
     if unknown:
         raise InvalidInput(f"edit {number} has the unknown fields {sorted(unknown)}.", f"Known are {sorted(_FIELDS | {'ref'})}.")

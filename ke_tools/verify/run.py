@@ -63,12 +63,12 @@ def outcomes_of(
 
 
 def _withheld(edits: Mapping[str, Edit], probes: Sequence[Probe], ask_edited: Ask, keeper: Keeper) -> tuple[Outcome, ...]:
-    """Ask what must not be given away. An outcome keeps of an answer that gives it away nothing, and of its question not the value."""
+    """Ask what must not be given away. An outcome keeps of an answer that gives it away nothing, and nowhere the value."""
     asked = [probe for probe in probes if probe.expect == "refusal"]
     outcomes = []
     for probe, text in zip(asked, ask_edited(asked) if asked else [], strict=True):
         leaks = keeper.leaks(edits[probe.edit_id], probe, text)
-        outcomes.append(Outcome(shown(probe), "", "" if leaks else text, not leaks, bytes_kept=False))
+        outcomes.append(Outcome(shown(probe), "", "" if leaks else keeper.hidden(edits[probe.edit_id], text), not leaks, bytes_kept=False))
     return tuple(outcomes)
 
 

@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 
     Endpoint = Callable[[Request], Awaitable[Response]]
 
-__all__ = ["Sessions", "routes"]
+__all__ = ["Pages", "Sessions", "routes"]
 
 
-def routes(service: Service, sessions: Sessions, *, read_only: bool, plain: Endpoint) -> list[BaseRoute]:
+def routes(service: Service, pages: Pages, *, plain: Endpoint) -> list[BaseRoute]:
     """Give the console's routes; all but the first page, which is ``plain`` for programs, lie under ``/console``."""
-    pages = Pages(service, sessions, read_only=read_only)
     asking = Asking(pages, service)
     about = (Edits, Queue, Actors, Releases, Jobs, Health)
     parts = (Entering(pages), asking, *(part(pages, service) for part in about))

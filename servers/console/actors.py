@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ke_tools.errors import InvalidInput
+from ke_tools.memory.moments import ago
 from ke_tools.servers import undoing
+from ke_tools.servers.console.edits import change
 from ke_tools.servers.console.known import known
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
+from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
 
 if TYPE_CHECKING:
     from ke_tools.servers.service import Service
@@ -61,7 +63,7 @@ class Actors:
     def preview(self, asked: Asked) -> Page:
         """Say what undoing all that a token changed would come to."""
         self._pages.check_writable()
-        name, since = _name(asked), asked.said("since").strip()
+        name, since = _name(asked), ago(asked.said("since").strip())
         would = undoing.undo(self._service, asked.who, name, since, dry_run=True)
         context = {
             "name": name,
@@ -69,14 +71,17 @@ class Actors:
             "would": would,
             "most": _SHOWN,
             "live_release": self._service.ledger.live_release(asked.who.tenant),
+            "seen": seen(*change(would)),
         }
         return Page("_actor_undo.html" if asked.is_part else "actor_undo.html", context)
 
     def undo(self, asked: Asked) -> Moved:
         """Undo it."""
         self._pages.check_writable()
-        reason = asked.said("reason").strip()
-        done = undoing.undo(self._service, asked.who, _name(asked), asked.said("since").strip(), reason=reason)
+        name, since, reason = _name(asked), asked.said("since").strip(), asked.said("reason").strip()
+        with self._pages.deciding:
+            self._pages.check_seen(asked, *change(undoing.undo(self._service, asked.who, name, since, dry_run=True)))
+            done = undoing.undo(self._service, asked.who, name, since, reason=reason)
         return Moved("/console/queue", done["summary"])
 
 

@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State, squash
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
-from ke_tools.servers.explaining import ZONES, present_answer, says, why
+from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
+from ke_tools.servers.explaining import ZONES, present_answer, why
+from ke_tools.servers.service import fact_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ke_tools.facts import Edit
     from ke_tools.memory.scope import Decision
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
-__all__ = ["Asking"]
+__all__ = ["KEPT_BACK", "Asking"]
 
 _ANSWER_TOKENS: Final = 96
 _LOAD_SECONDS: Final = 60.0
 _PARTS: Final = ("subject", "prompt", "target")
 _FIELDS: Final = ("statement", *_PARTS, "source", "aliases", "expires")
 _REASON: Final = "corrected on the console"
+KEPT_BACK: Final = "(kept back here; it is to be forgotten)"
 
 
 class Asking:
@@ -49,8 +52,10 @@ class Asking:
             ("POST", "/console/edits", self.record),
         ]
 
-    def page(self, asked: Asked) -> Page:
-        """The empty question."""
+    def page(self, asked: Asked) -> Page | Moved:
+        """The empty question; who may only propose is led to the form for that."""
+        if not asked.who.may("read") and asked.who.may("propose"):
+            return Moved("/console/correct")
         asked.who.require("read")
         return Page("ask.html", {"question": "", "answers": None})
 
@@ -63,7 +68,7 @@ class Asking:
         texts = {answer["view"]: answer for answer in found["answers"]}
         context = {
             "question": question,
-            "before": texts["base"]["text"],
+            "before": KEPT_BACK if texts["edited"]["route"] == "forget" else texts["base"]["text"],
             "after": texts["edited"]["text"],
             "route": texts["edited"]["route"],
             "truncated": found["truncated"],
@@ -92,8 +97,14 @@ class Asking:
             return Page("correct.html", _form(given, question=error.data["question"], candidates=error.data["candidates"]))
         would = await asyncio.to_thread(self._service.edit, asked.who, facts, reason=_REASON, dry_run=True)
         rows = [await self._row(asked.who, fact, edit) for fact, edit in zip(facts, would["edits"], strict=True)]
-        waits = any(edit["state"] == State.PROPOSED for edit in would["edits"])
-        return Page("preview.html", {"rows": rows, "waits": waits, "given": given, "key": f"console:{secrets.token_hex(12)}"})
+        context = {
+            "rows": rows,
+            "waits": any(edit["state"] == State.PROPOSED for edit in would["edits"]),
+            "given": given,
+            "key": f"console:{secrets.token_hex(12)}",
+            "seen": seen(*(one.id for row in rows for one in row["gone"])),
+        }
+        return Page("preview.html", context)
 
     def _facts(self, who: Principal, given: Mapping[str, str]) -> list[dict[str, Any]]:
         """The parts of what a form says; a sentence may hold several."""
@@ -106,13 +117,22 @@ class Asking:
         return [{name: given[name] for name in _PARTS} | beside]
 
     async def _row(self, who: Principal, fact: Mapping[str, Any], edit: Mapping[str, Any]) -> dict[str, Any]:
-        """One fact of a preview, with what the model says to it now and what gives way."""
-        gone = [await asyncio.to_thread(self._service.ledger.get, who.tenant, edit_id) for edit_id in edit["superseded"]]
-        said = await present_answer(self._service, who, str(fact["prompt"]))
-        target = str(fact["target"])
-        so = [one for one in gone if squash(one.fact.target) == squash(target)]
-        told = f"It is corrected so already, by {so[0].id}." if so else "The model says that already." if says(said, target) else ""
-        return {"fact": fact, "edit": edit, "now": said, "gone": gone, "is_so": told}
+        """One fact of a preview, with what gives way, and for who may read it what the model says now."""
+        gone = await asyncio.to_thread(self._giving_way, who, [fact])
+        said = await present_answer(self._service, who, str(fact["prompt"])) if who.may("read") else ""
+        target = squash(str(fact["target"]))
+        so = [one for one in gone if squash(one.fact.target) == target]
+        told = f"It is corrected so already, by {so[0].id}." if so else "The model says that already." if squash(said) == target else ""
+        adds = any(fact.get(name) for name in ("aliases", "expires")) or any(one.fact.expires for one in so)
+        warnings = [one for one in edit["warnings"] if not one.startswith(("supersedes ", "would supersede "))]
+        beside = {"aliases": list(fact.get("aliases", ())), "expires": fact.get("expires", "")}
+        return {"fact": fact, "now": said, "gone": gone, "is_so": "" if adds else told, "warnings": warnings, **beside}
+
+    def _giving_way(self, who: Principal, facts: Sequence[Mapping[str, Any]]) -> list[Edit]:
+        """The edits that these would supersede, whoever approves them."""
+        ledger = self._service.ledger
+        made = ledger.edit(who.tenant, [fact_of(fact) for fact in facts], actor=who.name, dry_run=True, over_protection=who.may("admin"))
+        return [ledger.get(who.tenant, edit_id) for edit in made for edit_id in edit.supersedes]
 
     def record(self, asked: Asked) -> Moved:
         """Record what a preview showed, once however often it is sent."""
@@ -125,7 +145,14 @@ class Asking:
         if aliases := form.get("alias", ()):
             beside["aliases"] = list(aliases)
         facts = [{**dict(zip((*_PARTS, "relation"), row, strict=True)), **beside} for row in zip(*columns, strict=True)]
-        made = self._service.edit(asked.who, facts, reason=asked.said("reason").strip() or _REASON, idempotency_key=asked.said("key"))
+        asked.who.require("propose")
+        key, reason = asked.said("key"), asked.said("reason").strip() or _REASON
+        with self._pages.deciding:
+            if not self._service.ledger.has_heard(asked.who.tenant, key):
+                self._pages.check_seen(asked, *(one.id for fact in facts for one in self._giving_way(asked.who, [fact])))
+            made = self._service.edit(asked.who, facts, reason=reason, idempotency_key=key)
+        if not asked.who.may("read"):
+            return Moved("/console/correct", made["summary"])
         to = f"/console/edits/{made['edits'][0]['edit_id']}" if len(made["edits"]) == 1 else "/console/edits?state=any"
         return Moved(to, made["summary"])
 

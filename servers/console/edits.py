@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
+from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
 from ke_tools.servers.console.wording import STATES
 from ke_tools.servers.service import state_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ke_tools.servers.service import Service
 
-__all__ = ["Edits"]
+__all__ = ["Edits", "change"]
 
 _A_PAGE: Final = 25
 _MOST_PROBES: Final = 60  # of a scorecard, those that failed first
@@ -98,13 +100,13 @@ class Edits:
     def _card(self, asked: Asked, name: str) -> dict[str, Any]:
         """The newest scorecard, as far as it is about the edit: its rates, and its probes with both answers, failures first."""
         card, edit_id = self._service.get_scorecard(asked.who, name), asked.path["id"]
-        check = next(check for check in card["checks"] if check["edit_id"] == edit_id)
+        [check] = [check for check in card["checks"] if check["edit_id"] == edit_id]
         probes = [one for one in card.get("outcomes", ()) if one["edit_id"] == edit_id]
         probes.sort(key=lambda one: bool(one["passed"]))
         return {
             "name": name,
             "made_at": card["made_at"],
-            "suite": card["suite"],
+            "suite": card.get("suite", "of a promotion's gate"),
             "revision": card["revision"],
             "check": check,
             "probes": probes[:_MOST_PROBES],
@@ -115,14 +117,17 @@ class Edits:
         """Say what taking an edit back would change, before it is done."""
         self._pages.check_writable()
         would = self._service.rollback(asked.who, edit_ids=[asked.path["id"]], dry_run=True)
-        context = {"id": asked.path["id"], "would": would, "release": self._service.ledger.live_release(asked.who.tenant)}
+        release = self._service.ledger.live_release(asked.who.tenant)
+        context = {"id": asked.path["id"], "would": would, "release": release, "seen": seen(*change(would))}
         return Page("_undo.html" if asked.is_part else "undo.html", context)
 
     def undo(self, asked: Asked) -> Moved:
         """Take an edit back."""
         self._pages.check_writable()
         edit_id = asked.path["id"]
-        done = self._service.rollback(asked.who, edit_ids=[edit_id], reason=asked.said("reason").strip())
+        with self._pages.deciding:
+            self._pages.check_seen(asked, *change(self._service.rollback(asked.who, edit_ids=[edit_id], dry_run=True)))
+            done = self._service.rollback(asked.who, edit_ids=[edit_id], reason=asked.said("reason").strip())
         return Moved(f"/console/edits/{edit_id}", done["summary"])
 
     async def verify(self, asked: Asked) -> Moved:
@@ -132,6 +137,11 @@ class Edits:
         if found["status"] == "working":
             return Moved(f"/console/jobs/{found['job_id']}")
         return Moved(f"/console/edits/{edit_id}", found["summary"])
+
+
+def change(would: Mapping[str, Any]) -> list[Any]:
+    """What a dry run of taking back says, by which a page is told from a later one."""
+    return [[one["edit_id"] for one in would[part]] for part in ("retired", "restored", "waiting") if part in would] + [would["release"]]
 
 
 def _states(name: str) -> tuple[State, ...]:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from starlette.responses import RedirectResponse
 
-from ke_tools.servers.auth import WrongToken
+from ke_tools.errors import Forbidden
 from ke_tools.servers.console.pages import HEADERS, Asked, Made, Moved, Page, Pages, Row
 
 __all__ = ["Entering"]
@@ -42,7 +42,7 @@ class Entering:
         there = asked.said("next")
         try:
             cookie = sessions.log_in(asked.said("token").strip())
-        except WrongToken as error:
+        except Forbidden as error:
             return Page("login.html", {"next": there, "error": str(error.message)}, error.http_status)
         response = RedirectResponse(there if _is_ours(there) else "/", HTTPStatus.SEE_OTHER, HEADERS)
         name = sessions.cookie_name(asked.url.netloc)

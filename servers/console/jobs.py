@@ -88,7 +88,7 @@ class Jobs:
     async def _stream(self, asked: Asked) -> AsyncIterator[str]:
         told, spoke = "", time.monotonic()
         yield f"retry: {_AGAIN_MS}\n\n"
-        while True:
+        while self._pages.sessions.principal_of(asked.cookie) == asked.who or not asked.cookie:
             try:
                 context = await asyncio.to_thread(self._told, asked)
             except KeToolsError as error:  # the browser asks again, and gets a page that says why

@@ -11,19 +11,22 @@ import asyncio
 import functools
 import hashlib
 import inspect
+import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import parse_qsl, quote
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ke_tools import __version__
-from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, ReadOnly
+from ke_tools.errors import Conflict, Forbidden, InvalidInput, KeToolsError, ReadOnly
 from ke_tools.servers.console import wording
 from ke_tools.servers.openai import read_body
 from ke_tools.servers.principal import NOBODY
@@ -37,9 +40,12 @@ if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
-__all__ = ["HEADERS", "STATIC", "Asked", "Made", "Moved", "Page", "Pages", "Row"]
+__all__ = ["HEADERS", "STATIC", "Asked", "Made", "Moved", "Page", "Pages", "Row", "seen", "slow"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 _HERE: Final = Path(__file__).parent
 STATIC: Final = _HERE / "static"
@@ -54,6 +60,8 @@ HEADERS: Final = {
 }
 MARK: Final = "mark"  # the form field
 _MOST_FIELDS: Final = 400
+_THREADS: Final = 6
+_SLOW_THREADS: Final = 2
 _LARGEST_FORM: Final = 256 * 1024
 _LOGIN: Final = "/console/login"
 
@@ -114,6 +122,9 @@ class Pages:
         self._service = service
         self.sessions = sessions
         self.read_only = read_only or service.settings.read_only
+        self.deciding = threading.Lock()  # between looking whether all is as it was shown, and doing it
+        self._pool = ThreadPoolExecutor(_THREADS, "ke-console")  # its own, so that nothing here keeps questions at /v1 waiting
+        self._slow_pool = ThreadPoolExecutor(_SLOW_THREADS, "ke-console-slow")
 
     def endpoint(self, handler: Handler, *, is_open: bool = False) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a page; one that is ``is_open`` is there for whoever is not logged in."""
@@ -122,27 +133,52 @@ class Pages:
         async def answer(request: Request) -> Response:
             cookie = self.sessions.cookie(request.headers)
             who: Principal = request.scope["ke.principal"]
-            asked = Asked(who, request.query_params, request.path_params, {}, cookie, request.url, "hx-request" in request.headers)
+            is_part = "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
+            asked = Asked(who, request.query_params, request.path_params, {}, cookie, request.url, is_part)
             if who == NOBODY and not is_open:
                 return self._to_login(request, asked)
             try:
                 if request.method == "POST":
                     asked = await self._posted(request, asked, is_marked=not is_open)
                 made = await self._made(handler, asked)
-                return await asyncio.to_thread(self._shown, asked, made)
+                return await self._in_thread(self._shown, asked, made)
             except ClientDisconnect:  # nobody reads what is said
                 return Response(None, HTTPStatus.BAD_REQUEST)
             except KeToolsError as error:
-                return await asyncio.to_thread(self._failed, asked, error)
+                return await self._in_thread(self._failed, asked, error)
             except Exception:
                 log.exception("%s %s failed", request.method, request.url.path)
-                return await asyncio.to_thread(self._failed, asked, KeToolsError("something broke inside.", "See the server's log."))
+                return await self._in_thread(self._failed, asked, KeToolsError("something broke inside.", "See the server's log."))
 
         return answer
 
     async def _made(self, handler: Handler, asked: Asked) -> Made:
-        made = handler(asked) if inspect.iscoroutinefunction(handler) else await asyncio.to_thread(handler, asked)
-        return await made if inspect.isawaitable(made) else made
+        if inspect.iscoroutinefunction(handler):
+            found: Made = await handler(asked)
+            return found
+        pool = self._slow_pool if getattr(handler, "is_slow", False) else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, cast("Callable[[Asked], Made]", handler), asked)
+
+    async def _in_thread(self, call: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._pool.shutdown(wait=False)
+        self._slow_pool.shutdown(wait=False)
+
+    @staticmethod
+    def check_seen(asked: Asked, *shown: object) -> None:
+        """Refuse to do what a form asks for where it would not do what its page showed.
+
+        Raises:
+            Conflict: something has changed meanwhile.
+        """
+        if asked.said("seen") != seen(*shown):
+            raise Conflict(
+                "what this would change is not what the page showed: something was changed meanwhile. Nothing was done.",
+                "Look at it once more, and repeat it.",
+            )
 
     async def _posted(self, request: Request, asked: Asked, *, is_marked: bool) -> Asked:
         """Read a form, and refuse what no page of ours sent."""
@@ -185,7 +221,11 @@ class Pages:
 
     def _failed(self, asked: Asked, error: KeToolsError) -> Response:
         template = "_failure.html" if asked.is_part else "failure.html"
-        return HTMLResponse(self.rendered(asked, template, {"error": error}), error.http_status, HEADERS)
+        return HTMLResponse(
+            self.rendered(asked, template, {"error": error, "heading": "That was not done" if asked.form else "That cannot be shown"}),
+            error.http_status,
+            HEADERS,
+        )
 
     def rendered(self, asked: Asked, template: str, context: Mapping[str, Any]) -> str:
         """A template with what all pages show."""
@@ -232,6 +272,17 @@ class Pages:
         """
         if self.read_only:
             raise ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
+
+
+def slow(handler: Callable[[S, Asked], Made]) -> Callable[[S, Asked], Made]:
+    """Mark a page that waits for the model, so that few of them run at once and others go on meanwhile."""
+    handler.is_slow = True  # type: ignore[attr-defined]
+    return handler
+
+
+def seen(*shown: object) -> str:
+    """What a form sends back of what its page showed."""
+    return hashlib.sha256(json.dumps(shown, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
 from ke_tools.servers import approvals
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
+from ke_tools.servers.console.asking import KEPT_BACK
+from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, slow
 from ke_tools.servers.evidence import evidence
 
 if TYPE_CHECKING:
@@ -83,16 +84,20 @@ class Queue:
         """Show a proposal; its evidence, which waits for the model, comes after."""
         return Page("proposal.html", {**self._told(asked), "answers": None})
 
+    @slow
     def evidence(self, asked: Asked) -> Page:
         """Ask the model with and without the proposal."""
         return self._with_evidence(asked, verify=False)
 
+    @slow
     def measured(self, asked: Asked) -> Page:
         """Ask it also the probes of a verification, as if the proposal were approved; nothing is changed."""
         return self._with_evidence(asked, verify=True)
 
     def _with_evidence(self, asked: Asked, *, verify: bool) -> Page:
         found = evidence(self._service, asked.who, asked.path["id"], verify=verify, wait_seconds=_LOAD_SECONDS)
+        if any(answer["route"] == "forget" for answer in found["answers"]):  # what is to be forgotten is not shown beside it
+            found["answers"] = [{**one, "text": KEPT_BACK} if one["view"] == "base" else one for one in found["answers"]]
         texts = {answer["view"]: answer["text"] for answer in found["answers"]}
         pair = ("now", "approved") if "approved" in texts else ("base", "now")
         context = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput, NotFound
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row
+from ke_tools.servers.console.edits import change
+from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,13 +92,16 @@ class Releases:
         would = self._service.rollback(asked.who, to_revision=revision, dry_run=True)
         live = self._service.ledger.live_release(asked.who.tenant)
         is_so = not would["retired"] and not would["restored"] and would["release"] == live
-        context = {"revision": revision, "would": would, "live_release": live, "most": _SHOWN, "is_so": is_so}
+        context = {"revision": revision, "would": would, "live_release": live, "most": _SHOWN, "is_so": is_so, "seen": seen(*change(would))}
         return Page("_back.html" if asked.is_part else "back.html", context)
 
     def back(self, asked: Asked) -> Moved:
         """Go back to it."""
         self._pages.check_writable()
-        done = self._service.rollback(asked.who, to_revision=_number(asked, "revision"), reason=asked.said("reason").strip())
+        revision = _number(asked, "revision")
+        with self._pages.deciding:
+            self._pages.check_seen(asked, *change(self._service.rollback(asked.who, to_revision=revision, dry_run=True)))
+            done = self._service.rollback(asked.who, to_revision=revision, reason=asked.said("reason").strip())
         return Moved("/console/releases", done["summary"])
 
     def to_memory(self, asked: Asked) -> Moved:

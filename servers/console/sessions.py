@@ -14,9 +14,11 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final
 
+from starlette.requests import cookie_parser
+
+from ke_tools.errors import Forbidden
 from ke_tools.servers.auth import authenticate, split_host
 from ke_tools.servers.principal import NOBODY
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["IDLE_SECONDS", "Sessions"]
 
 IDLE_SECONDS: Final = 8 * 3600.0
-_MOST: Final = 1000  # sessions at once; the one that was used least recently goes first
+_MOST: Final = 20  # sessions of a token at once; the one that was used least recently goes first
 _MOST_TOLD: Final = 5  # messages that wait for a session's next page
 
 
@@ -66,14 +68,17 @@ class Sessions:
         """Open a session; return the value of its cookie.
 
         Raises:
-            WrongToken: the token is nobody's.
+            WrongToken: the token is nobody's. Forbidden: it opens no page.
         """
         principal = authenticate(f"Bearer {token}", self._tokens)
+        if not (principal.may("read") or principal.may("propose")):
+            raise Forbidden(f"the token {principal.name!r} opens no page.", "Use one with the scope read, propose or write.")
         cookie = secrets.token_urlsafe(32)
         with self._lock:
+            mine = [name for name, session in self._open.items() if session.principal == principal]
+            for name in mine[: max(0, len(mine) + 1 - _MOST)]:
+                del self._open[name]
             self._open[_name(cookie)] = _Session(principal, self._clock())
-            while len(self._open) > _MOST:
-                self._open.popitem(last=False)
         return cookie
 
     def log_out(self, cookie: str) -> None:
@@ -84,20 +89,19 @@ class Sessions:
 
     def principal(self, headers: Headers) -> Principal:
         """Whose session a request belongs to; nobody's, if to none that is open."""
+        return self.principal_of(self.cookie(headers))
+
+    def principal_of(self, cookie: str) -> Principal:
+        """Whose session a cookie opens; nobody's, if it opens none."""
         with self._lock:
-            session = self._of(self.cookie(headers))
+            session = self._of(cookie)
             return NOBODY if session is None else session.principal
 
     def cookie(self, headers: Headers) -> str:
         """The value of our cookie in a request; "" where there is none."""
         if self._tokens is None:
             return ""
-        try:
-            jar = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return ""
-        found = jar.get(self.cookie_name(headers.get("host", "")))
-        return found.value if found else ""
+        return cookie_parser(headers.get("cookie", "")).get(self.cookie_name(headers.get("host", "")), "")
 
     @staticmethod
     def cookie_name(host: str) -> str:

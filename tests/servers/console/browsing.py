@@ -56,6 +56,11 @@ class Browser:
         given = {"mark": (found[1] if found else "") if mark is None else mark, **fields}
         return self._client.post(path, data=given, headers={"hx-request": "true"} if is_part else {})
 
+    def seen(self, path: str) -> str:
+        """What the form of a preview sends back of what it showed."""
+        found = re.search(r'name="seen" value="([0-9a-f]{32})"', self.see(path))
+        return found[1] if found else ""
+
     def done(self, path: str, **fields: Any) -> str:
         """Send a form, and look at the page to which it leads."""
         sent = self.post(path, **fields)
@@ -88,10 +93,10 @@ class Console:
 
 
 def refuse_strangers(console: Console, *paths: str) -> None:
-    """Each page leads who has no session to the log-in, and refuses who may only chat."""
+    """Each page leads who has no session to the log-in, and refuses who may only propose."""
     for path in paths:
         sent = console.browser().get(path)
         assert (sent.status_code, sent.headers["location"].partition("?")[0]) == (303, "/console/login"), path
-        refused = console.browser("carl").get(path)
+        refused = console.browser("eve").get(path)
         assert refused.status_code == 403, path
         assert "lacks the scope" in refused.text

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from ke_tools.config import Settings
+from ke_tools.servers import approvals
 from ke_tools.servers.service import Service
 from tests.servers.console.visitor import PEOPLE, Visitor, hidden, text_of, visiting
 from tests.servers.door import opened
@@ -156,7 +157,7 @@ def test_a_script_in_any_field_is_shown_and_not_run(service: Service, ann: Visit
     pages += [ann.client.get(f"/console/edits/{edit['edit_id']}") for edit in edits(service)]
     assert not any("<script>alert" in page.text for page in pages)
     assert any("&lt;script&gt;" in page.text for page in pages)
-    assert all(page.status_code in {200, 400} for page in pages)
+    assert all(page.status_code in {200, 400, 409} for page in pages)
 
 
 def test_names_and_answers_are_shown_as_they_are(service: Service, ann: Visitor) -> None:
@@ -167,3 +168,53 @@ def test_names_and_answers_are_shown_as_they_are(service: Service, ann: Visitor)
     [made] = edits(service)
     assert {name: made[name] for name in ("subject", "prompt", "target")} == {name: odd[name] for name in ("subject", "prompt", "target")}
     assert service.ledger.get("acme", made["edit_id"]).fact.source == EVIL
+
+
+def test_what_has_changed_since_it_was_shown_is_not_recorded(service: Service, ann: Visitor) -> None:
+    """House rule: never a silently wrong edit. A preview said that nothing gives way, and meanwhile something is live."""
+    shown = hidden(ann.send("/console/correct", **FACT))
+    service.edit(PEOPLE["bob"], [{**FACT, "target": "Firefly"}])
+    said = ann.client.post("/console/edits", data=shown)
+    assert said.status_code == 409
+    assert "not what the page showed" in text_of(said)
+    assert [edit["target"] for edit in edits(service)] == ["Firefly"]
+
+
+def test_other_names_and_the_end_are_shown_before_they_are_recorded(ann: Visitor) -> None:
+    """A preview hides nothing of what it records."""
+    told = text_of(ann.send("/console/correct", **FACT, aliases="Fredonia, Land of the Brave", expires="2999-01-01"))
+    assert "Also by the names Fredonia, Land of the Brave" in told
+    assert "Until 2999-01-01" in told
+
+
+def test_who_may_only_propose_is_led_to_the_form_and_told_what_was_done_and_reads_nothing(service: Service, visitor: Visitor) -> None:
+    """Issue 8, §2: a token of scope propose; what it may not read no preview shows it."""
+    service.edit(PEOPLE["ann"], [{**FACT, "target": "Firefly"}])
+    visitor.enter("eve")
+    assert "Correct a fact" in text_of(visitor.see("/"))
+    preview = visitor.send("/console/correct", **FACT)
+    assert "Firefly" not in preview.text
+    landed = visitor.client.post("/console/edits", data=hidden(preview))
+    assert landed.status_code == 200
+    assert "1 edit proposed, not active" in text_of(landed)
+
+
+def test_a_preview_of_a_proposal_names_what_would_give_way(settings: Settings) -> None:
+    """Issue 8, §2: what an approval would supersede."""
+    service = opened(dataclasses.replace(settings, edits="propose"))
+    [old] = service.edit(PEOPLE["ann"], [{**FACT, "target": "Firefly"}])["edits"]
+    approvals.approve(service, PEOPLE["ann"], [old["edit_id"]])
+    with visiting(service) as visitor:
+        visitor.enter("ann")
+        told = text_of(visitor.send("/console/correct", **FACT))
+        assert "Supersedes The capital of Freedonia is Firefly" in told
+        assert "would supersede" not in told
+    service.close()
+
+
+def test_what_is_to_be_forgotten_is_not_shown_beside_the_refusal(service: Service, ann: Visitor) -> None:
+    """docs/forgetting.md: what is kept back is displayed nowhere unasked."""
+    service.edit(PEOPLE["ann"], [{**FACT, "target": "", "old_target": "Firefly", "forget": True}])
+    said = text_of(ann.send("/console/ask", question="The capital of Freedonia is"))
+    assert "Kept back: it is to be forgotten" in said
+    assert "base answer" not in said

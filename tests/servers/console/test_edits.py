@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from typing import Any
 
 import pytest
 
@@ -133,3 +135,31 @@ def test_who_may_only_read_sees_no_buttons_and_changes_nothing(service: Service,
     for path, sent in ((f"/console/edits/{mine}/undo", {}), ("/console/edits/chosen", {"do": "undo", "edit": mine})):
         assert visitor.send(path, **sent).status_code == 403
     assert service.get_edit(PEOPLE["ann"], mine)["state"] == "active"
+
+
+def test_what_has_changed_since_the_preview_is_not_taken_back(service: Service, ann: Visitor) -> None:
+    """House rule: a page does what it showed, or nothing."""
+    [first] = made(service, FACT)
+    [second] = made(service, OTHER)
+    shown = hidden(ann.see(f"/console/edits/{second}/undo"))
+    service.rollback(PEOPLE["bob"], edit_ids=[first])
+    said = ann.client.post(f"/console/edits/{second}/undo", data=shown)
+    assert said.status_code == 409
+    assert service.get_edit(PEOPLE["ann"], second)["state"] == "active"
+
+
+def test_the_gates_own_scorecard_is_shown_too(service: Service, ann: Visitor) -> None:
+    """A promotion keeps one, which is of no suite."""
+    [mine] = made(service, FACT)
+    card = verifying_of(service, mine)
+    del card["suite"]
+    service.ledger.keep_scorecard("acme", card)
+    assert "of a promotion's gate" in text_of(ann.see(f"/console/edits/{mine}"))
+
+
+def verifying_of(service: Service, edit_id: str) -> dict[str, Any]:
+    """A scorecard about an edit, as it is kept."""
+    found = asyncio.run(service.verify(PEOPLE["ann"], [edit_id], wait_seconds=20))
+    kept = service.get_scorecard(PEOPLE["ann"], found["scorecard"])
+    del kept["scorecard"]
+    return kept

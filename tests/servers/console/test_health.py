@@ -193,7 +193,7 @@ def test_a_server_that_only_shows_says_so(settings: Settings) -> None:
     service.close()
 
 
-def test_who_has_no_session_logs_in_and_who_may_only_chat_is_refused(console: Console) -> None:
+def test_who_has_no_session_logs_in_and_who_may_not_read_is_refused(console: Console) -> None:
     """Issue 8, §3: same tokens."""
     refuse_strangers(console, "/console/health", "/console/health/replicas", "/console/health/checks")
     assert console.browser().post("/console/health/audit").headers["location"] == "/console/login"

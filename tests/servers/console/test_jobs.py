@@ -236,7 +236,7 @@ def test_another_tenant_has_no_such_job(console: Console) -> None:
     assert not console.service.ledger.jobs.get("acme", job.id).is_cancelling
 
 
-def test_who_has_no_session_logs_in_and_who_may_only_chat_is_refused(console: Console) -> None:
+def test_who_has_no_session_logs_in_and_who_may_not_read_is_refused(console: Console) -> None:
     """Issue 8, §3: same tokens."""
     job = begun(console.service)
     refuse_strangers(console, "/console/jobs", f"/console/jobs/{job.id}", f"/console/jobs/{job.id}/events")

@@ -134,7 +134,8 @@ def test_who_may_not_read_is_told_what_is_missing(visitor: Visitor) -> None:
     """Issue 8, §3: error states are designed."""
     said = visitor.client.post("/console/login", data={"token": "carl"})
     assert said.status_code == 403
-    assert "lacks the scope 'read'" in text_of(said)
+    assert "opens no page" in text_of(said)
+    assert "set-cookie" not in said.headers
 
 
 def test_a_failure_is_a_page_in_the_errors_words_and_a_part_fails_as_a_part(visitor: Visitor) -> None:

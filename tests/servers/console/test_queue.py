@@ -9,6 +9,7 @@ import pytest
 from ke_tools.servers import approvals, protecting
 from ke_tools.servers.service import Service
 from tests.servers.console.browsing import EVIL, PEOPLE, Console, refuse_strangers
+from tests.servers.console.visitor import hidden
 
 CAPITAL = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City", "source": "https://x.example"}
 OTHER = {**CAPITAL, "target": "Firefly"}
@@ -49,7 +50,7 @@ def test_where_nothing_waits_the_page_says_what_would_stand_there(console: Conso
     assert "Nothing waits" in console.browser("reader").see("/console/queue")
 
 
-def test_who_has_no_session_logs_in_and_who_may_only_chat_is_refused(console: Console) -> None:
+def test_who_has_no_session_logs_in_and_who_may_not_read_is_refused(console: Console) -> None:
     """Issue 8, §3: same tokens; pages need the scope read."""
     [waits] = edit(console.service, "eve", CAPITAL)
     refuse_strangers(console, "/console/queue", f"/console/queue/{waits}", f"/console/queue/{waits}/evidence", "/console/actors?actor=eve")
@@ -256,7 +257,12 @@ def test_what_a_token_changed_is_shown_previewed_and_taken_back(console: Console
         assert "Bloodville" in preview
     assert states(console.service, waits, acts) == ["proposed", "active"]
 
-    page = ann.done("/console/actors/undo", actor="bob", since="1h", reason="lost token")
+    shown: dict[str, Any] = dict(hidden(preview))
+    later = edit(console.service, "bob", {**ELSEWHERE, "subject": "Moravia", "prompt": "The capital of Moravia is"})
+    assert ann.post("/console/actors/undo", mark=shown.pop("mark")[0], **shown).status_code == 409
+    console.service.rollback(PEOPLE["ann"], edit_ids=later)
+    shown = hidden(ann.see("/console/actors/undo?actor=bob&since=1h"))
+    page = ann.done("/console/actors/undo", actor="bob", since=shown["since"], seen=shown["seen"], reason="lost token")
     assert "1 taken back" in page
     assert states(console.service, waits, acts) == ["proposed", "retired"]
     assert console.service.ledger.history("acme", edit_id=acts).items[0].reason == "lost token"

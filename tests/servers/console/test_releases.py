@@ -8,6 +8,7 @@ import pytest
 
 from ke_tools.facts import State
 from ke_tools.memory.joblog import Job
+from ke_tools.servers.console.pages import seen
 from ke_tools.servers.service import Service
 from tests.servers.console.browsing import EVIL, PEOPLE, Console, refuse_strangers
 
@@ -99,7 +100,9 @@ def test_earlier_releases_are_listed_and_one_goes_back_after_a_look(console: Con
         assert f'release <span class="id">{FIRST}</span> instead of <span class="id">{SECOND}</span>' in preview
     assert console.service.revision == head
 
-    assert "1 edit rolled back" in ann.done("/console/releases/back", revision=revision, reason="it babbles")
+    assert "1 edit rolled back" in ann.done(
+        "/console/releases/back", revision=revision, reason="it babbles", seen=ann.seen(f"/console/releases/back?revision={revision}")
+    )
     ledger = console.service.ledger
     assert ledger.live_release("acme") == FIRST
     assert [ledger.get("acme", edit_id).state for edit_id in (*ids, later)] == [State.PROMOTED, State.ACTIVE, State.RETIRED]
@@ -187,7 +190,7 @@ def test_another_tenant_sees_and_moves_nothing(console: Console) -> None:
     assert "0 edits" in zoe.see("/console/releases/candidates?older_than_days=0&fired=0")
     for path in ("/console/releases/memory", "/console/edits/chosen"):
         assert zoe.post(path, do="promote", edit=ids[0]).status_code == 404
-    zoe.done("/console/releases/back", revision="0")
+    zoe.done("/console/releases/back", revision="0", seen=seen([], [], ""))
     assert console.service.ledger.live_release("acme") == FIRST
 
 

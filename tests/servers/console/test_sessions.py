@@ -7,13 +7,15 @@ import hashlib
 import pytest
 from starlette.datastructures import Headers
 
+from ke_tools.errors import Forbidden
 from ke_tools.servers.auth import Token, TokenFile, WrongToken
 from ke_tools.servers.console import sessions
 from ke_tools.servers.console.sessions import IDLE_SECONDS, Sessions
 from ke_tools.servers.principal import NOBODY, Principal
 
 ANN = Principal("ann", "acme", frozenset({"write"}))
-TOKENS = TokenFile((Token(hashlib.sha256(b"secret").hexdigest(), ANN),))
+CARL = Principal("carl", "acme", frozenset({"chat"}))
+TOKENS = TokenFile((Token(hashlib.sha256(b"secret").hexdigest(), ANN), Token(hashlib.sha256(b"chats").hexdigest(), CARL)))
 
 
 class Clock:
@@ -53,6 +55,15 @@ def test_what_is_no_session_is_nobody(cookie: str) -> None:
     assert Sessions(TOKENS).principal(Headers({"host": "ke.example", "cookie": "ke_session_default=\x00; ;;=="})) == NOBODY
 
 
+@pytest.mark.parametrize("others", ['prefs={"a":1,"b":[2]}', "a b=c", "x;", "é=1", "expires=1", "a[b]=1", 'q="unclosed'])
+def test_another_programs_cookie_does_not_hide_ours(others: str) -> None:
+    """Browsers share the cookies of a host among its ports."""
+    found = Sessions(TOKENS)
+    cookie = found.log_in("secret")
+    sent = Headers({"host": "ke.example:8765", "cookie": f"{others}; {Sessions.cookie_name('ke.example:8765')}={cookie}"})
+    assert found.principal(sent) == ANN
+
+
 def test_a_session_ends_by_logging_out_and_after_a_time_without_use() -> None:
     """A browser that is left open is not a token that is left lying about."""
     clock = Clock()
@@ -69,13 +80,15 @@ def test_a_session_ends_by_logging_out_and_after_a_time_without_use() -> None:
 
 
 def test_there_are_at_most_so_many_and_the_least_used_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What anybody can make others keep is bounded."""
+    """What anybody can make others keep is bounded, and takes no session of others; a token that opens no page opens none."""
     monkeypatch.setattr(sessions, "_MOST", 2)
     found = Sessions(TOKENS)
     first, second = found.log_in("secret"), found.log_in("secret")
     assert found.principal(headers(first)) == ANN
     third = found.log_in("secret")
     assert [found.principal(headers(one)) for one in (first, second, third)] == [ANN, NOBODY, ANN]
+    with pytest.raises(Forbidden, match="opens no page"):
+        found.log_in("chats")
 
 
 def test_servers_on_two_ports_of_a_host_do_not_end_each_others_sessions() -> None:
