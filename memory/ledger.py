@@ -72,7 +72,7 @@ from ke_tools.memory.storage import Storage
 from ke_tools.memory.undoing import Undoing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -413,6 +413,12 @@ class Ledger:
         check(tenant=tenant)
         with self._storage.reading() as db:
             return _one(db, tenant, edit_id)
+
+    def several(self, tenant: str, edit_ids: Iterable[str]) -> dict[str, Edit]:
+        """Return a tenant's edits by id, as far as there are any, oldest first."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            return {edit.id: edit for edit in edits_by_id(db, tenant, list(edit_ids))}
 
     def edits(self, tenant: str, *, states: Collection[State] = (), contains: str = "", limit: int = 20, cursor: str = "") -> Page[Edit]:
         """List edits, newest first.

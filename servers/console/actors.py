@@ -8,7 +8,6 @@ from ke_tools.errors import InvalidInput
 from ke_tools.memory.moments import ago
 from ke_tools.servers import undoing
 from ke_tools.servers.console.edits import change
-from ke_tools.servers.console.known import known
 from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Actors:
         with self._service.damage.watching("actor", tenant, name, cursor):
             page = ledger.history(tenant, by=name, limit=_A_PAGE, cursor=cursor)
             record = ledger.proposals.record(tenant, name)
-            edits = known(ledger, tenant, (edit_id for event in page.items for edit_id in event.edit_ids[:_NAMED]))
+            edits = ledger.several(tenant, (edit_id for event in page.items for edit_id in event.edit_ids[:_NAMED]))
         context = {
             "name": name,
             "record": record,

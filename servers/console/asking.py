@@ -132,7 +132,7 @@ class Asking:
         """The edits that these would supersede, whoever approves them."""
         ledger = self._service.ledger
         made = ledger.edit(who.tenant, [fact_of(fact) for fact in facts], actor=who.name, dry_run=True, over_protection=who.may("admin"))
-        return [ledger.get(who.tenant, edit_id) for edit in made for edit_id in edit.supersedes]
+        return [*ledger.several(who.tenant, [edit_id for edit in made for edit_id in edit.supersedes]).values()]
 
     def record(self, asked: Asked) -> Moved:
         """Record what a preview showed, once however often it is sent."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response, StreamingResponse
 
 from ke_tools.errors import KeToolsError
-from ke_tools.servers.console.known import known
 from ke_tools.servers.console.pages import HEADERS, Asked, Moved, Page, Pages, Row
 from ke_tools.servers.console.releases import gate
 from ke_tools.servers.promotions import shown
@@ -77,7 +76,7 @@ class Jobs:
         """Show a job."""
         context = self._told(asked)
         named = [row["edit_id"] for row in context["rows"][:_MOST]] or context["edit_ids"][:_MOST]
-        edits = known(self._service.ledger, asked.who.tenant, named)
+        edits = self._service.ledger.several(asked.who.tenant, named)
         return Page("job.html", {**context, "most": _MOST, "edits": edits})
 
     async def events(self, asked: Asked) -> Response:

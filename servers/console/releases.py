@@ -55,7 +55,7 @@ class Releases:
                 "name": name,
                 "since": latest[0] if latest else None,
                 "count": len(carried),
-                "carried": [ledger.get(tenant, edit_id) for edit_id in carried[first : first + _A_PAGE]],
+                "carried": [*ledger.several(tenant, carried[first : first + _A_PAGE]).values()],
                 "first": first,
                 "more": first + _A_PAGE if first + _A_PAGE < len(carried) else 0,
                 "in_codebook": set(evidence.get("how", {}).get("in_codebook", ())),
