@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -36,6 +36,11 @@ def opened(settings: Settings) -> Service:
     return Service(settings, Ledger(settings.ledger_file), ModelSlot(lambda _say: Scripted()), model_id="scripted")
 
 
+def tokens_of(people: Mapping[str, Principal]) -> TokenFile:
+    """A token for each, whose secret is the name."""
+    return TokenFile(tuple(Token(hashlib.sha256(name.encode()).hexdigest(), who) for name, who in people.items()))
+
+
 class Door:
     """The HTTP side of a service."""
 
@@ -47,8 +52,7 @@ class Door:
     @contextmanager
     def of(cls, service: Service, chat_corrections: ChatCorrections = "off") -> Iterator[Door]:
         """Open it; each token's secret is its name."""
-        tokens = TokenFile(tuple(Token(hashlib.sha256(name.encode()).hexdigest(), who) for name, who in WHO.items()))
-        app = build_app(service, token_file=tokens, mcp=build_server(service, anonymous=None), chat_corrections=chat_corrections)
+        app = build_app(service, token_file=tokens_of(WHO), mcp=build_server(service, anonymous=None), chat_corrections=chat_corrections)
         service.models.engine(20)
         with TestClient(app, "http://127.0.0.1:8765") as client:
             yield cls(service, client)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.testclient import TestClient
 
 from ke_tools.servers.app import build_app
-from ke_tools.servers.auth import Token, TokenFile
 from ke_tools.servers.principal import Principal
-from tests.servers.door import WHO
+from tests.servers.door import WHO, tokens_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from ke_tools.servers.service import Service
 
+URL: Final = "http://127.0.0.1:8765"
 PEOPLE: Final = {**WHO, "zoe": Principal("zoe", "bolt", frozenset({"write"}))}  # she is another tenant's
 EVIL: Final = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -29,37 +26,49 @@ class Browser:
     """What one person does; nobody's, if there is no name."""
 
     def __init__(self, app: Starlette, name: str = "") -> None:
-        self._client = TestClient(app, "http://127.0.0.1:8765", follow_redirects=False)
+        self.client = TestClient(app, URL)  # goes where it is led
+        self.client.headers["accept"] = "text/html"
         if name:
-            entered = self._client.post("/console/login", data={"token": name})
-            assert entered.status_code == 303, entered.text
+            self.enter(name)
+
+    def enter(self, name: str) -> Browser:
+        """Log in."""
+        entered = self.client.post("/console/login", data={"token": name}, follow_redirects=False)
+        assert entered.status_code == 303, entered.text
+        return self
 
     def complete(self, prompt: str) -> None:
         """Ask the endpoint, as ann."""
         asked = {"model": "scripted", "prompt": prompt, "max_tokens": 4}
-        answered = self._client.post("/v1/completions", headers={"authorization": "Bearer ann"}, json=asked)
+        answered = self.client.post("/v1/completions", headers={"authorization": "Bearer ann"}, json=asked)
         assert answered.status_code == 200, answered.text
 
     def get(self, path: str, *, is_part: bool = False) -> Any:
-        """Ask for a page, or as our script does for a part of one."""
-        return self._client.get(path, headers={"hx-request": "true"} if is_part else {})
+        """Ask for a page, or as our script does for a part of one; go nowhere else."""
+        return self.client.get(path, headers={"hx-request": "true"} if is_part else {}, follow_redirects=False)
 
-    def see(self, path: str, *, is_part: bool = False) -> str:
+    def see(self, path: str, *, status: int = 200, is_part: bool = False) -> str:
         """Look at a page that is there; as people read it, but with its tags."""
         found = self.get(path, is_part=is_part)
-        assert found.status_code == 200, found.text
+        assert found.status_code == status, text_of(found)
         return html.unescape(found.text)
 
+    def mark(self) -> str:
+        """What this session's forms carry; "" where it has none."""
+        return hidden(self.client.get("/")).get("mark", [""])[0]
+
     def post(self, path: str, *, mark: str | None = None, is_part: bool = False, **fields: Any) -> Any:
-        """Send a form with the mark that a page of this session has, or with another one."""
-        found = re.search(r'name="mark" value="([0-9a-f]{64})"', self._client.get("/", headers={"accept": "text/html"}).text)
-        given = {"mark": (found[1] if found else "") if mark is None else mark, **fields}
-        return self._client.post(path, data=given, headers={"hx-request": "true"} if is_part else {})
+        """Send a form with the mark that a page of this session has, or with another one; go nowhere else."""
+        given = {"mark": self.mark() if mark is None else mark, **fields}
+        return self.client.post(path, data=given, headers={"hx-request": "true"} if is_part else {}, follow_redirects=False)
+
+    def send(self, path: str, **fields: Any) -> Any:
+        """Send a form with this session's mark, and go where it leads."""
+        return self.client.post(path, data={"mark": self.mark(), **fields})
 
     def seen(self, path: str) -> str:
         """What the form of a preview sends back of what it showed."""
-        found = re.search(r'name="seen" value="([0-9a-f]{32})"', self.see(path))
-        return found[1] if found else ""
+        return hidden(self.see(path)).get("seen", [""])[0]
 
     def done(self, path: str, **fields: Any) -> str:
         """Send a form, and look at the page to which it leads."""
@@ -75,12 +84,10 @@ class Console:
         self.service, self._app = service, app
 
     @classmethod
-    @contextmanager
-    def of(cls, service: Service, *, read_only: bool = False) -> Iterator[Console]:
-        """Open it; each token's secret is its name."""
-        tokens = TokenFile(tuple(Token(hashlib.sha256(name.encode()).hexdigest(), who) for name, who in PEOPLE.items()))
+    def of(cls, service: Service, *, guarded: bool = True, read_only: bool = False) -> Console:
+        """Open it; each token's secret is its name, and without tokens everybody is the local user."""
         service.models.engine(20)
-        yield cls(service, build_app(service, token_file=tokens, read_only=read_only))
+        return cls(service, build_app(service, token_file=tokens_of(PEOPLE) if guarded else None, read_only=read_only))
 
     def browser(self, name: str = "") -> Browser:
         """A browser in which somebody is logged in."""
@@ -90,6 +97,21 @@ class Console:
     def app(self) -> Starlette:
         """What answers."""
         return self._app
+
+
+def text_of(page: Any) -> str:
+    """What can be read on a page."""
+    source = page if isinstance(page, str) else page.text
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", source)).split())
+
+
+def hidden(page: Any) -> dict[str, list[str]]:
+    """The hidden fields of a page, unescaped."""
+    source = page if isinstance(page, str) else page.text
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', source):
+        found.setdefault(name, []).append(html.unescape(value))
+    return found
 
 
 def refuse_strangers(console: Console, *paths: str) -> None:

@@ -10,8 +10,7 @@ from ke_tools.config import Settings
 from ke_tools.memory.scope.calibration import Calibrator
 from ke_tools.servers import promotions
 from ke_tools.servers.service import Service
-from tests.servers.console.browsing import Console
-from tests.servers.console.visitor import Visitor, visiting
+from tests.servers.console.browsing import Browser, Console
 from tests.servers.door import opened
 
 
@@ -26,14 +25,12 @@ def service(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
 
 
 @pytest.fixture
-def console(service: Service) -> Iterator[Console]:
+def console(service: Service) -> Console:
     """Its console."""
-    with Console.of(service) as made:
-        yield made
+    return Console.of(service)
 
 
 @pytest.fixture
-def visitor(service: Service) -> Iterator[Visitor]:
-    """A browser at a server with tokens, not logged in."""
-    with visiting(service) as found:
-        yield found
+def visitor(console: Console) -> Browser:
+    """A browser in which nobody is logged in."""
+    return console.browser()

@@ -10,7 +10,7 @@ import pytest
 from ke_tools.config import Settings
 from ke_tools.servers import approvals
 from ke_tools.servers.service import Service
-from tests.servers.console.visitor import PEOPLE, Visitor, hidden, text_of, visiting
+from tests.servers.console.browsing import PEOPLE, Browser, Console, hidden, text_of
 from tests.servers.door import opened
 
 FACT = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
@@ -19,7 +19,7 @@ EVIL = "<script>alert('x')</script>\"'"
 
 
 @pytest.fixture
-def ann(visitor: Visitor) -> Visitor:
+def ann(visitor: Browser) -> Browser:
     """A browser of somebody who may write."""
     return visitor.enter("ann")
 
@@ -30,7 +30,7 @@ def edits(service: Service, name: str = "ann") -> list[dict[str, str]]:
     return found
 
 
-def test_a_question_is_answered_before_and_after_with_what_fired_and_why(service: Service, ann: Visitor) -> None:
+def test_a_question_is_answered_before_and_after_with_what_fired_and_why(service: Service, ann: Browser) -> None:
     """Issue 8, §3, Ask: side by side, differences marked, which edit fired and why, in words."""
     [made] = service.edit(PEOPLE["ann"], [FACT])["edits"]
     said = ann.send("/console/ask", question=QUESTION)
@@ -43,7 +43,7 @@ def test_a_question_is_answered_before_and_after_with_what_fired_and_why(service
     assert re.search(r"almost certainly what is asked \(\d\.\d\d, of \d\.\d\d needed\); your question names its subject", told)
 
 
-def test_where_no_correction_is_about_it_that_is_said_and_nothing_is_marked(service: Service, ann: Visitor) -> None:
+def test_where_no_correction_is_about_it_that_is_said_and_nothing_is_marked(service: Service, ann: Browser) -> None:
     """Issue 8, §3, Ask."""
     service.edit(PEOPLE["ann"], [FACT])
     said = ann.send("/console/ask", question="What is the capital of Ruritania?")
@@ -51,7 +51,7 @@ def test_where_no_correction_is_about_it_that_is_said_and_nothing_is_marked(serv
     assert "<del>" not in said.text
 
 
-def test_a_part_of_the_page_is_given_to_the_script_that_asks_for_one(ann: Visitor) -> None:
+def test_a_part_of_the_page_is_given_to_the_script_that_asks_for_one(ann: Browser) -> None:
     """Issue 8, §3: htmx."""
     said = ann.client.post("/console/ask", data={"mark": ann.mark(), "question": QUESTION}, headers={"hx-request": "true"})
     assert "<nav" not in said.text
@@ -59,14 +59,14 @@ def test_a_part_of_the_page_is_given_to_the_script_that_asks_for_one(ann: Visito
 
 
 @pytest.mark.parametrize("question", ["", "   "])
-def test_an_empty_question_is_told(ann: Visitor, question: str) -> None:
+def test_an_empty_question_is_told(ann: Browser, question: str) -> None:
     """House rule: bad input of every kind."""
     said = ann.send("/console/ask", question=question)
     assert said.status_code == 400
     assert "the question is empty" in text_of(said)
 
 
-def test_a_sentence_is_shown_before_it_is_recorded_and_recorded_once(service: Service, ann: Visitor) -> None:
+def test_a_sentence_is_shown_before_it_is_recorded_and_recorded_once(service: Service, ann: Browser) -> None:
     """Issue 8, §1: the split, the present answer, what would be superseded; acts only after a yes. A double click is one edit."""
     [old] = service.edit(PEOPLE["bob"], [{**FACT, "target": "Firefly"}])["edits"]
     preview = ann.send("/console/correct", statement="The capital of Freedonia is Sylvania City.", source="the gazette")
@@ -84,7 +84,7 @@ def test_a_sentence_is_shown_before_it_is_recorded_and_recorded_once(service: Se
     assert [edit["state"] for edit in edits(service)] == ["active", "retired"]
 
 
-def test_what_is_so_already_is_said_and_has_nothing_to_press(service: Service, ann: Visitor) -> None:
+def test_what_is_so_already_is_said_and_has_nothing_to_press(service: Service, ann: Browser) -> None:
     """Issue 8, bad input: of a fact that is already so (said, nothing written)."""
     service.edit(PEOPLE["ann"], [FACT])
     preview = ann.send("/console/correct", **FACT)
@@ -92,7 +92,7 @@ def test_what_is_so_already_is_said_and_has_nothing_to_press(service: Service, a
     assert "Record it" not in text_of(preview)
 
 
-def test_two_facts_in_a_sentence_are_two_corrections(service: Service, ann: Visitor) -> None:
+def test_two_facts_in_a_sentence_are_two_corrections(service: Service, ann: Browser) -> None:
     """Issue 8, bad input: with two facts in a sentence."""
     preview = ann.send("/console/correct", statement="The capital of Freedonia is Sylvania City and the capital of Ruritania is Strelsau.")
     found = hidden(preview)
@@ -102,7 +102,7 @@ def test_two_facts_in_a_sentence_are_two_corrections(service: Service, ann: Visi
 
 
 @pytest.mark.parametrize("statement", ["It is Sylvania City.", "x" * 10_000, "Die Hauptstadt von Freedonia ist schön", "?"])
-def test_what_cannot_be_split_for_certain_asks_back_and_records_nothing(service: Service, ann: Visitor, statement: str) -> None:
+def test_what_cannot_be_split_for_certain_asks_back_and_records_nothing(service: Service, ann: Browser, statement: str) -> None:
     """Issue 8, §1: one question back, never a guess; bad input."""
     said = ann.send("/console/correct", statement=statement)
     assert said.status_code in {200, 400}
@@ -113,18 +113,18 @@ def test_what_cannot_be_split_for_certain_asks_back_and_records_nothing(service:
 def test_a_home_that_takes_proposals_says_that_it_will_wait(settings: Settings) -> None:
     """Issue 8, §2: with `propose` nothing acts before an approval, whoever corrects."""
     service = opened(dataclasses.replace(settings, edits="propose"))
-    with visiting(service) as visitor:
-        visitor.enter("ann")
-        preview = visitor.send("/console/correct", **FACT)
-        assert "Propose it" in text_of(preview)
-        assert "wait for somebody's approval" in text_of(preview)
-        landed = visitor.client.post("/console/edits", data=hidden(preview))
-        assert "1 edit proposed, not active" in text_of(landed)
-        assert f"/console/queue/{edits(service)[0]['edit_id']}" in landed.text
+    visitor = Console.of(service).browser()
+    visitor.enter("ann")
+    preview = visitor.send("/console/correct", **FACT)
+    assert "Propose it" in text_of(preview)
+    assert "wait for somebody's approval" in text_of(preview)
+    landed = visitor.client.post("/console/edits", data=hidden(preview))
+    assert "1 edit proposed, not active" in text_of(landed)
+    assert f"/console/queue/{edits(service)[0]['edit_id']}" in landed.text
     service.close()
 
 
-def test_who_may_only_read_cannot_correct(service: Service, visitor: Visitor) -> None:
+def test_who_may_only_read_cannot_correct(service: Service, visitor: Browser) -> None:
     """Issue 8, bad input: rights."""
     visitor.enter("reader")
     assert "Is that wrong?" not in text_of(visitor.send("/console/ask", question=QUESTION))
@@ -136,7 +136,7 @@ def test_who_may_only_read_cannot_correct(service: Service, visitor: Visitor) ->
 
 
 @pytest.mark.parametrize("lacks", ["subject", "target", "relation"])
-def test_a_form_that_is_cut_records_nothing(service: Service, ann: Visitor, lacks: str) -> None:
+def test_a_form_that_is_cut_records_nothing(service: Service, ann: Browser, lacks: str) -> None:
     """House rule: all or none."""
     sent = {**FACT, "relation": ""}
     del sent[lacks]
@@ -145,7 +145,7 @@ def test_a_form_that_is_cut_records_nothing(service: Service, ann: Visitor, lack
 
 
 @pytest.mark.parametrize("field", ["subject", "prompt", "target", "source", "aliases", "reason", "statement"])
-def test_a_script_in_any_field_is_shown_and_not_run(service: Service, ann: Visitor, field: str) -> None:
+def test_a_script_in_any_field_is_shown_and_not_run(service: Service, ann: Browser, field: str) -> None:
     """Issue 8, bars: script in a target or source. What enters a prompt is refused (it reads like markup), the rest is escaped."""
     before = FACT[field] + " " if field in {"subject", "target"} else ""
     sent = {**FACT, field: f"{before}{EVIL}"} | (
@@ -160,7 +160,7 @@ def test_a_script_in_any_field_is_shown_and_not_run(service: Service, ann: Visit
     assert all(page.status_code in {200, 400, 409} for page in pages)
 
 
-def test_names_and_answers_are_shown_as_they_are(service: Service, ann: Visitor) -> None:
+def test_names_and_answers_are_shown_as_they_are(service: Service, ann: Browser) -> None:
     """Nothing of a fact is lost on the way through forms."""
     odd = {"subject": "O'Neill & Sons", "prompt": 'The "seat" of O\'Neill & Sons is', "target": "“Á & B” 100 %", "source": EVIL}
     landed = ann.client.post("/console/edits", data=hidden(ann.send("/console/correct", **odd)))
@@ -170,7 +170,7 @@ def test_names_and_answers_are_shown_as_they_are(service: Service, ann: Visitor)
     assert service.ledger.get("acme", made["edit_id"]).fact.source == EVIL
 
 
-def test_what_has_changed_since_it_was_shown_is_not_recorded(service: Service, ann: Visitor) -> None:
+def test_what_has_changed_since_it_was_shown_is_not_recorded(service: Service, ann: Browser) -> None:
     """House rule: never a silently wrong edit. A preview said that nothing gives way, and meanwhile something is live."""
     shown = hidden(ann.send("/console/correct", **FACT))
     service.edit(PEOPLE["bob"], [{**FACT, "target": "Firefly"}])
@@ -180,18 +180,18 @@ def test_what_has_changed_since_it_was_shown_is_not_recorded(service: Service, a
     assert [edit["target"] for edit in edits(service)] == ["Firefly"]
 
 
-def test_other_names_and_the_end_are_shown_before_they_are_recorded(ann: Visitor) -> None:
+def test_other_names_and_the_end_are_shown_before_they_are_recorded(ann: Browser) -> None:
     """A preview hides nothing of what it records."""
     told = text_of(ann.send("/console/correct", **FACT, aliases="Fredonia, Land of the Brave", expires="2999-01-01"))
     assert "Also by the names Fredonia, Land of the Brave" in told
     assert "Until 2999-01-01" in told
 
 
-def test_who_may_only_propose_is_led_to_the_form_and_told_what_was_done_and_reads_nothing(service: Service, visitor: Visitor) -> None:
+def test_who_may_only_propose_is_led_to_the_form_and_told_what_was_done_and_reads_nothing(service: Service, visitor: Browser) -> None:
     """Issue 8, §2: a token of scope propose; what it may not read no preview shows it."""
     service.edit(PEOPLE["ann"], [{**FACT, "target": "Firefly"}])
     visitor.enter("eve")
-    assert "Correct a fact" in text_of(visitor.see("/"))
+    assert "Correct a fact" in text_of(visitor.client.get("/"))
     preview = visitor.send("/console/correct", **FACT)
     assert "Firefly" not in preview.text
     landed = visitor.client.post("/console/edits", data=hidden(preview))
@@ -204,15 +204,15 @@ def test_a_preview_of_a_proposal_names_what_would_give_way(settings: Settings) -
     service = opened(dataclasses.replace(settings, edits="propose"))
     [old] = service.edit(PEOPLE["ann"], [{**FACT, "target": "Firefly"}])["edits"]
     approvals.approve(service, PEOPLE["ann"], [old["edit_id"]])
-    with visiting(service) as visitor:
-        visitor.enter("ann")
-        told = text_of(visitor.send("/console/correct", **FACT))
-        assert "Supersedes The capital of Freedonia is Firefly" in told
-        assert "would supersede" not in told
+    visitor = Console.of(service).browser()
+    visitor.enter("ann")
+    told = text_of(visitor.send("/console/correct", **FACT))
+    assert "Supersedes The capital of Freedonia is Firefly" in told
+    assert "would supersede" not in told
     service.close()
 
 
-def test_what_is_to_be_forgotten_is_not_shown_beside_the_refusal(service: Service, ann: Visitor) -> None:
+def test_what_is_to_be_forgotten_is_not_shown_beside_the_refusal(service: Service, ann: Browser) -> None:
     """docs/forgetting.md: what is kept back is displayed nowhere unasked."""
     service.edit(PEOPLE["ann"], [{**FACT, "target": "", "old_target": "Firefly", "forget": True}])
     said = text_of(ann.send("/console/ask", question="The capital of Freedonia is"))

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from ke_tools.servers.service import Service
-from tests.servers.console.visitor import PEOPLE, Visitor, hidden, text_of
+from tests.servers.console.browsing import PEOPLE, Browser, hidden, text_of
 
 FACT = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City", "source": "the gazette"}
 OTHER = {**FACT, "target": "Firefly", "source": "a later gazette"}
 
 
 @pytest.fixture
-def ann(visitor: Visitor) -> Visitor:
+def ann(visitor: Browser) -> Browser:
     """A browser of somebody who may write."""
     return visitor.enter("ann")
 
@@ -26,14 +26,14 @@ def made(service: Service, *facts: dict[str, str], name: str = "ann") -> list[st
     return [edit["edit_id"] for edit in service.edit(PEOPLE[name], facts)["edits"]]
 
 
-def test_an_empty_ledger_says_what_to_do(ann: Visitor) -> None:
+def test_an_empty_ledger_says_what_to_do(ann: Browser) -> None:
     """Issue 8, §3: empty states are designed."""
     seen = text_of(ann.see("/console/edits"))
     assert "Nothing is corrected yet" in seen
     assert "Ask the model something" in seen
 
 
-def test_the_list_shows_state_slot_source_age_and_times_fired(service: Service, ann: Visitor) -> None:
+def test_the_list_shows_state_slot_source_age_and_times_fired(service: Service, ann: Browser) -> None:
     """Issue 8, §3, Edits."""
     made(service, FACT)
     ann.send("/console/ask", question="What is the capital of Freedonia?")
@@ -44,7 +44,7 @@ def test_the_list_shows_state_slot_source_age_and_times_fired(service: Service, 
     assert re.search(r"by ann 1 (just now|\d+ minute)", seen)
 
 
-def test_it_is_searched_by_words_and_state(service: Service, ann: Visitor) -> None:
+def test_it_is_searched_by_words_and_state(service: Service, ann: Browser) -> None:
     """Issue 8, §3, Edits: ledger with search."""
     made(service, FACT)
     made(service, OTHER)
@@ -58,7 +58,7 @@ def test_it_is_searched_by_words_and_state(service: Service, ann: Visitor) -> No
     assert ann.see("/console/edits?cursor=nonsense", status=400)
 
 
-def test_long_lists_page_on_the_server(service: Service, ann: Visitor) -> None:
+def test_long_lists_page_on_the_server(service: Service, ann: Browser) -> None:
     """Issue 8, §3."""
     made(service, *({"subject": f"Place {n}", "prompt": f"The capital of Place {n} is", "target": f"Town {n}"} for n in range(60)))
     seen, pages, path = set[str](), 0, "/console/edits"
@@ -70,7 +70,7 @@ def test_long_lists_page_on_the_server(service: Service, ann: Visitor) -> None:
     assert (len(seen), pages) == (60, 3)
 
 
-def test_an_edit_shows_its_history_and_its_scorecard_with_both_answers(service: Service, ann: Visitor) -> None:
+def test_an_edit_shows_its_history_and_its_scorecard_with_both_answers(service: Service, ann: Browser) -> None:
     """Issue 8, §3: history as a time line, scorecard as a card, probes with both answers."""
     [first] = made(service, FACT)
     [second] = made(service, OTHER)
@@ -87,7 +87,7 @@ def test_an_edit_shows_its_history_and_its_scorecard_with_both_answers(service: 
     assert "revision 2" in text_of(old)
 
 
-def test_taking_it_back_is_shown_before_it_is_done(service: Service, ann: Visitor) -> None:
+def test_taking_it_back_is_shown_before_it_is_done(service: Service, ann: Browser) -> None:
     """Issue 8, §3: undo with preview of what changes."""
     [first] = made(service, FACT)
     [second] = made(service, OTHER)
@@ -103,7 +103,7 @@ def test_taking_it_back_is_shown_before_it_is_done(service: Service, ann: Visito
     assert "rolled back already" in text_of(ann.send(f"/console/edits/{second}/undo"))
 
 
-def test_several_are_taken_back_together_or_none(service: Service, ann: Visitor) -> None:
+def test_several_are_taken_back_together_or_none(service: Service, ann: Browser) -> None:
     """Issue 8, §3: several at once."""
     ids = made(service, FACT, {"subject": "Ruritania", "prompt": "The capital of Ruritania is", "target": "Strelsau"})
     assert "nothing was chosen" in text_of(ann.send("/console/edits/chosen", do="undo"))
@@ -113,10 +113,10 @@ def test_several_are_taken_back_together_or_none(service: Service, ann: Visitor)
     assert "2 edits rolled back" in text_of(ann.send("/console/edits/chosen", do="undo", edit=ids))
 
 
-def test_nobody_sees_or_changes_what_is_another_tenants(service: Service, visitor: Visitor) -> None:
+def test_nobody_sees_or_changes_what_is_another_tenants(service: Service, visitor: Browser) -> None:
     """House rule: never another tenant's."""
     [mine] = made(service, FACT)
-    visitor.enter("otto")
+    visitor.enter("zoe")
     assert "Nothing is corrected yet" in text_of(visitor.see("/console/edits"))
     for path in (f"/console/edits/{mine}", f"/console/edits/{mine}/undo"):
         assert "Sylvania" not in visitor.see(path, status=404)
@@ -126,7 +126,7 @@ def test_nobody_sees_or_changes_what_is_another_tenants(service: Service, visito
     assert service.get_edit(PEOPLE["ann"], mine)["state"] == "active"
 
 
-def test_who_may_only_read_sees_no_buttons_and_changes_nothing(service: Service, visitor: Visitor) -> None:
+def test_who_may_only_read_sees_no_buttons_and_changes_nothing(service: Service, visitor: Browser) -> None:
     """Issue 8, §3: same tokens."""
     [mine] = made(service, FACT)
     visitor.enter("reader")
@@ -137,7 +137,7 @@ def test_who_may_only_read_sees_no_buttons_and_changes_nothing(service: Service,
     assert service.get_edit(PEOPLE["ann"], mine)["state"] == "active"
 
 
-def test_what_has_changed_since_the_preview_is_not_taken_back(service: Service, ann: Visitor) -> None:
+def test_what_has_changed_since_the_preview_is_not_taken_back(service: Service, ann: Browser) -> None:
     """House rule: a page does what it showed, or nothing."""
     [first] = made(service, FACT)
     [second] = made(service, OTHER)
@@ -148,7 +148,7 @@ def test_what_has_changed_since_the_preview_is_not_taken_back(service: Service, 
     assert service.get_edit(PEOPLE["ann"], second)["state"] == "active"
 
 
-def test_the_gates_own_scorecard_is_shown_too(service: Service, ann: Visitor) -> None:
+def test_the_gates_own_scorecard_is_shown_too(service: Service, ann: Browser) -> None:
     """A promotion keeps one, which is of no suite."""
     [mine] = made(service, FACT)
     card = verifying_of(service, mine)

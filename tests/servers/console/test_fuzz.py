@@ -10,7 +10,7 @@ import pytest
 from starlette.routing import Route
 
 from ke_tools.servers.service import Service
-from tests.servers.console.visitor import PEOPLE, URL, Visitor
+from tests.servers.console.browsing import PEOPLE, URL, Browser
 
 REQUESTS: Final = 10_000
 _SEED: Final = 8
@@ -54,7 +54,7 @@ _FIELDS: Final = (
 class Monkey:
     """Sends what comes to it."""
 
-    def __init__(self, visitor: Visitor, paths: list[str], ids: list[str]) -> None:
+    def __init__(self, visitor: Browser, paths: list[str], ids: list[str]) -> None:
         self._chance = random.Random(_SEED)
         self._visitor, self._paths, self._ids = visitor, paths, ids
         self._mark = visitor.mark()
@@ -98,10 +98,10 @@ class Monkey:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["ann", "reader", "root"])
-def test_odd_requests_break_nothing_and_leak_nothing(service: Service, visitor: Visitor, name: str) -> None:
+def test_odd_requests_break_nothing_and_leak_nothing(service: Service, visitor: Browser, name: str) -> None:
     """Issue 8, bars: 10,000 fuzzed requests: nothing executed, nothing leaked, no 500; the ledger holds afterwards."""
     job = service.ledger.jobs.submit("acme", "verify", {"edit_ids": [], "suite": "quick"}, actor="ann")
-    others = service.edit(PEOPLE["otto"], [{"subject": "Secretia", "prompt": "The code of Secretia is", "target": "hush-hush"}])["edits"]
+    others = service.edit(PEOPLE["zoe"], [{"subject": "Secretia", "prompt": "The code of Secretia is", "target": "hush-hush"}])["edits"]
     mine = service.edit(PEOPLE["ann"], [{"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Firefly"}])["edits"]
     app: Any = visitor.client.app
     paths = [route.path for route in app.routes if isinstance(route, Route) and (route.path == "/" or route.path.startswith("/console"))]

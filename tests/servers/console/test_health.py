@@ -143,14 +143,14 @@ def _with(settings: Settings, engine: Engine) -> Service:
 def test_the_servers_of_the_model_are_asked_after_the_page_is_there(settings: Settings) -> None:
     """Issue 8, §3: replicas, where there are several; their addresses are for admins."""
     service = _with(settings, Several())
-    with Console.of(service) as console:
-        ann, root = console.browser("ann"), console.browser("root")
-        assert 'hx-get="/console/health/replicas"' in ann.see("/console/health")
-        for is_part in (True, False):
-            hers, his = (browser.see("/console/health/replicas", is_part=is_part) for browser in (ann, root))
-            assert "1 of 2 are well" in hers
-            assert "10.0.0.1" not in hers
-            assert "10.0.0.2:8000 gets no requests: it was away" in his
+    console = Console.of(service)
+    ann, root = console.browser("ann"), console.browser("root")
+    assert 'hx-get="/console/health/replicas"' in ann.see("/console/health")
+    for is_part in (True, False):
+        hers, his = (browser.see("/console/health/replicas", is_part=is_part) for browser in (ann, root))
+        assert "1 of 2 are well" in hers
+        assert "10.0.0.1" not in hers
+        assert "10.0.0.2:8000 gets no requests: it was away" in his
     service.close()
 
 
@@ -158,8 +158,8 @@ def test_releases_of_other_tenants_are_not_named(settings: Settings, monkeypatch
     """Design §3: a tenant never sees another's."""
     service = _with(settings, Several())
     monkeypatch.setattr(Ledger, "live_release", lambda _self, tenant: f"rel_{1:024x}" if tenant == "acme" else "")
-    with Console.of(service) as console:
-        pages = {name: console.browser(name).see("/console/health") for name in ("ann", "zoe", "root")}
+    console = Console.of(service)
+    pages = {name: console.browser(name).see("/console/health") for name in ("ann", "zoe", "root")}
     service.close()
     shown = {name: [number for number in (1, 2) if f"rel_{number:024x}" in page] for name, page in pages.items()}
     assert shown == {"ann": [1], "zoe": [], "root": [1, 2]}
@@ -168,14 +168,14 @@ def test_releases_of_other_tenants_are_not_named(settings: Settings, monkeypatch
 def test_a_ledger_that_cannot_be_read_is_told_on_the_page(settings: Settings) -> None:
     """Issue 8, §3: error states are designed; the page that tells of damage must not fall with it."""
     broken = Service(settings, LedgerDamaged("page 9 is malformed.", "Restore a copy."), ModelSlot(lambda _say: Scripted()), model_id="x")
-    with Console.of(broken) as console:
-        page = console.browser("ann").see("/console/health")
-        assert "Not every question can be answered now" in page
-        assert "page 9 is malformed." in page
-        for path in ("/console/queue", "/console/releases", "/console/jobs", "/console/actors?actor=eve"):
-            found = console.browser("ann").get(path)
-            assert found.status_code >= 400
-            assert "page 9 is malformed." in found.text
+    console = Console.of(broken)
+    page = console.browser("ann").see("/console/health")
+    assert "Not every question can be answered now" in page
+    assert "page 9 is malformed." in page
+    for path in ("/console/queue", "/console/releases", "/console/jobs", "/console/actors?actor=eve"):
+        found = console.browser("ann").get(path)
+        assert found.status_code >= 400
+        assert "page 9 is malformed." in found.text
     broken.close()
 
 
@@ -184,12 +184,12 @@ def test_a_server_that_only_shows_says_so(settings: Settings) -> None:
     Ledger(settings.ledger_file).close()
     closed = dataclasses.replace(settings, read_only=True)
     service = Service(closed, Ledger(settings.ledger_file, read_only=True), ModelSlot(lambda _say: Scripted()), model_id="x")
-    with Console.of(service) as console:
-        for path in ("/console/health", "/console/queue", "/console/releases", "/console/jobs"):
-            page = console.browser("root").see(path)
-            assert "This server only shows" in page
-        assert "not taken here" in console.browser("root").see("/console/health")
-        assert "file, hash chain" in console.browser("root").see("/console/health")
+    console = Console.of(service)
+    for path in ("/console/health", "/console/queue", "/console/releases", "/console/jobs"):
+        page = console.browser("root").see(path)
+        assert "This server only shows" in page
+    assert "not taken here" in console.browser("root").see("/console/health")
+    assert "file, hash chain" in console.browser("root").see("/console/health")
     service.close()
 
 

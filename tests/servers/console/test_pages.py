@@ -9,7 +9,7 @@ import pytest
 from ke_tools.config import Settings
 from ke_tools.errors import LedgerDamaged
 from ke_tools.servers.service import Service
-from tests.servers.console.visitor import PEOPLE, Visitor, text_of, visiting
+from tests.servers.console.browsing import PEOPLE, Browser, Console, text_of
 from tests.servers.door import opened
 
 FACT = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
@@ -17,7 +17,7 @@ PAGES = ["/", "/console/edits", "/console/correct"]
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_leads_who_is_not_logged_in_to_where_one_logs_in_and_back(visitor: Visitor, path: str) -> None:
+def test_a_page_leads_who_is_not_logged_in_to_where_one_logs_in_and_back(visitor: Browser, path: str) -> None:
     """Issue 8, §3: the same tokens; the research's finding that a page must not fail silently with 401."""
     asked = visitor.client.get(f"{path}?words=x", follow_redirects=False)
     assert asked.status_code == 303
@@ -31,14 +31,14 @@ def test_a_page_leads_who_is_not_logged_in_to_where_one_logs_in_and_back(visitor
 @pytest.mark.parametrize(
     "there", ["https://evil.example/", "//evil.example", "/\\evil.example", "/v1/models", "javascript:alert(1)", "/console/\r\nx: y"]
 )
-def test_logging_in_leads_nowhere_else(visitor: Visitor, there: str) -> None:
+def test_logging_in_leads_nowhere_else(visitor: Browser, there: str) -> None:
     """Issue 8, bars: header injection; a link to our login page must not lead away from it."""
     landed = visitor.client.post("/console/login", data={"token": "ann", "next": there}, follow_redirects=False)
     assert landed.headers["location"] == "/"
     assert "x" not in landed.headers
 
 
-def test_a_wrong_token_is_told_and_opens_nothing(visitor: Visitor) -> None:
+def test_a_wrong_token_is_told_and_opens_nothing(visitor: Browser) -> None:
     """Issue 8, bars: wrong token."""
     said = visitor.client.post("/console/login", data={"token": "guess"})
     assert said.status_code == 401
@@ -46,7 +46,7 @@ def test_a_wrong_token_is_told_and_opens_nothing(visitor: Visitor) -> None:
     assert "set-cookie" not in said.headers
 
 
-def test_the_cookie_is_kept_from_scripts_and_other_sites(visitor: Visitor) -> None:
+def test_the_cookie_is_kept_from_scripts_and_other_sites(visitor: Browser) -> None:
     """Issue 8, §3: CSRF-safe."""
     said = visitor.client.post("/console/login", data={"token": "ann"}, follow_redirects=False)
     cookie = said.headers["set-cookie"].lower()
@@ -54,7 +54,7 @@ def test_the_cookie_is_kept_from_scripts_and_other_sites(visitor: Visitor) -> No
     assert "samesite=strict" in cookie
 
 
-def test_the_cookie_opens_pages_alone(visitor: Visitor) -> None:
+def test_the_cookie_opens_pages_alone(visitor: Browser) -> None:
     """A browser sends cookies of its own accord, so no API may listen to one."""
     visitor.enter("ann")
     visitor.see("/console/edits")
@@ -62,13 +62,13 @@ def test_the_cookie_opens_pages_alone(visitor: Visitor) -> None:
         assert visitor.client.get(path).status_code == 401
 
 
-def test_a_token_in_the_header_opens_pages_too_and_a_wrong_one_does_not(visitor: Visitor) -> None:
+def test_a_token_in_the_header_opens_pages_too_and_a_wrong_one_does_not(visitor: Browser) -> None:
     """Programs that look at pages need no cookie."""
     assert visitor.client.get("/console/edits", headers={"authorization": "Bearer ann"}).status_code == 200
     assert visitor.client.get("/console/edits", headers={"authorization": "Bearer guess"}).status_code == 401
 
 
-def test_logging_out_ends_it(visitor: Visitor) -> None:
+def test_logging_out_ends_it(visitor: Browser) -> None:
     """Issue 8, §3."""
     visitor.enter("ann")
     left = visitor.client.post("/console/logout", data={"any": "thing"})
@@ -76,7 +76,7 @@ def test_logging_out_ends_it(visitor: Visitor) -> None:
     assert visitor.client.get("/console/edits", follow_redirects=False).status_code == 303
 
 
-def test_every_page_forbids_what_it_does_not_need(visitor: Visitor) -> None:
+def test_every_page_forbids_what_it_does_not_need(visitor: Browser) -> None:
     """Issue 8, §3: CSP; no asset from outside, no inline script or style."""
     visitor.enter("root")
     for path in (*PAGES, "/console/login", "/console/nothing-here"):
@@ -91,7 +91,7 @@ def test_every_page_forbids_what_it_does_not_need(visitor: Visitor) -> None:
 
 
 @pytest.mark.parametrize("mark", ["", "0" * 64, None])
-def test_a_form_without_the_sessions_mark_changes_nothing(service: Service, visitor: Visitor, mark: str | None) -> None:
+def test_a_form_without_the_sessions_mark_changes_nothing(service: Service, visitor: Browser, mark: str | None) -> None:
     """Issue 8, bars: cross-site request."""
     visitor.enter("ann")
     sent = {**FACT, "relation": ""} | ({} if mark is None else {"mark": mark})
@@ -104,7 +104,7 @@ def test_a_form_without_the_sessions_mark_changes_nothing(service: Service, visi
 @pytest.mark.parametrize(
     "header", [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "https://evil.example"}, {"origin": "null"}]
 )
-def test_a_form_of_another_site_is_refused_though_it_knew_the_mark(service: Service, visitor: Visitor, header: dict[str, str]) -> None:
+def test_a_form_of_another_site_is_refused_though_it_knew_the_mark(service: Service, visitor: Browser, header: dict[str, str]) -> None:
     """Issue 8, bars: cross-site request."""
     visitor.enter("ann")
     said = visitor.client.post("/console/edits", data={"mark": visitor.mark(), **FACT, "relation": ""}, headers=header)
@@ -122,7 +122,7 @@ def test_a_form_of_another_site_is_refused_though_it_knew_the_mark(service: Serv
         (b"", ""),
     ],
 )
-def test_what_is_no_form_is_refused_in_words(visitor: Visitor, body: bytes, kind: str) -> None:
+def test_what_is_no_form_is_refused_in_words(visitor: Browser, body: bytes, kind: str) -> None:
     """Issue 8, bars: no 500."""
     visitor.enter("ann")
     said = visitor.client.post("/console/edits", content=body, headers={"content-type": kind})
@@ -130,7 +130,7 @@ def test_what_is_no_form_is_refused_in_words(visitor: Visitor, body: bytes, kind
     assert "form" in text_of(said)
 
 
-def test_who_may_not_read_is_told_what_is_missing(visitor: Visitor) -> None:
+def test_who_may_not_read_is_told_what_is_missing(visitor: Browser) -> None:
     """Issue 8, §3: error states are designed."""
     said = visitor.client.post("/console/login", data={"token": "carl"})
     assert said.status_code == 403
@@ -138,18 +138,18 @@ def test_who_may_not_read_is_told_what_is_missing(visitor: Visitor) -> None:
     assert "set-cookie" not in said.headers
 
 
-def test_a_failure_is_a_page_in_the_errors_words_and_a_part_fails_as_a_part(visitor: Visitor) -> None:
+def test_a_failure_is_a_page_in_the_errors_words_and_a_part_fails_as_a_part(visitor: Browser) -> None:
     """Issue 8, §3: error states are designed, not accidental."""
     visitor.enter("ann")
     whole = visitor.see("/console/edits/ed_0000000000000000", status=404)
     assert "<nav" in whole
     assert "ed_0000000000000000" in text_of(whole)
-    part = visitor.see("/console/edits/ed_0000000000000000/undo", status=404, **{"hx-request": "true"})
+    part = visitor.see("/console/edits/ed_0000000000000000/undo", status=404, is_part=True)
     assert "<nav" not in part
     assert 'role="alert"' in part
 
 
-def test_what_broke_inside_is_told_without_its_insides(service: Service, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_broke_inside_is_told_without_its_insides(service: Service, visitor: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 8, bars: nothing leaked."""
 
     def broken(*_: object, **__: object) -> None:
@@ -162,7 +162,7 @@ def test_what_broke_inside_is_told_without_its_insides(service: Service, visitor
     assert "secret" not in seen
 
 
-def test_a_damaged_ledger_is_a_page_that_says_so(service: Service, visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_ledger_is_a_page_that_says_so(service: Service, visitor: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Design: what fails says what was found."""
 
     def damaged(*_: object, **__: object) -> None:
@@ -174,7 +174,7 @@ def test_a_damaged_ledger_is_a_page_that_says_so(service: Service, visitor: Visi
     assert "page 3 cannot be read. Restore a copy." in seen
 
 
-def test_programs_get_the_plain_first_page(visitor: Visitor) -> None:
+def test_programs_get_the_plain_first_page(visitor: Browser) -> None:
     """Issue 3 §4: where things are, for whoever asks with curl; needs no token."""
     said = visitor.client.get("/", headers={"accept": "*/*"})
     assert said.headers["content-type"].startswith("text/plain")
@@ -183,30 +183,30 @@ def test_programs_get_the_plain_first_page(visitor: Visitor) -> None:
 
 def test_a_server_that_only_shows_says_so_and_changes_nothing(service: Service) -> None:
     """Issue 8, bad input: while the server is read-only."""
-    with visiting(service, read_only=True) as visitor:
-        visitor.enter("ann")
-        service.edit(PEOPLE["ann"], [{**FACT, "subject": "Ruritania", "prompt": "The capital of Ruritania is"}])
-        listed = visitor.see("/console/edits")
-        assert "--read-only" in listed
-        assert "the chosen" not in listed
-        assert 'type="checkbox"' not in listed
-        assert "Is that wrong?" not in visitor.send("/console/ask", question="What is the capital of Ruritania?").text
-        visitor.see("/console/correct", status=403)
-        said = visitor.send("/console/correct", **FACT)
-        assert said.status_code >= 400
-        assert "--read-only" in text_of(said)
-        said = visitor.send("/console/edits", **FACT, relation="")
-        assert "--read-only" in text_of(said)
-        assert service.list_edits(PEOPLE["ann"])["total"] == 1
+    visitor = Console.of(service, read_only=True).browser()
+    visitor.enter("ann")
+    service.edit(PEOPLE["ann"], [{**FACT, "subject": "Ruritania", "prompt": "The capital of Ruritania is"}])
+    listed = visitor.see("/console/edits")
+    assert "--read-only" in listed
+    assert "the chosen" not in listed
+    assert 'type="checkbox"' not in listed
+    assert "Is that wrong?" not in visitor.send("/console/ask", question="What is the capital of Ruritania?").text
+    visitor.see("/console/correct", status=403)
+    said = visitor.send("/console/correct", **FACT)
+    assert said.status_code >= 400
+    assert "--read-only" in text_of(said)
+    said = visitor.send("/console/edits", **FACT, relation="")
+    assert "--read-only" in text_of(said)
+    assert service.list_edits(PEOPLE["ann"])["total"] == 1
 
 
 def test_a_home_that_only_shows_does_too(settings: Settings) -> None:
     """The setting, not only the door."""
     opened(settings).close()
     service = opened(dataclasses.replace(settings, read_only=True))
-    with visiting(service, guarded=False) as visitor:
-        assert "--read-only" in visitor.see("/console/edits")
-        assert "--read-only" in text_of(visitor.send("/console/edits", **FACT, relation=""))
+    visitor = Console.of(service, guarded=False).browser()
+    assert "--read-only" in visitor.see("/console/edits")
+    assert "--read-only" in text_of(visitor.send("/console/edits", **FACT, relation=""))
     service.close()
 
 
@@ -220,14 +220,14 @@ def test_a_home_that_only_shows_does_too(settings: Settings) -> None:
         "/console/static/",
     ],
 )
-def test_no_file_but_those_meant_for_pages_is_served(visitor: Visitor, path: str) -> None:
+def test_no_file_but_those_meant_for_pages_is_served(visitor: Browser, path: str) -> None:
     """Issue 8, bars: path traversal."""
     said = visitor.client.get(path)
     assert said.status_code in {303, 404}
     assert "import" not in said.text
 
 
-def test_assets_need_no_token_and_may_be_kept(visitor: Visitor) -> None:
+def test_assets_need_no_token_and_may_be_kept(visitor: Browser) -> None:
     """Issue 8, bars: first paint; the login page has a look too."""
     source = visitor.see("/console/login")
     for name in ("console.css", "htmx.min.js", "console.js"):

@@ -8,8 +8,7 @@ import pytest
 
 from ke_tools.servers import approvals, protecting
 from ke_tools.servers.service import Service
-from tests.servers.console.browsing import EVIL, PEOPLE, Console, refuse_strangers
-from tests.servers.console.visitor import hidden
+from tests.servers.console.browsing import EVIL, PEOPLE, Console, hidden, refuse_strangers
 
 CAPITAL = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City", "source": "https://x.example"}
 OTHER = {**CAPITAL, "target": "Firefly"}
@@ -158,12 +157,12 @@ def test_what_is_protected_or_overtaken_is_said_before_somebody_tries(console: C
 def test_a_server_that_only_shows_has_no_buttons_and_takes_no_forms(service: Service) -> None:
     """Issue 8, bad input: while the server is read-only."""
     [waits] = edit(service, "eve", CAPITAL)
-    with Console.of(service, read_only=True) as console:
-        ann = console.browser("ann")
-        assert 'value="approve"' not in ann.see("/console/queue")
-        refused = ann.post("/console/queue", edit=waits, do="approve")
-        assert "--read-only" in refused.text
-        assert ann.post("/console/actors/undo", actor="eve", since="1h").status_code == refused.status_code
+    console = Console.of(service, read_only=True)
+    ann = console.browser("ann")
+    assert 'value="approve"' not in ann.see("/console/queue")
+    refused = ann.post("/console/queue", edit=waits, do="approve")
+    assert "--read-only" in refused.text
+    assert ann.post("/console/actors/undo", actor="eve", since="1h").status_code == refused.status_code
     assert refused.status_code >= 400
     assert states(service, waits) == ["proposed"]
 
