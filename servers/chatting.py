@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ke_tools.errors import InvalidInput, NotFound, ReadOnly, Refused
+from ke_tools.errors import InvalidInput, NotFound, Refused
 from ke_tools.facts import Fact, State, squash
 from ke_tools.memory.router import reading_of, text_of
 from ke_tools.memory.slots import slot_of
 from ke_tools.memory.statement import Doubt, Split
 from ke_tools.models.engine import Request
 from ke_tools.servers.explaining import MOST_SHOWN, ZONES, present_answer, says, why
+from ke_tools.servers.principal import shows_only
 from ke_tools.servers.seals import Seal
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Chatting:
     def _check_open(self) -> None:
         self._service.check_open()
         if self._read_only:
-            raise ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
+            raise shows_only()
 
     def _state(self, who: Principal) -> State:
         """How a correction of this speaker is recorded."""

@@ -27,9 +27,9 @@ from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnno
 from pydantic import BaseModel, Field, ValidationError
 
 from ke_tools import __version__, prompts
-from ke_tools.errors import ConfirmRequired, Declined, Forbidden, InvalidInput, KeToolsError, NotFound, ReadOnly
+from ke_tools.errors import ConfirmRequired, Declined, Forbidden, InvalidInput, KeToolsError, NotFound
 from ke_tools.servers import mcp_shapes as shapes
-from ke_tools.servers.principal import Principal
+from ke_tools.servers.principal import Principal, shows_only
 
 if TYPE_CHECKING:
     from ke_tools.servers.service import Service
@@ -347,7 +347,7 @@ class Server(MCPServer[Any]):
         """Call a tool; whatever it raises becomes a result."""
         try:
             if name in self.left_out:
-                raise ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
+                raise shows_only()
             self._check_names(name, arguments)
             return await super().call_tool(name, arguments, context)
         except KeToolsError as error:

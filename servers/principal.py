@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ke_tools.errors import Forbidden
+from ke_tools.errors import Forbidden, ReadOnly
 
 ALL_SCOPES: Final = frozenset({"chat", "read", "propose", "write", "admin"})
 _IMPLIED: Final = {"admin": ALL_SCOPES, "write": frozenset({"read", "propose"})}
@@ -37,6 +37,11 @@ class Principal:
         if not self.may(scope):
             held = ", ".join(sorted(self.scopes)) or "none"
             raise Forbidden(f"{self.name!r} lacks the scope {scope!r}; its token holds: {held}.", "Use a token that has it.", scope=scope)
+
+
+def shows_only() -> ReadOnly:
+    """The error of a server that was started to show and not to change."""
+    return ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
 
 
 NOBODY: Final = Principal(name="anonymous", tenant="", scopes=frozenset())  # who is let in to what is open

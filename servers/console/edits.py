@@ -118,7 +118,7 @@ class Edits:
         self._pages.check_writable()
         would = self._service.rollback(asked.who, edit_ids=[asked.path["id"]], dry_run=True)
         release = self._service.ledger.live_release(asked.who.tenant)
-        context = {"id": asked.path["id"], "would": would, "release": release, "seen": seen(*change(would))}
+        context = {"id": asked.path["id"], "would": would, "live_release": release, "most": _A_PAGE, "seen": seen(*change(would))}
         return Page("_undo.html" if asked.is_part else "undo.html", context)
 
     def undo(self, asked: Asked) -> Moved:

@@ -26,10 +26,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ke_tools import __version__
-from ke_tools.errors import Conflict, Forbidden, InvalidInput, KeToolsError, ReadOnly
+from ke_tools.errors import Conflict, Forbidden, InvalidInput, KeToolsError
 from ke_tools.servers.console import wording
 from ke_tools.servers.openai import read_body
-from ke_tools.servers.principal import NOBODY
+from ke_tools.servers.principal import NOBODY, shows_only
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -271,7 +271,7 @@ class Pages:
             ReadOnly: it was started with ``--read-only``.
         """
         if self.read_only:
-            raise ReadOnly("this server takes no corrections; it was started with --read-only.", "Use a server that does.")
+            raise shows_only()
 
 
 def slow(handler: Callable[[S, Asked], Made]) -> Callable[[S, Asked], Made]:

@@ -45,7 +45,7 @@ def test_ask_correct_and_take_back(site: Site, page_at: Callable[..., Any]) -> N
     page.get_by_text("Says it, as worded").wait_for()
     page.get_by_text("probes with both answers").click()
     page.get_by_role("link", name="What would change?").click()
-    page.get_by_text("no longer said").wait_for()
+    page.get_by_text("No longer said").wait_for()
     page.get_by_label("Reason").fill("only tried")
     page.get_by_role("button", name="Take it back").click()
     page.get_by_text("1 edit rolled back").wait_for()
@@ -153,7 +153,7 @@ def test_promote_watch_lose_the_line_and_roll_back(site: Site, page_at: Callable
     assert "rel_" in live
     page.get_by_label("Back to how it was at revision").fill("0")
     page.get_by_role("button", name="What would change?").click()
-    page.get_by_text("no longer said").first.wait_for()
+    page.get_by_text("No longer said").first.wait_for()
     page.get_by_role("button", name=re.compile("Go back|Roll back|Back to")).click()
     page.get_by_text("rolled back").first.wait_for()
     assert "rel_" not in page.inner_text("h2 >> nth=0")

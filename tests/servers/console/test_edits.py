@@ -93,8 +93,8 @@ def test_taking_it_back_is_shown_before_it_is_done(service: Service, ann: Browse
     [second] = made(service, OTHER)
     preview = ann.see(f"/console/edits/{second}/undo")
     told = text_of(preview)
-    assert "no longer said: The capital of Freedonia is Firefly" in told
-    assert "said again: The capital of Freedonia is Sylvania City" in told
+    assert "No longer said: 1 The capital of Freedonia is Firefly" in told
+    assert "Said again: 1 The capital of Freedonia is Sylvania City" in told
     assert service.get_edit(PEOPLE["ann"], second)["state"] == "active"
     landed = ann.client.post(f"/console/edits/{second}/undo", data={**hidden(preview), "reason": "a mistake"})
     assert "1 edit rolled back. 1 earlier edit came back." in text_of(landed)
