@@ -239,7 +239,7 @@ class Guard:
         return None
 
     def _principal(self, path: str, headers: Headers) -> Principal:
-        if self._tokens is not None and "authorization" not in headers and (path == "/" or path.startswith(f"{CONSOLE}/")):
+        if self._tokens is not None and "authorization" not in headers and (path in {"/", CONSOLE} or path.startswith(f"{CONSOLE}/")):
             return self._session(headers)
         if self._tokens is not None and path in OPEN_PATHS:
             return NOBODY

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from ke_tools.servers.auth import not_found
 from ke_tools.servers.console.actors import Actors
 from ke_tools.servers.console.asking import Asking
 from ke_tools.servers.console.edits import Edits
 from ke_tools.servers.console.entering import Entering
 from ke_tools.servers.console.health import Health
 from ke_tools.servers.console.jobs import Jobs
-from ke_tools.servers.console.pages import HEADERS, STATIC, Pages
+from ke_tools.servers.console.pages import HEADERS, STATIC, Asked, Made, Moved, Pages
 from ke_tools.servers.console.queue import Queue
 from ke_tools.servers.console.releases import Releases
 from ke_tools.servers.console.sessions import Sessions
@@ -44,7 +45,13 @@ def routes(service: Service, pages: Pages, *, plain: Endpoint) -> list[BaseRoute
         for part in parts
         for method, path, handler in part.routes()
     ]
-    return [*found, Mount("/console/static", _Static(directory=STATIC))]
+    found.append(Route("/console", pages.endpoint(lambda _: Moved("/"), is_open=True), methods=["GET"]))
+    found.append(Mount("/console/static", _Static(directory=STATIC)))
+    return [*found, Route("/console/{rest:path}", pages.endpoint(_missing), methods=["GET"])]
+
+
+def _missing(asked: Asked) -> Made:
+    raise not_found(asked.url.path)
 
 
 def _by_accepted(page: Endpoint, plain: Endpoint) -> Endpoint:

@@ -174,6 +174,17 @@ def test_a_damaged_ledger_is_a_page_that_says_so(service: Service, visitor: Brow
     assert "page 3 cannot be read. Restore a copy." in seen
 
 
+def test_an_address_where_nothing_is_is_a_page_too(visitor: Browser) -> None:
+    """Issue 8, §3: error states are designed."""
+    assert visitor.client.get("/console").url.path == "/console/login"
+    visitor.enter("ann")
+    assert visitor.client.get("/console").url.path == "/"
+    seen = visitor.see("/console/nowhere", status=404)
+    assert "<nav" in seen
+    assert "there is nothing at '/console/nowhere'" in text_of(seen)
+    assert visitor.client.get("/console/static/nowhere").status_code == 404
+
+
 def test_programs_get_the_plain_first_page(visitor: Browser) -> None:
     """Issue 3 §4: where things are, for whoever asks with curl; needs no token."""
     said = visitor.client.get("/", headers={"accept": "*/*"})
@@ -222,7 +233,7 @@ def test_a_home_that_only_shows_does_too(settings: Settings) -> None:
 )
 def test_no_file_but_those_meant_for_pages_is_served(visitor: Browser, path: str) -> None:
     """Issue 8, bars: path traversal."""
-    said = visitor.client.get(path)
+    said = visitor.client.get(path, follow_redirects=False)
     assert said.status_code in {303, 404}
     assert "import" not in said.text
 
