@@ -36,6 +36,12 @@ class Column:
         """Where what is written at it is centred."""
         return round(self.x + self.width / 2, 1)
 
+    @property
+    def mark_middle(self) -> float:
+        """The same of its mark, which may be wider than it is and stays within the drawing."""
+        half = len(self.mark) * _LETTER / 2
+        return round(min(max(self.middle, half), WIDTH - half), 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Plot:

@@ -64,3 +64,11 @@ def test_nothing_is_a_plot_too() -> None:
 def test_values_are_counted_in_the_span_they_fall_into() -> None:
     """An edge belongs to the span above it, and nothing is lost at either end."""
     assert spans((1, 2, 5), [0, 0.5, 1, 1.9, 2, 5, 1e9]) == [2, 2, 1, 2]
+
+
+def test_a_mark_at_the_edge_stays_within_the_drawing() -> None:
+    """Nothing that is written is cut."""
+    plot = columns("a", "A", [(str(n), 1) for n in range(9)], names=("n", "count"), marks={0: "p50, p99", 8: "p50, p99"})
+    first, last = plot.columns[0], plot.columns[-1]
+    assert first.mark_middle > first.middle
+    assert last.mark_middle < last.middle
