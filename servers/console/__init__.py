@@ -38,7 +38,7 @@ def routes(service: Service, pages: Pages, *, plain: Endpoint) -> list[BaseRoute
     """Give the console's routes; all but the first page, which is ``plain`` for programs, lie under ``/console``."""
     asking = Asking(pages, service)
     about = (Edits, Queue, Actors, Releases, Jobs, Health)
-    parts = (Entering(pages), asking, *(part(pages, service) for part in about))
+    parts = (Entering(pages, service), asking, *(part(pages, service) for part in about))
     found: list[BaseRoute] = [Route("/", _by_accepted(pages.endpoint(asking.page), plain), methods=["GET"])]
     found += [
         Route(path, pages.endpoint(handler, is_open=part.is_open), methods=[method])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.memory.moments import ago
 from ke_tools.servers import undoing
 from ke_tools.servers.console.edits import change
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
-
-if TYPE_CHECKING:
-    from ke_tools.servers.service import Service
+from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 
 __all__ = ["Actors"]
 
@@ -21,14 +18,8 @@ _NAMED: Final = 3  # edits of an event
 _SINCE: Final = "1d"
 
 
-class Actors:
+class Actors(Part):
     """The pages about who did what."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page; a name stands in the query, as it may hold any sign."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State, squash
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
+from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 from ke_tools.servers.explaining import ZONES, present_answer, why
 from ke_tools.servers.service import fact_of
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ke_tools.facts import Edit
     from ke_tools.memory.scope import Decision
     from ke_tools.servers.principal import Principal
-    from ke_tools.servers.service import Service
 
 __all__ = ["KEPT_BACK", "Asking"]
 
@@ -34,14 +33,8 @@ _REASON: Final = "corrected on the console"
 KEPT_BACK: Final = "(kept back here; it is to be forgotten)"
 
 
-class Asking:
+class Asking(Part):
     """The first page, and the way from a wrong answer to a correction."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page, but for the first page's."""

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
+from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 from ke_tools.servers.console.wording import STATES
 from ke_tools.servers.service import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ke_tools.servers.service import Service
 
 __all__ = ["Edits", "change"]
 
@@ -25,14 +24,8 @@ _CHOICES: Final[dict[str, str]] = {"live": "those that act", "any": "all"} | {st
 _MOST_SECONDS: Final = 20.0  # a page waits for a verification
 
 
-class Edits:
+class Edits(Part):
     """The pages about edits."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page."""

@@ -7,18 +7,15 @@ from http import HTTPStatus
 from starlette.responses import RedirectResponse
 
 from ke_tools.errors import Forbidden
-from ke_tools.servers.console.pages import HEADERS, Asked, Made, Moved, Page, Pages, Row
+from ke_tools.servers.console.pages import HEADERS, Asked, Made, Moved, Page, Part, Row
 
 __all__ = ["Entering"]
 
 
-class Entering:
+class Entering(Part):
     """The page that asks for a token, and the way out; for whoever comes."""
 
     is_open = True
-
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
 
     def routes(self) -> list[Row]:
         """Give method, path and page."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools.errors import KeToolsError
 from ke_tools.facts import State
 from ke_tools.servers.console import plots
-from ke_tools.servers.console.pages import Asked, Page, Pages, Row
+from ke_tools.servers.console.pages import Asked, Page, Part, Row
 from ke_tools.servers.doctor import LITTLE, examine, free_gigabytes, versions
 from ke_tools.servers.latencies import Spread
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ke_tools.models.engine import Engine
     from ke_tools.servers.latencies import Kind
-    from ke_tools.servers.service import Service
 
 __all__ = ["Health"]
 
@@ -28,14 +27,8 @@ _EDGES: Final[dict[str, tuple[float, ...]]] = {  # milliseconds
 _TITLES: Final[dict[str, str]] = {"routing": "How long the router took", "answer": "How long answers took"}
 
 
-class Health:
+class Health(Part):
     """The page about the server itself; whoever is no admin sees of it what is their tenant's."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page."""

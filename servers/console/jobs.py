@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response, StreamingResponse
 
 from ke_tools.errors import KeToolsError
-from ke_tools.servers.console.pages import HEADERS, Asked, Moved, Page, Pages, Row
+from ke_tools.servers.console.pages import HEADERS, Asked, Moved, Page, Part, Row
 from ke_tools.servers.console.releases import gate
 from ke_tools.servers.promotions import shown
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
 
     from ke_tools.memory.joblog import Job
-    from ke_tools.servers.service import Service
 
 __all__ = ["Jobs"]
 
@@ -40,14 +39,8 @@ _STATES: Final = {
 _RUNGS: Final = {"memit": "in the weights", "grace": "in the codebook", "memory": "stays in the memory", "": "as it was"}
 
 
-class Jobs:
+class Jobs(Part):
     """The pages about jobs."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
 
-__all__ = ["HEADERS", "STATIC", "Asked", "Made", "Moved", "Page", "Pages", "Row", "seen", "slow"]
+__all__ = ["HEADERS", "STATIC", "Asked", "Made", "Moved", "Page", "Pages", "Part", "Row", "seen", "slow"]
 
 log = logging.getLogger(__name__)
 
@@ -272,6 +272,20 @@ class Pages:
         """
         if self.read_only:
             raise shows_only()
+
+
+class Part:
+    """Pages that belong together."""
+
+    is_open = False  # whether they are there for whoever is not logged in
+
+    def __init__(self, pages: Pages, service: Service) -> None:
+        self._pages = pages
+        self._service = service
+
+    def routes(self) -> list[Row]:
+        """Give method, path and page."""
+        raise NotImplementedError
 
 
 def slow(handler: Callable[[S, Asked], Made]) -> Callable[[S, Asked], Made]:

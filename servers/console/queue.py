@@ -8,14 +8,13 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
 from ke_tools.servers import approvals
 from ke_tools.servers.console.asking import KEPT_BACK
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, slow
+from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, slow
 from ke_tools.servers.evidence import evidence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ke_tools.memory.proposals import Outlook
-    from ke_tools.servers.service import Service
 
 __all__ = ["Queue"]
 
@@ -30,14 +29,8 @@ _ROUTES: Final = {
 }
 
 
-class Queue:
+class Queue(Part):
     """The pages about proposals."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page."""

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput, NotFound
 from ke_tools.servers.console.edits import change
-from ke_tools.servers.console.pages import Asked, Moved, Page, Pages, Row, seen
+from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ke_tools.servers.service import Service
 
 __all__ = ["Releases", "gate"]
 
@@ -21,14 +20,8 @@ _SHOWN: Final = 30  # edits of each kind in a preview
 _MOST_CANDIDATES: Final = 100
 
 
-class Releases:
+class Releases(Part):
     """The pages about releases."""
-
-    is_open = False
-
-    def __init__(self, pages: Pages, service: Service) -> None:
-        self._pages = pages
-        self._service = service
 
     def routes(self) -> list[Row]:
         """Give method, path and page."""
