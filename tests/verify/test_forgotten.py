@@ -82,7 +82,9 @@ def test_one_leak_fails_the_edit_and_the_value_is_nowhere_in_the_scorecard() -> 
     probes = probes_for(edit)
 
     def ask(asked: list[Probe]) -> list[str]:
-        return [" Canberra." if probe.seed == 3 or probe.expect == "unchanged" else " I can't say." for probe in asked]
+        echoed = "Canberra is the capital of"  # to which the value is no leak
+        says = [probe.seed == 3 or probe.expect == "unchanged" or probe.prompt == echoed for probe in asked]
+        return [" Canberra." if it_does else " I can't say." for it_does in says]
 
     card = verify([edit], probes, ask, ask, keeper=Keeper())
     document: dict[str, Any] = card.document()
