@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, LedgerDamaged, ModelLoading, NotFound
 from ke_tools.servers.damage import Damage
+from ke_tools.servers.latencies import Latencies
 
 if TYPE_CHECKING:
     from ke_tools.servers.principal import Principal
@@ -53,6 +54,7 @@ class FakeService:
         self.settings = settings
         self.models = Slot()
         self.damage = Damage()
+        self.latencies = Latencies()
         self.url = ""
         self.rows: list[dict[str, Any]] = []
         self.ledger = SimpleNamespace(head=lambda: len(self.rows), tenants=list)
