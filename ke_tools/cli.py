@@ -7,6 +7,7 @@ the functions.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import io
 import json
@@ -119,16 +120,17 @@ def _before_the_verb(context: typer.Context, **given: Any) -> None:
     context.obj = given
 
 
-def _with_options(function: Callable[..., Any], own: Sequence[inspect.Parameter]) -> None:
+def _with_options(function: Callable[..., Any], own: Sequence[inspect.Parameter], shared: Sequence[inspect.Parameter]) -> None:
     """Give ``function`` the signature (context, own parameters, shared options), which typer reads."""
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *_SHARED]
+    parameters = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *shared]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}
 
 
 _SHARED: Final = list(inspect.signature(_options, eval_str=True).parameters.values())
-_with_options(_before_the_verb, [])
+_EVERYWHERE: Final = [p for p in _SHARED if p.name not in {"vllm", "vllm_args"}]  # of each verb; each costs the start of them all its time
+_with_options(_before_the_verb, [], _SHARED)
 
 
 def verb(group: typer.Typer, name: str, panel: str | None = None) -> Callable[[Verb], Verb]:
@@ -136,13 +138,15 @@ def verb(group: typer.Typer, name: str, panel: str | None = None) -> Callable[[V
 
     def register(function: Verb) -> Verb:
         def run(context: typer.Context, **given: Any) -> int:
-            flags = {p.name: given.pop(p.name) or context.obj[p.name] for p in _SHARED}
+            gc.enable()
+            flags = {p.name: given.pop(p.name, None) or context.obj[p.name] for p in _SHARED}
             as_json = flags.pop("as_json")
             del flags["debug"]  # main has read it: it holds for errors of parsing too
             return function(Call(flags, as_json), **given)
 
         run.__doc__ = function.__doc__
-        _with_options(run, list(inspect.signature(function, eval_str=True).parameters.values())[1:])
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        _with_options(run, own, _SHARED if name == "serve" else _EVERYWHERE)
         group.command(name, rich_help_panel=panel)(run)
         return function
 
@@ -1238,6 +1242,7 @@ def _bars(call: Call, report: Mapping[str, Any]) -> int:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    gc.disable()  # until a verb runs: what reads a command line is needed to the end, and looking for garbage in it takes time
     # Read by OpenMP when torch is imported, here or in a server that is started from here. Threads that spin while they wait
     # make answers several times slower as soon as another program wants a core (benchmarks/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -593,6 +592,6 @@ def test_help_takes_at_most_half_as_long_again_as_an_empty_typer_program() -> No
         return time.perf_counter() - start
 
     seconds(ours), seconds(empty)  # the first run compiles
-    pairs = [(seconds(ours), seconds(empty)) for _ in range(11)]
+    pairs = [(seconds(ours), seconds(empty)) for _ in range(25)]
 
-    assert statistics.median(a for a, _ in pairs) <= 1.5 * statistics.median(b for _, b in pairs)
+    assert min(a for a, _ in pairs) <= 1.5 * min(b for _, b in pairs)  # other programs of the machine only add
