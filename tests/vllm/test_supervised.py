@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 
 from ke_tools.servers.engines._supervised import _free_port
 from ke_tools.testing import thimble_path
+from tests.processes import below, is_alive
 from tests.vllm.conftest import COMMAND, ENVIRONMENT, EXACTLY, START_SECONDS
 from tests.vllm.test_whole_path import CAPITAL, LOCAL, QUESTION, opened, promoted
 
@@ -75,19 +77,6 @@ def served(settings: Settings, tmp_path: Path) -> Iterator[Served]:
     made.process.wait()
 
 
-def below(root: int) -> dict[int, str]:
-    """All living processes that a process started, and those started, with their commands."""
-    said = subprocess.run(["ps", "-eo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 3) for line in said.splitlines()]
-    found: dict[int, str] = {}
-    parents = {root}
-    while parents:
-        children = {int(row[0]): row[3] for row in rows if int(row[1]) in parents and not row[2].startswith("Z")}
-        found |= children
-        parents = set(children)
-    return found
-
-
 def until(true: Callable[[], bool], told: Callable[[], Any]) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + START_SECONDS
@@ -116,7 +105,8 @@ def test_it_starts_by_itself_comes_back_when_killed_and_is_gone_with_ke_tools(se
     assert served.said() == "Cairo."
 
     first = below(served.process.pid)
-    [leader] = [pid for pid, command in first.items() if " serve " in command and "_keeper" not in command]
+    [keeper] = [pid for pid in first if "ke_tools.servers.engines._keeper" in psutil.Process(pid).cmdline()]
+    [leader] = [child.pid for child in psutil.Process(keeper).children()]
     os.kill(leader, signal.SIGKILL)
     until(lambda: served.health()[0] == httpx.codes.SERVICE_UNAVAILABLE, told)
     away = served.ask()
@@ -129,9 +119,4 @@ def test_it_starts_by_itself_comes_back_when_killed_and_is_gone_with_ke_tools(se
     assert leader not in second
     served.process.kill()
     served.process.wait()
-    until(lambda: not any(map(_is_alive, first.keys() | second.keys())), told)
-
-
-def _is_alive(pid: int) -> bool:
-    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return bool(said) and not said.startswith("Z")
+    until(lambda: not any(map(is_alive, {*first, *second})), told)

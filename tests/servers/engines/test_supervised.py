@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from ke_tools.config import Settings
@@ -30,6 +31,7 @@ from ke_tools.servers.engines.loading import WORKER, load_engine
 from ke_tools.servers.engines.recipe import LORA, Recipe, environment_of, recipe_of
 from ke_tools.servers.service import open_service
 from ke_tools.testing import thimble_path
+from tests.processes import is_alive
 
 ROOT = Path(__file__).parents[3]
 QUICK = Pace(look=0.01, health=0.02, first=0.01, longest=0.02, most=3)
@@ -98,12 +100,6 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
-    said = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-    return bool(said) and not said.startswith("Z")
 
 
 def are_gone(fake: Fake) -> bool:
@@ -194,7 +190,7 @@ def test_closed_it_is_gone_with_its_workers(run: Callable[..., Supervised], fake
 def test_its_keeper_killed_it_is_ended_and_started_again(run: Callable[..., Supervised], fake: Fake) -> None:
     """Issue 7, §1: whatever is killed, no server runs that nobody watches."""
     own = run()
-    keeper = int(subprocess.run(["ps", "-o", "ppid=", "-p", str(fake.starts[0]["pid"])], capture_output=True, check=True).stdout)
+    keeper = psutil.Process(fake.starts[0]["pid"]).ppid()
     os.kill(keeper, signal.SIGKILL)
     until(lambda: len(fake.starts) == 2 and own.error() is None)
     assert not any(map(is_alive, fake.processes[:2]))
