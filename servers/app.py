@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from ke_tools import __version__
 from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.servers import console
-from ke_tools.servers.auth import LARGEST_BODY, LARGEST_PASSED, Guard, HostRule, TokenFile, drain, not_found, too_large
+from ke_tools.servers.auth import LARGEST_BODY, LARGEST_PASSED, Guard, HostRule, drain, not_found, too_large
 from ke_tools.servers.chatting import Chatting
 from ke_tools.servers.http_errors import error_response
 from ke_tools.servers.metrics import CONTENT_TYPE, Counted, Metrics
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ke_tools.config import ChatCorrections
     from ke_tools.servers.principal import Principal
     from ke_tools.servers.service import Service
+    from ke_tools.servers.tokens import Tokens
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 def build_app(
     service: Service,
     *,
-    token_file: TokenFile | None = None,
+    token_file: Tokens | None = None,
     allowed_hosts: Sequence[str] = (),
     mcp: MCPServer[Any] | None = None,
     read_only: bool = False,

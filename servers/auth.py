@@ -1,20 +1,17 @@
 """Who may come in: Host and Origin, then the bearer token.
 
 A web page in somebody's browser can reach a server on loopback. It cannot choose the Host it is sent with, nor hide its
-Origin, so both are checked for every path (DNS rebinding, cross-site posts). Tokens are kept as SHA-256 only.
+Origin, so both are checked for every path (DNS rebinding, cross-site posts). (Tokens: :mod:`~ke_tools.servers.tokens`.)
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -22,7 +19,8 @@ from starlette.responses import JSONResponse, Response
 
 from ke_tools.errors import Forbidden, InvalidInput, KeToolsError, NotFound
 from ke_tools.servers.http_errors import error_response
-from ke_tools.servers.principal import ALL_SCOPES, NOBODY, Principal
+from ke_tools.servers.principal import NOBODY, Principal
+from ke_tools.servers.tokens import Tokens, WrongToken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,76 +32,10 @@ LARGEST_PASSED: Final = 64 * 1024 * 1024  # before a model that another server r
 OPEN_PATHS: Final = frozenset({"/", "/healthz"})  # what needs no token
 CONSOLE: Final = "/console"  # under it, and at "/", are pages: a session's cookie opens them, and nothing else
 _DRAINED: Final = 64 * 1024 * 1024  # bytes of an oversized body that are read before it is refused
-_KEYS: Final = {"name", "sha256", "tenant", "scopes"}
-_MORE: Final = {"edits_per_minute"}  # what may be left out
-_NAME: Final = re.compile(r"[^\W_][\w .@+-]{0,99}")
 _LOCAL: Final = Principal()
 
 
-class WrongToken(Forbidden):
-    """No token where one is needed, or one that is in no list."""
-
-    http_status = 401
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One line of the token file: the hash of a secret and whom it makes of its bearer."""
-
-    sha256: str
-    principal: Principal
-
-
-@dataclass(frozen=True, slots=True)
-class TokenFile:
-    """The tokens a server knows, read once at its start."""
-
-    tokens: tuple[Token, ...]
-
-    @classmethod
-    def load(cls, path: Path | str) -> TokenFile:
-        """Read ``[[token]] name, sha256, tenant, scopes`` (TOML), and where it is given ``edits_per_minute``.
-
-        Raises:
-            InvalidInput: unreadable, not TOML, or an entry is wrong; the message says which and what was expected.
-        """
-        try:
-            raw = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise InvalidInput(f"the token file {path} cannot be read: {error.strerror}.", "Check --token-file.") from error
-        except ValueError as error:  # TOML's and UTF-8's
-            raise InvalidInput(f"the token file {path} is not TOML: {error}.", "Write [[token]] tables.") from error
-        entries = raw.pop("token", [])
-        if raw or not isinstance(entries, list) or not entries:
-            found = f"the unknown keys {sorted(raw)}" if raw else "no [[token]] table"
-            raise InvalidInput(f"the token file {path} has {found}.", "Write one [[token]] table for each token, nothing else.")
-        tokens = tuple(_token(entry, f"token {number} of {path}") for number, entry in enumerate(entries, 1))
-        for what, values in (("name", [t.principal.name for t in tokens]), ("sha256", [t.sha256 for t in tokens])):
-            if len(set(values)) < len(values):
-                raise InvalidInput(f"two tokens of {path} have the same {what}.", "Give every token its own.")
-        return cls(tokens)
-
-    def authenticate(self, header: str | None) -> Principal:
-        """Give the principal of an ``Authorization`` header's value.
-
-        Every known hash is compared, in constant time, whichever of them matches.
-
-        Raises:
-            WrongToken: the header is missing, is no bearer token, or nobody's.
-        """
-        scheme, _, secret = (header or "").partition(" ")
-        if scheme.lower() != "bearer" or not secret.strip():
-            raise WrongToken(
-                "this server needs a token.", "Send 'Authorization: Bearer TOKEN' (the API key).", openai_code="invalid_api_key"
-            )
-        digest = hashlib.sha256(secret.strip().encode()).hexdigest()
-        matches = [token.principal for token in self.tokens if hmac.compare_digest(digest, token.sha256)]
-        if not matches:
-            raise WrongToken("the token is not one of this server's.", "Check the API key.", openai_code="invalid_api_key")
-        return matches[0]
-
-
-def authenticate(header: str | None, tokens: TokenFile | None) -> Principal:
+def authenticate(header: str | None, tokens: Tokens | None) -> Principal:
     """Give the principal; without a token file every key, and none, is the local user's."""
     return _LOCAL if tokens is None else tokens.authenticate(header)
 
@@ -191,7 +123,7 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        tokens: TokenFile | None = None,
+        tokens: Tokens | None = None,
         hosts: HostRule,
         largest: int = LARGEST_BODY,
         session: Callable[[Headers], Principal] = lambda _: NOBODY,
@@ -284,31 +216,3 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(text)
     except ValueError:
         return None
-
-
-def _token(entry: object, where: str) -> Token:
-    if not isinstance(entry, Mapping) or set(entry) - _MORE != _KEYS:
-        found = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
-        raise InvalidInput(
-            f"{where} has {found}; expected are {sorted(_KEYS)}.", f"Write all four, and besides at most {', '.join(sorted(_MORE))}."
-        )
-    name, tenant = (_plain_name(entry[key], f"{key} of {where}") for key in ("name", "tenant"))
-    digest = entry["sha256"]
-    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-        raise InvalidInput(f"sha256 of {where} is not 64 hexadecimal digits.", "Write the token's SHA-256, e.g. from sha256sum.")
-    limit = entry.get("edits_per_minute")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise InvalidInput(f"edits_per_minute of {where} is {limit!r}.", "Give a whole number; 0 for any number.")
-    return Token(digest.lower(), Principal(name, tenant, _scopes(entry["scopes"], where), limit))
-
-
-def _plain_name(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise InvalidInput(f"{where} is {value!r}.", "Use 1 to 100 letters, digits, spaces and . @ + - _")
-    return value
-
-
-def _scopes(value: Any, where: str) -> frozenset[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(scope, str) and scope in ALL_SCOPES for scope in value):
-        raise InvalidInput(f"scopes of {where} are {value!r}.", f"Give a list of some of {sorted(ALL_SCOPES)}.")
-    return frozenset(value)

@@ -225,14 +225,15 @@ class HomeServer:
     async def _app(self, door: Door) -> AsyncIterator[ASGIApp]:
         """Build the web application for a door and keep it running inside the block."""
         from ke_tools.servers.app import build_app
-        from ke_tools.servers.auth import TokenFile, check_bind
+        from ke_tools.servers.auth import check_bind
         from ke_tools.servers.mcp import build_server
+        from ke_tools.servers.tokens import WatchedTokens
 
         host, rules = door.address[0], door.rules
         check_bind(host, rules.token_file)
         app = build_app(
             self._service,
-            token_file=TokenFile.load(rules.token_file) if rules.token_file else None,
+            token_file=WatchedTokens(rules.token_file) if rules.token_file else None,
             allowed_hosts=(host, *rules.allowed_hosts),
             mcp=build_server(self._service, read_only=rules.read_only, tool_prefix=rules.tool_prefix, anonymous=None),
             read_only=rules.read_only,

@@ -73,7 +73,8 @@ def _idle_seconds() -> float:
 def _on_port(settings: Settings, address: str, allow_hosts: Sequence[str], tool_prefix: str) -> int:
     """Listen on ``address``: as the server of the home, or by handing the door to the one that runs."""
     from ke_tools.servers import doors, home_server
-    from ke_tools.servers.auth import TokenFile, check_bind
+    from ke_tools.servers.auth import check_bind
+    from ke_tools.servers.tokens import TokenFile
 
     home_server.log_to_stderr()
     name, port = doors.parse(address)

@@ -53,7 +53,10 @@ class Actors(Part):
     def preview(self, asked: Asked) -> Page:
         """Say what undoing all that a token changed would come to."""
         self._pages.check_writable()
+        self._service.check_writable(asked.who)
         name, since = _name(asked), ago(asked.said("since").strip())
+        if asked.later:
+            return Page("actor_undo.html", {"name": name, "since": since})
         would = undoing.undo(self._service, asked.who, name, since, dry_run=True)
         context = {
             "name": name,

@@ -82,6 +82,13 @@ class Asked:
         """A field of the form, or of the query; the first, if there are several."""
         return self.form.get(name, (self.query.get(name, default),))[0]
 
+    @property
+    def later(self) -> str:
+        """Where the part that takes long is asked for, so that the page is there at once; "" where it is to be here now."""
+        if self.is_part or self.said("now"):
+            return ""
+        return self.url.path + (f"?{self.url.query}" if self.url.query else "")
+
     def chosen(self) -> tuple[str, ...]:
         """The edits that were ticked.
 
@@ -232,6 +239,7 @@ class Pages:
         mine: dict[str, Any] = {
             "who": asked.who,
             "mark": self.sessions.mark(asked.cookie),
+            "later": asked.later,
             "may_write": self.is_open and asked.who.may("write"),
             "may_propose": self.is_open and asked.who.may("propose"),
         }

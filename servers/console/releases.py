@@ -81,7 +81,10 @@ class Releases(Part):
     def back_preview(self, asked: Asked) -> Page:
         """Say what going back to a revision would change."""
         self._pages.check_writable()
+        self._service.check_writable(asked.who)
         revision = _number(asked, "revision")
+        if asked.later:
+            return Page("back.html", {"revision": revision})
         would = self._service.rollback(asked.who, to_revision=revision, dry_run=True)
         live = self._service.ledger.live_release(asked.who.tenant)
         is_so = not would["retired"] and not would["restored"] and would["release"] == live
@@ -112,6 +115,9 @@ class Releases(Part):
     def candidates(self, asked: Asked) -> Page:
         """Name what is worth a promotion."""
         given = {name: _number(asked, name) for name in ("older_than_days", "fired") if asked.said(name).strip()}
+        asked.who.require("read")
+        if asked.later:
+            return Page("candidates.html")
         found = self._service.candidates(asked.who, given)
         rows = found["candidates"]
         context = {

@@ -21,14 +21,15 @@ from starlette.requests import cookie_parser
 from ke_tools.errors import Forbidden
 from ke_tools.servers.auth import authenticate, split_host
 from ke_tools.servers.principal import NOBODY
+from ke_tools.servers.tokens import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.datastructures import Headers
 
-    from ke_tools.servers.auth import TokenFile
     from ke_tools.servers.principal import Principal
+    from ke_tools.servers.tokens import Tokens
 
 __all__ = ["IDLE_SECONDS", "Sessions"]
 
@@ -39,7 +40,7 @@ _MOST_TOLD: Final = 5  # messages that wait for a session's next page
 
 @dataclass(slots=True)
 class _Session:
-    principal: Principal
+    token: str  # its SHA-256
     used: float
     told: list[str] = field(default_factory=list)
 
@@ -50,14 +51,14 @@ class Sessions:
     Without a token file nobody logs in: whoever reaches the door is the local user, whose cookie is the empty one.
     """
 
-    def __init__(self, tokens: TokenFile | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tokens: Tokens | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._tokens = tokens
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Session] = OrderedDict()
         if tokens is None:
-            self._open[""] = _Session(authenticate(None, None), clock())
+            self._open[""] = _Session("", clock())
 
     @property
     def is_guarded(self) -> bool:
@@ -73,12 +74,12 @@ class Sessions:
         principal = authenticate(f"Bearer {token}", self._tokens)
         if not (principal.may("read") or principal.may("propose")):
             raise Forbidden(f"the token {principal.name!r} opens no page.", "Use one with the scope read, propose or write.")
-        cookie = secrets.token_urlsafe(32)
+        cookie, sha256 = secrets.token_urlsafe(32), sha256_of(token)
         with self._lock:
-            mine = [name for name, session in self._open.items() if session.principal == principal]
+            mine = [name for name, session in self._open.items() if session.token == sha256]
             for name in mine[: max(0, len(mine) + 1 - _MOST)]:
                 del self._open[name]
-            self._open[_name(cookie)] = _Session(principal, self._clock())
+            self._open[_name(cookie)] = _Session(sha256, self._clock())
         return cookie
 
     def log_out(self, cookie: str) -> None:
@@ -92,10 +93,14 @@ class Sessions:
         return self.principal_of(self.cookie(headers))
 
     def principal_of(self, cookie: str) -> Principal:
-        """Whose session a cookie opens; nobody's, if it opens none."""
+        """Whose session a cookie opens, by what its token may now; nobody's, if it opens none or the token was withdrawn."""
         with self._lock:
             session = self._of(cookie)
-            return NOBODY if session is None else session.principal
+            if session is None:
+                return NOBODY
+            if self._tokens is None:
+                return authenticate(None, None)
+            return self._tokens.holder(session.token) or NOBODY
 
     def cookie(self, headers: Headers) -> str:
         """The value of our cookie in a request; "" where there is none."""

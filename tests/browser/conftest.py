@@ -38,8 +38,8 @@ def page_at(browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens windows that share nothing; what a page's scripts raise, or its policy forbids, fails the test."""
     opened, faults = [], []
 
-    def open_one(width: int = 1200, scheme: str = "light") -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    def open_one(width: int = 1200, scheme: str = "light", *, scripts: bool = True) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, java_script_enabled=scripts)
         opened.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))

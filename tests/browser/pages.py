@@ -57,4 +57,3 @@ PAGES: Final[dict[str, Callable[[Site], str]]] = {
     "actor-undo": lambda _: "/console/actors/undo?actor=agent&since=1h",
     "health": lambda _: "/console/health",
 }
-PREVIEWS: Final = frozenset({"candidates", "back", "actor-undo"})  # parts of pages, which are pages by themselves where no script runs

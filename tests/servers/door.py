@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 from ke_tools.config import ChatCorrections, Settings
 from ke_tools.memory.ledger import Ledger
 from ke_tools.servers.app import build_app
-from ke_tools.servers.auth import Token, TokenFile
 from ke_tools.servers.mcp import ERROR_KEY, build_server
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service
 from ke_tools.servers.slot import ModelSlot
+from ke_tools.servers.tokens import Token, TokenFile
 from tests.servers.test_service import Scripted
 
 WHO: Final = {

@@ -14,10 +14,11 @@ from starlette.testclient import TestClient
 
 from ke_tools.errors import LedgerDamaged
 from ke_tools.servers.app import build_app
-from ke_tools.servers.auth import LARGEST_BODY, Token, TokenFile
+from ke_tools.servers.auth import LARGEST_BODY
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.slot import SlotState
+from ke_tools.servers.tokens import Token, TokenFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,10 +17,10 @@ from starlette.testclient import TestClient
 from ke_tools.config import Settings
 from ke_tools.errors import Unsupported
 from ke_tools.servers.app import build_app
-from ke_tools.servers.auth import Token, TokenFile
 from ke_tools.servers.doctor import examine
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
+from ke_tools.servers.tokens import Token, TokenFile
 from tests.servers.other_server import KEY, OtherServer
 
 BASE = "http://127.0.0.1:8765"

@@ -16,9 +16,9 @@ import pytest
 
 from ke_tools.models.engine import Request
 from ke_tools.servers.app import build_app
-from ke_tools.servers.auth import Token, TokenFile
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
+from ke_tools.servers.tokens import Token, TokenFile
 from ke_tools.testing import thimble_path
 from tests.vllm.test_releases import FACTS, World, world
 

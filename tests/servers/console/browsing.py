@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from ke_tools.servers.service import Service
+    from ke_tools.servers.tokens import Tokens
 
 URL: Final = "http://127.0.0.1:8765"
 PEOPLE: Final = {**WHO, "zoe": Principal("zoe", "bolt", frozenset({"write"}))}  # she is another tenant's
+TOKENS: Final = tokens_of(PEOPLE)
 EVIL: Final = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
 
@@ -84,10 +86,10 @@ class Console:
         self.service, self._app = service, app
 
     @classmethod
-    def of(cls, service: Service, *, guarded: bool = True, read_only: bool = False) -> Console:
+    def of(cls, service: Service, *, tokens: Tokens | None = TOKENS, read_only: bool = False) -> Console:
         """Open it; each token's secret is its name, and without tokens everybody is the local user."""
         service.models.engine(20)
-        return cls(service, build_app(service, token_file=tokens_of(PEOPLE) if guarded else None, read_only=read_only))
+        return cls(service, build_app(service, token_file=tokens, read_only=read_only))
 
     def browser(self, name: str = "") -> Browser:
         """A browser in which somebody is logged in."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from ke_tools.config import Settings
 from ke_tools.errors import LedgerDamaged
+from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service
+from ke_tools.servers.tokens import WatchedTokens, sha256_of
 from tests.servers.console.browsing import PEOPLE, Browser, Console, text_of
 from tests.servers.door import opened
 
@@ -215,7 +220,7 @@ def test_a_home_that_only_shows_does_too(settings: Settings) -> None:
     """The setting, not only the door."""
     opened(settings).close()
     service = opened(dataclasses.replace(settings, read_only=True))
-    visitor = Console.of(service, guarded=False).browser()
+    visitor = Console.of(service, tokens=None).browser()
     assert "--read-only" in visitor.see("/console/edits")
     assert "--read-only" in text_of(visitor.send("/console/edits", **FACT, relation=""))
     service.close()
@@ -246,3 +251,72 @@ def test_assets_need_no_token_and_may_be_kept(visitor: Browser) -> None:
         said = visitor.client.get(address)
         assert said.status_code == 200
         assert "immutable" in said.headers["cache-control"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/console/releases/candidates", "/console/releases/back?revision=0", "/console/actors/undo?actor=ann&since=2026-01-01"]
+)
+def test_a_page_whose_part_takes_long_is_there_before_the_part(service: Service, visitor: Browser, path: str) -> None:
+    """Issue 8, bars: first paint of each page. A script asks for the part; where none runs, a link does."""
+    service.edit(PEOPLE["ann"], [FACT])
+    visitor.enter("ann")
+    whole = visitor.see(path)
+    assert f'<div hx-get="{path}" hx-trigger="load">' in whole
+    assert "Sylvania City" not in whole
+    [link] = [part for part in whole.split('"') if part.endswith("now=1")]
+    assert "<noscript>" in whole
+    part, linked = visitor.see(path, is_part=True), visitor.see(link)
+    assert text_of(part) in text_of(linked)
+    assert "hx-trigger" not in part
+
+
+FORMS: Final[dict[str, Callable[[str, str], dict[str, Any]]]] = {
+    "/console/edits": lambda *_: {**FACT, "relation": ""},
+    "/console/edits/chosen": lambda acts, _: {"do": "undo", "edit": acts},
+    "/console/edits/ID/undo": lambda *_: {},
+    "/console/queue": lambda _, waits: {"do": "approve", "edit": waits},
+    "/console/releases/back": lambda *_: {"revision": "0"},
+    "/console/actors/undo": lambda *_: {"actor": "ann", "since": "1h"},
+}
+
+
+@pytest.mark.parametrize("left", [(), ("read",)])
+@pytest.mark.parametrize("path", FORMS)
+def test_rights_withdrawn_after_a_page_was_shown_stop_what_its_form_asks(
+    service: Service, tmp_path: Path, path: str, left: tuple[str, ...]
+) -> None:
+    """Issue 8, bad input: a token whose rights were withdrawn in between; the server goes on running."""
+    file = tmp_path / "tokens.toml"
+    people = {name: PEOPLE[name] for name in ("ann", "root")}
+
+    def write() -> None:
+        file.write_text("\n".join(_table(name, who) for name, who in people.items()), "utf-8")
+
+    write()
+    [acts] = service.edit(PEOPLE["ann"], [{**FACT, "subject": "Ruritania", "prompt": "The capital of Ruritania is"}])["edits"]
+    [waits] = service.edit(PEOPLE["eve"], [{**FACT, "target": "Firefly"}])["edits"]
+    ann = Console.of(service, tokens=WatchedTokens(file)).browser("ann")
+    mark, before = ann.mark(), service.revision
+    there = path.replace("ID", acts["edit_id"])
+    fields = FORMS[path](acts["edit_id"], waits["edit_id"])
+
+    if left:
+        people["ann"] = dataclasses.replace(people["ann"], scopes=frozenset(left))
+    else:
+        del people["ann"]
+    write()
+    said = ann.post(there, mark=mark, **fields)
+
+    assert service.revision == before
+    if left:
+        assert said.status_code == 403
+        assert "lacks the scope" in text_of(said)
+        ann.see("/console/edits")
+    else:
+        assert (said.status_code, said.headers["location"].partition("?")[0]) == (303, "/console/login")
+        assert ann.client.post("/console/login", data={"token": "ann"}).status_code == 401
+
+
+def _table(name: str, who: Principal) -> str:
+    scopes = ", ".join(f'"{scope}"' for scope in sorted(who.scopes))
+    return f'[[token]]\nname = "{name}"\nsha256 = "{sha256_of(name)}"\ntenant = "{who.tenant}"\nscopes = [{scopes}]\n'

@@ -218,7 +218,7 @@ def test_whatever_a_proposal_says_is_text_on_the_page(console: Console) -> None:
     ann = console.browser("ann")
     paths = ("/console/queue", f"/console/queue/{waits}", f"/console/queue/{waits}/evidence", "/console/actors?actor=eve")
     pages = [ann.get(path).text for path in paths]
-    pages.append(ann.get("/console/actors/undo?actor=eve&since=1h").text)
+    pages.append(ann.get("/console/actors/undo?actor=eve&since=1h&now=1").text)
     pages += [ann.get("/console/actors", is_part=False).text, ann.get(f"/console/actors?actor={EVIL}").text]
     for page in pages:
         assert "alert('x')</script>" not in page
@@ -251,7 +251,7 @@ def test_what_a_token_changed_is_shown_previewed_and_taken_back(console: Console
     assert "Bloodville" not in ann.see("/console/actors?actor=eve")
 
     for is_part in (True, False):
-        preview = ann.see("/console/actors/undo?actor=bob&since=1h", is_part=is_part)
+        preview = ann.see("/console/actors/undo?actor=bob&since=1h&now=1", is_part=is_part)
         assert "Taken back: 1" in preview
         assert "Bloodville" in preview
     assert states(console.service, waits, acts) == ["proposed", "active"]
@@ -260,7 +260,7 @@ def test_what_a_token_changed_is_shown_previewed_and_taken_back(console: Console
     later = edit(console.service, "bob", {**ELSEWHERE, "subject": "Moravia", "prompt": "The capital of Moravia is"})
     assert ann.post("/console/actors/undo", mark=shown.pop("mark")[0], **shown).status_code == 409
     console.service.rollback(PEOPLE["ann"], edit_ids=later)
-    shown = hidden(ann.see("/console/actors/undo?actor=bob&since=1h"))
+    shown = hidden(ann.see("/console/actors/undo?actor=bob&since=1h&now=1"))
     page = ann.done("/console/actors/undo", actor="bob", since=shown["since"], seen=shown["seen"], reason="lost token")
     assert "1 taken back" in page
     assert states(console.service, waits, acts) == ["proposed", "retired"]
@@ -272,7 +272,7 @@ def test_what_a_token_changed_is_shown_previewed_and_taken_back(console: Console
     [
         ("/console/actors?actor=", 400, "no token was named"),
         ("/console/actors/undo?actor=eve&since=yesterday", 400, "is no moment"),
-        ("/console/actors/undo?actor=nobody&since=1h", 404, "changed nothing since"),
+        ("/console/actors/undo?actor=nobody&since=1h&now=1", 404, "changed nothing since"),
         ("/console/queue/ed_0123456789abcdef", 404, "there is no edit"),
         ("/console/queue/..%2f..%2fetc", 404, "nothing at"),
     ],

@@ -94,20 +94,20 @@ def test_earlier_releases_are_listed_and_one_goes_back_after_a_look(console: Con
     head = console.service.revision
 
     for is_part in (True, False):
-        preview = ann.see(f"/console/releases/back?revision={revision}", is_part=is_part)
+        preview = ann.see(f"/console/releases/back?revision={revision}&now=1", is_part=is_part)
         assert "No longer said: 1" in preview
         assert "Osterlichville" in preview
         assert f'release <span class="id">{FIRST}</span> instead of <span class="id">{SECOND}</span>' in preview
     assert console.service.revision == head
 
     assert "1 edit rolled back" in ann.done(
-        "/console/releases/back", revision=revision, reason="it babbles", seen=ann.seen(f"/console/releases/back?revision={revision}")
+        "/console/releases/back", revision=revision, reason="it babbles", seen=ann.seen(f"/console/releases/back?revision={revision}&now=1")
     )
     ledger = console.service.ledger
     assert ledger.live_release("acme") == FIRST
     assert [ledger.get("acme", edit_id).state for edit_id in (*ids, later)] == [State.PROMOTED, State.ACTIVE, State.RETIRED]
     assert ledger.history("acme", flips=True).items[0].reason == "it babbles"
-    assert "there is nothing to take back" in ann.see(f"/console/releases/back?revision={console.service.revision}")
+    assert "there is nothing to take back" in ann.see(f"/console/releases/back?revision={console.service.revision}", is_part=True)
 
 
 def test_chosen_edits_leave_the_weights_for_the_memory(console: Console) -> None:
@@ -132,12 +132,12 @@ def test_what_has_held_and_is_asked_for_is_named_and_promoted_on_a_button(consol
     assert 'hx-get="/console/releases/candidates" hx-trigger="load"' in ann.see("/console/releases")
     assert "0 edits in memory are worth" in ann.see("/console/releases/candidates", is_part=True)
     for is_part in (True, False):
-        found = ann.see("/console/releases/candidates?older_than_days=0&fired=5", is_part=is_part)
+        found = ann.see("/console/releases/candidates?older_than_days=0&fired=5&now=1", is_part=is_part)
         assert "Freedoniaville" in found
         assert "asked for 9 times" in found
         assert "Sylvaniaville" not in found
         assert ("<html" in found) is not is_part
-    assert "Promote the chosen" not in console.browser("reader").see("/console/releases/candidates?older_than_days=0&fired=0")
+    assert "Promote the chosen" not in console.browser("reader").see("/console/releases/candidates?older_than_days=0&fired=0", is_part=True)
 
     sent = ann.post("/console/edits/chosen", do="promote", edit=ids[:1], reason="held for a week")
 
@@ -187,7 +187,7 @@ def test_another_tenant_sees_and_moves_nothing(console: Console) -> None:
     page = zoe.see("/console/releases")
     assert "No release is live" in page
     assert FIRST not in page
-    assert "0 edits" in zoe.see("/console/releases/candidates?older_than_days=0&fired=0")
+    assert "0 edits" in zoe.see("/console/releases/candidates?older_than_days=0&fired=0", is_part=True)
     for path in ("/console/releases/memory", "/console/edits/chosen"):
         assert zoe.post(path, do="promote", edit=ids[0]).status_code == 404
     zoe.done("/console/releases/back", revision="0", seen=seen([], [], ""))
@@ -200,7 +200,7 @@ def test_whatever_an_edit_or_a_reason_says_is_text_on_the_page(console: Console)
     promote(console.service, ids, reason=EVIL)
     edit(console.service, {**FACTS[1], "target": '"O\'Neill" & sons'})
     ann = console.browser("ann")
-    paths = ("/console/releases", "/console/releases/back?revision=0", "/console/releases/candidates?older_than_days=0&fired=0")
+    paths = ("/console/releases", "/console/releases/back?revision=0&now=1", "/console/releases/candidates?older_than_days=0&fired=0&now=1")
     pages = [ann.get(path).text for path in paths]
     for page in pages:
         assert "<script>alert" not in page
@@ -225,7 +225,7 @@ def test_many_carried_edits_are_turned_page_by_page(console: Console) -> None:
     ("path", "told"),
     [
         ("/console/releases/back?revision=many", "is no whole number"),
-        ("/console/releases/back?revision=99", "the revision is 99"),
+        ("/console/releases/back?revision=99&now=1", "the revision is 99"),
         ("/console/releases?from=-1", "is no whole number"),
         ("/console/releases/candidates?fired=%D9%A3", "is no whole number"),
         ("/console/releases?cursor=nonsense", "cursor"),

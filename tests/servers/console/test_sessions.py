@@ -8,10 +8,10 @@ import pytest
 from starlette.datastructures import Headers
 
 from ke_tools.errors import Forbidden
-from ke_tools.servers.auth import Token, TokenFile, WrongToken
 from ke_tools.servers.console import sessions
 from ke_tools.servers.console.sessions import IDLE_SECONDS, Sessions
 from ke_tools.servers.principal import NOBODY, Principal
+from ke_tools.servers.tokens import Token, TokenFile, WrongToken
 
 ANN = Principal("ann", "acme", frozenset({"write"}))
 CARL = Principal("carl", "acme", frozenset({"chat"}))
