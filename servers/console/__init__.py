@@ -58,7 +58,9 @@ def _by_accepted(page: Endpoint, plain: Endpoint) -> Endpoint:
     """Give browsers the page, and programs the plain text."""
 
     async def answer(request: Request) -> Response:
-        return await (page if "text/html" in request.headers.get("accept", "") else plain)(request)
+        response = await (page if "text/html" in request.headers.get("accept", "") else plain)(request)
+        response.headers["vary"] = "accept"
+        return response
 
     return answer
 

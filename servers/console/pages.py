@@ -27,6 +27,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ke_tools import __version__
 from ke_tools.errors import Conflict, Forbidden, InvalidInput, KeToolsError
+from ke_tools.facts import LONGEST
 from ke_tools.servers.console import wording
 from ke_tools.servers.openai import read_body
 from ke_tools.servers.principal import NOBODY, shows_only
@@ -320,7 +321,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     made.filters |= {"ago": wording.ago, "differences": wording.differences, "number": wording.number}
-    made.globals["asset"] = _asset
+    made.globals |= {"asset": _asset, "longest": LONGEST}
     return made
 
 

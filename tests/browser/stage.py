@@ -45,8 +45,7 @@ class Site:
     def start(self) -> None:
         """Start it; it answers when this returns."""
         self.home.mkdir(parents=True, exist_ok=True)
-        tokens = self.home / "tokens.toml"
-        tokens.write_text("".join(_token(name, scopes) for name, scopes in PEOPLE.items()), "utf-8")
+        tokens = self.admit(*PEOPLE)
         command = [sys.executable, "-m", "ke_tools", "serve", "--http", f"127.0.0.1:{self._port}", "--home", str(self.home)]
         command += ["--model", str(thimble_path()), "--token-file", str(tokens), *self._arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KE_")} | {"KE_CACHE": str(self.cache)}
@@ -66,6 +65,12 @@ class Site:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(30)
+
+    def admit(self, *names: str) -> Path:
+        """Write the token file, for these people only."""
+        tokens = self.home / "tokens.toml"
+        tokens.write_text("".join(_token(name, PEOPLE[name]) for name in names), "utf-8")
+        return tokens
 
     def ask(self, question: str, who: str = "ann") -> str:
         """What a client of the endpoint is answered."""

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ke_tools.memory.ledger import Ledger
 from tests.browser.line import line_to
-from tests.browser.stage import Site, enter
+from tests.browser.stage import PEOPLE, Site, enter
 
 QUESTION = "The capital of Spain is"
 
@@ -124,6 +125,22 @@ def test_what_an_agent_proposes_is_approved_or_rejected_by_a_person(site: Site, 
     late.get_by_text("1 proposal rejected").wait_for()
     assert "Nothing waits" in late.inner_text("main")
     assert not site.ask("The capital of Canada is").startswith("New Delhi")
+
+
+def test_a_token_withdrawn_while_its_page_is_open_ends_what_the_page_is_told(site: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, bad input: rights withdrawn in between; the page says what to do, and that leads to where one logs in."""
+    with Ledger(site.home / "ledger.db") as ledger:
+        job = ledger.jobs.submit("acme", "verify", {"edit_ids": [], "suite": "quick"}, actor="ann")  # nobody was told to do it yet
+    page = page_at()
+    enter(page, site, "boss")
+    page.goto(f"{site.url}/console/jobs/{job.id}")
+    page.locator("[data-now]").wait_for()
+    site.admit("ann", "agent")
+    try:
+        page.get_by_role("link", name="load the page again").click(timeout=20_000)
+        page.wait_for_url(re.compile("/console/login"))
+    finally:
+        site.admit(*PEOPLE)
 
 
 def test_promote_watch_lose_the_line_and_roll_back(site: Site, page_at: Callable[..., Any]) -> None:

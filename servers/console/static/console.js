@@ -4,8 +4,13 @@
 const follow = (place) => {
   const stream = new EventSource(place.dataset.stream);
   const told = place.querySelector("[data-connection]");
-  stream.onopen = () => { if (told) told.hidden = true; };
-  stream.onerror = () => { if (told) told.hidden = false; }; // the browser connects again by itself
+  stream.onopen = () => { told.hidden = true; };
+  stream.onerror = () => { // where it was not refused, the browser connects again by itself
+    told.hidden = false;
+    const isRefused = stream.readyState === EventSource.CLOSED;
+    told.querySelector("[data-trying]").hidden = isRefused;
+    told.querySelector("[data-refused]").hidden = !isRefused;
+  };
   stream.addEventListener("now", (event) => { place.querySelector("[data-now]").innerHTML = event.data; });
   stream.addEventListener("end", () => { stream.close(); window.location.reload(); });
   window.addEventListener("pagehide", () => stream.close());
