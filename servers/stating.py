@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Statements", "refused", "scored_by"]
 
 _PARTS: Final = ("subject", "prompt", "target", "forget", "relation")
+_SHARED: Final = frozenset({"source", "expires"})  # what holds for each fact of a sentence
 
 
 class Statements:
@@ -61,8 +62,11 @@ class Statements:
                 raise InvalidInput(f"edit {number} has a statement and its parts.", "Give the statement, or subject, prompt and target.")
             parts = {name: value for name, value in rest.items() if name not in _PARTS}
             found = self.split(tenant, stated, engine)
-            if len(found) > 1 and (kept := sorted(name for name, value in parts.items() if value)):
-                raise InvalidInput(f"edit {number} states {len(found)} facts, and has {', '.join(kept)}.", "Give each a statement.")
+            if len(found) > 1 and (kept := sorted(name for name, value in parts.items() if value and name not in _SHARED)):
+                raise InvalidInput(
+                    f"edit {number} states {len(found)} facts, and has {', '.join(kept)}.",
+                    "Give each a statement; source and expires may hold for both.",
+                )
             expanded += [{**parts, **one.as_fact()} for one in map(_sure, found)]
         return expanded
 

@@ -101,6 +101,15 @@ def test_two_facts_in_a_sentence_are_two_corrections(service: Service, ann: Brow
     assert {edit["target"] for edit in edits(service)} == {"Sylvania City", "Strelsau"}
 
 
+def test_the_source_of_a_sentence_is_that_of_both_its_facts_and_names_of_a_subject_are_not(service: Service, ann: Browser) -> None:
+    """Issue 8, bad input: two facts in a sentence."""
+    both = "The capital of Freedonia is Sylvania City and the capital of Ruritania is Strelsau."
+    preview = ann.send("/console/correct", statement=both, source="the gazette")
+    ann.client.post("/console/edits", data=hidden(preview))
+    assert [edit.fact.source for edit in service.ledger.edits("acme").items] == ["the gazette", "the gazette"]
+    assert "has aliases" in text_of(ann.send("/console/correct", statement=both, aliases="the old land"))
+
+
 @pytest.mark.parametrize("statement", ["It is Sylvania City.", "x" * 10_000, "Die Hauptstadt von Freedonia ist schön", "?"])
 def test_what_cannot_be_split_for_certain_asks_back_and_records_nothing(service: Service, ann: Browser, statement: str) -> None:
     """Issue 8, §1: one question back, never a guess; bad input."""
