@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ke_tools.facts import State
-from ke_tools.servers.service import row
+from ke_tools.servers.rows import row
 
 if TYPE_CHECKING:
     from ke_tools.memory.proposals import Outlook

@@ -17,7 +17,8 @@ from ke_tools.servers.conversation import Conversation
 from ke_tools.servers.evidence import evidence
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import shown
-from ke_tools.servers.service import Mode, Service, View, frozen_messages, open_service
+from ke_tools.servers.rows import frozen_messages
+from ke_tools.servers.service import Mode, Service, View, open_service
 
 if TYPE_CHECKING:
     from types import TracebackType

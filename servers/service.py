@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from ke_tools.config import Settings
 from ke_tools.errors import (
@@ -30,14 +30,12 @@ from ke_tools.errors import (
     Unavailable,
     Unsupported,
 )
-from ke_tools.facts import Edit, Fact, State
-from ke_tools.memory.events import Event, RolledBack
+from ke_tools.facts import Fact, State
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.moments import ahead, has_passed
 from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
 from ke_tools.memory.scope import Decision, Hit, Scope
-from ke_tools.models.engine import Engine, Generation, Message, Piece, Request, one_turn
-from ke_tools.servers import verifying
+from ke_tools.models.engine import Engine, Generation, Piece, Request, one_turn
+from ke_tools.servers import rows, verifying
 from ke_tools.servers.candidates import Wanted, candidates
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.erasing import erase
@@ -55,7 +53,6 @@ log = logging.getLogger(__name__)
 
 View = Literal["edited", "base", "both"]
 Mode = Literal["auto", "replace", "add"]
-_FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 
 
 class Service:
@@ -216,8 +213,8 @@ class Service:
         revision = self.revision
         flip = "" if dry_run else self.flip_told(who, old, [superseded for edit in edits for superseded in edit.supersedes])[0]
         return {
-            "summary": self._edit_summary(edits, flip, dry_run=dry_run),
-            "edits": [row(edit) for edit in edits],
+            "summary": rows.edit_summary(edits, flip, self.target_of_change(), dry_run=dry_run),
+            "edits": [rows.row(edit) for edit in edits],
             "revision": revision,
             "model": self.model_id,
             "url": self.url,
@@ -226,10 +223,10 @@ class Service:
 
     def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float) -> Fact:
         if not given.get("forget"):
-            return fact_of(given, number)
+            return rows.fact_of(given, number)
         if given.get("target"):
             raise InvalidInput(f"edit {number} forgets, and has a target.", "Leave the target out, or leave forget out.")
-        asked = fact_of({**given, "target": FALLBACK, "forget": False}, number)
+        asked = rows.fact_of({**given, "target": FALLBACK, "forget": False}, number)
         try:
             engine = self.models.engine(wait_seconds)
         except (ModelLoading, ModelUnavailable):
@@ -304,9 +301,9 @@ class Service:
         then = old if to_revision is None else self.ledger.release_at(who.tenant, to_revision)
         flip, job_id = ("", "") if dry_run else self.flip_told(who, old, edit_ids, of=then)
         return {
-            "summary": self._rollback_summary(done, flip, to_revision, dry_run=dry_run),
-            "retired": [row(edit) for edit in done.retired],
-            "restored": [row(edit) for edit in done.restored],
+            "summary": rows.rollback_summary(done, flip, self.target_of_change(), to_revision, dry_run=dry_run),
+            "retired": [rows.row(edit) for edit in done.retired],
+            "restored": [rows.row(edit) for edit in done.restored],
             "revision": self.revision if dry_run else done.revision,
             "model": self.model_id,
             "release": done.release,
@@ -319,11 +316,11 @@ class Service:
             release = self.promotions.without(who.tenant, edit_ids) or ""
             done = self.ledger.demote(who.tenant, edit_ids, release=release, actor=who.name, reason=reason)
         flip, job_id = self.flip_told(who, old, edit_ids)
-        count = _count(len(set(edit_ids)), "edit")
+        count = rows.counted(len(set(edit_ids)), "edit")
         return {
             "summary": f"{count} out of the weights and answered from the memory.{flip} {self.target_of_change()}",
             "retired": [],
-            "restored": [row(edit) for edit in done.demoted],
+            "restored": [rows.row(edit) for edit in done.demoted],
             "revision": done.revision,
             "model": self.model_id,
             "release": done.release,
@@ -346,7 +343,7 @@ class Service:
         rest = self.promotions.promote_rest(who, of, leaving)
         if new == old:
             return rest.in_words, rest.job_id
-        count = _count(self.ledger.carried_by(who.tenant, new), "edit")
+        count = rows.counted(self.ledger.carried_by(who.tenant, new), "edit")
         told = f" {new} is live, with {count} in the weights." if new else " No release is live any more."
         if damage := self.promotions.damage(new):
             told += f" It cannot be served, so the memory answers until `ke-tools rebuild`: {damage}"
@@ -419,8 +416,8 @@ class Service:
         asked = f"at least {wanted.older_than_days:g} days old and asked for {wanted.fired} times"
         asked += f", by {' or '.join(wanted.actors)}" if wanted.actors else ""
         return {
-            "summary": f"{_count(found, 'edit')} in memory {'is' if len(found) == 1 else 'are'} worth a promotion ({asked}).",
-            "candidates": [row(one.edit) | {"reason": one.reason} for one in found],
+            "summary": f"{rows.counted(found, 'edit')} in memory {'is' if len(found) == 1 else 'are'} worth a promotion ({asked}).",
+            "candidates": [rows.row(one.edit) | {"reason": one.reason} for one in found],
         }
 
     async def job_status(self, who: Principal, job_id: str, *, wait_seconds: float = 0.0, heard: Heard | None = None) -> dict[str, Any]:
@@ -437,7 +434,7 @@ class Service:
         who.require("read")
         page = self.ledger.jobs.list(who.tenant, limit, cursor)
         return {
-            "summary": f"{len(page.items)} of {_count(page.total, 'job')}, newest first.",
+            "summary": f"{len(page.items)} of {rows.counted(page.total, 'job')}, newest first.",
             "jobs": [shown(job) for job in page.items],
             "total": page.total,
             "next_cursor": page.next_cursor,
@@ -469,11 +466,11 @@ class Service:
         with self.damage.watching("list", who.tenant, state, contains, limit, cursor):
             page = self.ledger.edits(who.tenant, states=states or (), contains=contains, limit=limit, cursor=cursor)
         return {
-            "summary": f"{len(page.items)} of {_count(page.total, 'edit')}"
+            "summary": f"{len(page.items)} of {rows.counted(page.total, 'edit')}"
             + (f" in state {state}" if state != "any" else "")
             + (f" containing {contains!r}" if contains else "")
             + ("; call again with next_cursor for more." if page.next_cursor else "."),
-            "edits": [row(edit) for edit in page.items],
+            "edits": [rows.row(edit) for edit in page.items],
             "total": page.total,
             "next_cursor": page.next_cursor,
             "truncated": bool(page.next_cursor),
@@ -487,11 +484,11 @@ class Service:
         """
         who.require("read")
         with self.damage.watching("get", who.tenant, edit_id):
-            found = row(self.ledger.get(who.tenant, edit_id))
+            found = rows.row(self.ledger.get(who.tenant, edit_id))
             events = self.ledger.history(who.tenant, edit_id=edit_id).items
             return {
                 **found,
-                "history": [event_row(event) for event in events],
+                "history": [rows.event_row(event) for event in events],
                 "scorecards": self.ledger.scorecards_of(who.tenant, edit_id),
             }
 
@@ -518,8 +515,8 @@ class Service:
             page = self.ledger.history(who.tenant, edit_id=edit_id, limit=limit, cursor=cursor)
         about = f" of {edit_id}" if edit_id else ""
         return {
-            "summary": f"{len(page.items)} of {_count(page.total, 'event')}{about}, newest first.",
-            "events": [event_row(event) for event in page.items],
+            "summary": f"{len(page.items)} of {rows.counted(page.total, 'event')}{about}, newest first.",
+            "events": [rows.event_row(event) for event in page.items],
             "total": page.total,
             "next_cursor": page.next_cursor,
         }
@@ -592,7 +589,7 @@ class Service:
             ModelLoading: the model is not there yet; ``data["poll_after_ms"]`` says when to ask again.
         """
         told, decision = await self.queried(who, question, view=view, max_tokens=max_tokens, via=via, wait_seconds=wait_seconds)
-        return {**told, "explain": explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""}}
+        return {**told, "explain": rows.explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""}}
 
     async def queried(
         self, who: Principal, question: str, *, view: View, max_tokens: int, via: Via = "auto", wait_seconds: float
@@ -618,9 +615,9 @@ class Service:
             base = made if one == "base" else base
             truncated |= made.finish_reason == "length"
             decision = routed.decision if one == "edited" else decision
-            answers.append(_answer(one, routed, made))
+            answers.append(rows.answer_row(one, routed, made))
         told = {
-            "summary": _query_summary(answers),
+            "summary": rows.query_summary(answers),
             "answers": answers,
             "model": self.model_id,
             "revision": self.revision,
@@ -905,31 +902,6 @@ class Service:
         where = f" at {self.url}" if self.url else ""
         return f"Changed: model {self.model_id}{where}; your own model is not changed."
 
-    def _edit_summary(self, edits: Sequence[Edit], flip: str, *, dry_run: bool) -> str:
-        superseded = [earlier for edit in edits for earlier in edit.supersedes]
-        told = f", superseding {', '.join(superseded)}" if superseded else ""
-        waiting = [edit for edit in edits if edit.state is State.PROPOSED]
-        if dry_run:
-            how = "proposed and wait for an approval" if waiting else f"active{told}"
-            return f"Dry run: {_count(edits, 'edit')} would be {how}. Nothing was changed."
-        if waiting:
-            return (
-                f"{_count(waiting, 'edit')} proposed, not active: no answer changes until somebody of scope write approves"
-                f" (`ke-tools approve {' '.join(edit.id for edit in waiting)}`)."
-            )
-        if gone := [edit.id for edit in edits if not edit.is_live]:
-            return f"Recorded before under this key, and retired since: {', '.join(gone)}. See history."
-        active = f"{_count(edits, 'edit')} active from the next answer on{told}."
-        return f"{active}{flip} Check with verify, undo with rollback. {self.target_of_change()}"
-
-    def _rollback_summary(self, done: RolledBack, flip: str, to_revision: int | None, *, dry_run: bool) -> str:
-        retired = f"{_count(done.retired, 'edit')} rolled back." if done.retired else ""
-        restored = f"{_count(done.restored, 'earlier edit')} came back." if done.restored else ""
-        told = " ".join(part for part in (retired, restored, flip.strip()) if part)
-        if not told:
-            return f"Nothing was changed: what was live at revision {to_revision} is what is live now."
-        return f"Dry run, nothing was changed. It would be: {told}" if dry_run else f"{told} {self.target_of_change()}"
-
 
 def open_service(settings: Settings, *, url: str = "") -> Service:
     """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``."""
@@ -969,120 +941,6 @@ def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | 
     return found, None
 
 
-def frozen_messages(messages: Any) -> tuple[Message, ...]:
-    """Check the shape of a conversation given by a caller.
-
-    Raises:
-        InvalidInput: not a list of ``{"role", "content"}``.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise InvalidInput("messages is not a list of turns.", 'Write [{"role": "user", "content": "…"}].')
-    for turn in messages:
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str) or "content" not in turn:
-            raise InvalidInput(f"a message is not of the form {{role, content}}: {str(turn)[:80]}", "Give both for every turn.")
-    return tuple(messages)
-
-
-def state_of(edit: Edit) -> State:
-    """How an edit stands at this moment; one whose time has passed is retired before an event says so."""
-    return State.RETIRED if edit.is_live and has_passed(edit.fact.expires) else edit.state
-
-
-def row(edit: Edit) -> dict[str, Any]:
-    """An edit as the tools show it."""
-    return {
-        "edit_id": edit.id,
-        "ref": edit.ref,
-        "subject": edit.fact.subject,
-        "prompt": edit.fact.prompt,
-        "target": edit.fact.target,
-        "forget": edit.fact.forget,
-        "relation": edit.relation,
-        "state": state_of(edit).value,
-        "expires": edit.fact.expires,
-        "approved_by": edit.approved_by,
-        "created_at": edit.created_at,
-        "revision": edit.revision,
-        "superseded": list(edit.supersedes),
-        "superseded_by": edit.superseded_by,
-        "alias_risky": edit.alias_risky,
-        "warnings": list(edit.warnings),
-    }
-
-
-def explanation(decision: Decision) -> dict[str, str]:
-    """A decision as text."""
-    import json
-
-    return {"zone": decision.zone, "reason": decision.reason, "stages": json.dumps(dict(decision.stages), ensure_ascii=False, default=str)}
-
-
-def fact_of(given: Mapping[str, Any], number: int = 1) -> Fact:
-    """Read a fact as the tools take it.
-
-    Raises:
-        InvalidInput: it cannot be read; the message names its number.
-    """
-    unknown = given.keys() - _FIELDS - {"ref", "statement"}
-    if unknown:
-        raise InvalidInput(f"edit {number} has the unknown fields {sorted(unknown)}.", f"Known are {sorted(_FIELDS | {'ref'})}.")
-    if missing := [name for name in ("subject", "prompt", "target") if name not in given]:
-        raise InvalidInput(f"edit {number} lacks {', '.join(missing)}.", "Give subject, prompt and target.")
-    fields: dict[str, Any] = {}
-    for name in _FIELDS & given.keys():
-        many = name in {"paraphrases", "aliases", "forgotten"}
-        value = given[name]
-        if name == "forget" and isinstance(value, bool):
-            fields[name] = value
-        elif many and isinstance(value, Collection) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value):
-            fields[name] = tuple(value)
-        elif not many and isinstance(value, str):
-            fields[name] = value
-        else:
-            raise InvalidInput(f"edit {number}: {name} is not {'a list of texts' if many else 'a text'}.", "See the schema of edit.")
-    try:
-        if fields.get("expires"):
-            fields["expires"] = ahead(fields["expires"])
-        return Fact(**fields)
-    except InvalidInput as error:
-        raise InvalidInput(f"edit {number}: {error.message}", error.hint) from error
-
-
-def _answer(view: str, routed: Routed, made: Generation) -> dict[str, Any]:
-    return {
-        "view": view,
-        "text": made.text.strip(),
-        "route": routed.route,
-        "used_edits": [{"edit_id": hit.edit.id, "score": round(hit.score, 4)} for hit in routed.hits],
-        "finish_reason": made.finish_reason,
-        "reason": routed.reason,
-    }
-
-
-def _query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
-    texts = {str(answer["view"]): str(answer["text"]) for answer in answers}
-    used = [edit["edit_id"] for answer in answers for edit in answer["used_edits"]]
-    if len(texts) == 2:  # noqa: PLR2004
-        if texts["base"] != texts["edited"]:
-            return f"Before: {texts['base']} After: {texts['edited']}"
-        if used:
-            return f"Given to the model, but its answer did not change: {', '.join(used)}. It says: {texts['base']}"
-        return f"Unchanged by edits: {texts['base']}"
-    return str(answers[0]["text"]) + (f" (from {', '.join(used)})" if used else "")
-
-
-def event_row(event: Event) -> dict[str, Any]:
-    """An event as the tools show it."""
-    return {
-        "at": event.at,
-        "revision": event.seq,
-        "actor": event.actor,
-        "action": event.action,
-        "edit_ids": list(event.edit_ids),
-        "note": event.note,
-    }
-
-
 def _heard_of(measured: asyncio.Future[Any]) -> None:
     """Take note of how a measurement ended that nobody waited for."""
     if not measured.cancelled():
@@ -1094,8 +952,3 @@ async def _finish(pieces: AsyncIterator[Piece]) -> Generation:
         if piece.finished is not None:
             return piece.finished
     raise NotFound("the engine ended a generation without finishing it.")
-
-
-def _count(things: Sequence[Any] | int, noun: str) -> str:
-    number = things if isinstance(things, int) else len(things)
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ke_tools.errors import NotFound
 from ke_tools.memory.moments import ago
-from ke_tools.servers.service import event_row, row
+from ke_tools.servers.rows import event_row, row
 
 if TYPE_CHECKING:
     from ke_tools.memory.undoing import Undone

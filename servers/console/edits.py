@@ -9,7 +9,7 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import State
 from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 from ke_tools.servers.console.wording import STATES
-from ke_tools.servers.service import state_of
+from ke_tools.servers.rows import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
