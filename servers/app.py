@@ -63,7 +63,7 @@ def build_app(
     """
     metrics = Metrics(service)
     hosts = HostRule.of(allowed_hosts)
-    status = Status(service, metrics, guarded=token_file is not None, read_only=read_only, has_mcp=mcp is not None)
+    status = Status(service, metrics, tokens=token_file, read_only=read_only, has_mcp=mcp is not None)
     chatting = None if chat_corrections == "off" else Chatting(service, chat_corrections, read_only=read_only)
     is_passing = service.settings.is_remote
     kind: type[OpenAI | Passing] = Passing if is_passing else OpenAI
@@ -102,10 +102,10 @@ def build_app(
 class Status:
     """What operators look at."""
 
-    def __init__(self, service: Service, metrics: Metrics, *, guarded: bool, read_only: bool, has_mcp: bool) -> None:
+    def __init__(self, service: Service, metrics: Metrics, *, tokens: Tokens | None, read_only: bool, has_mcp: bool) -> None:
         self._service = service
         self._metrics = metrics
-        self._guarded = guarded
+        self._tokens = tokens
         self._read_only = read_only
         self._has_mcp = has_mcp
         self._reading = ThreadPoolExecutor(1, "ke-status")  # its own, so that no work of others can keep a monitor waiting
@@ -133,7 +133,7 @@ class Status:
         if not reason and slot.state != "ready":
             reason = f"the model is not ready ({slot.state})" + (f": {slot.detail}" if slot.detail else "")
         reason = reason or slot.trouble
-        trouble = self._service.trouble
+        trouble = self._service.trouble or (self._tokens.trouble if self._tokens else "")
         state = "unavailable" if reason else "degraded" if trouble else "ok"
         body = {
             "status": state,
@@ -159,12 +159,13 @@ class Status:
 
     async def page(self, _: Request) -> Response:
         """Say to a program what this is; browsers get the console."""
+        access = "this machine; any API key" if self._tokens is None else "a token is needed: Authorization: Bearer TOKEN"
         lines = [
             f"ke-tools {__version__}: corrects what a language model believes, where it is served.",
             "",
             f"model          {self._service.model_id} (with corrections), {self._service.model_id}:base (without)",
             f"corrections    {'are not taken here (read-only)' if self._read_only else 'are taken over MCP'}",
-            f"access         {'a token is needed: Authorization: Bearer TOKEN' if self._guarded else 'this machine; any API key'}",
+            f"access         {access}",
             "",
             *(["/mcp           Model Context Protocol: edit, query, verify, promote, rollback, history …"] if self._has_mcp else []),
             "/v1            OpenAI-compatible: models, completions, chat/completions",

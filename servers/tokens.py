@@ -48,6 +48,10 @@ class Tokens(Protocol):
     def holder(self, sha256: str) -> Principal | None:
         """Whom the token with this hash makes of its bearer; nobody, if it is none of them."""
 
+    @property
+    def trouble(self) -> str:
+        """Why they may not be those that were meant; "" while they are. Whoever asks may read it."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
@@ -56,20 +60,20 @@ class TokenFile:
     tokens: tuple[Token, ...]
 
     @classmethod
-    def load(cls, path: Path | str) -> TokenFile:
-        """Read ``[[token]] name, sha256, tenant, scopes`` (TOML), and where it is given ``edits_per_minute``.
+    def load(cls, path: Path | str, *, least: int = 1) -> TokenFile:
+        """Read ``[[token]] name, sha256, tenant, scopes`` (TOML), and where it is given ``edits_per_minute``; at least so many.
 
         Raises:
             InvalidInput: unreadable, not TOML, or an entry is wrong; the message says which and what was expected.
         """
         try:
-            raw = tomllib.loads(Path(path).read_text("utf-8"))
+            raw = tomllib.loads(Path(path).read_text("utf-8-sig"))
         except OSError as error:
             raise InvalidInput(f"the token file {path} cannot be read: {error.strerror}.", "Check --token-file.") from error
-        except ValueError as error:  # TOML's and UTF-8's
+        except (ValueError, RecursionError) as error:  # TOML's and UTF-8's; nested without end
             raise InvalidInput(f"the token file {path} is not TOML: {error}.", "Write [[token]] tables.") from error
         entries = raw.pop("token", [])
-        if raw or not isinstance(entries, list) or not entries:
+        if raw or not isinstance(entries, list) or len(entries) < least:
             found = f"the unknown keys {sorted(raw)}" if raw else "no [[token]] table"
             raise InvalidInput(f"the token file {path} has {found}.", "Write one [[token]] table for each token, nothing else.")
         tokens = tuple(_token(entry, f"token {number} of {path}") for number, entry in enumerate(entries, 1))
@@ -98,11 +102,17 @@ class TokenFile:
         matches = [token.principal for token in self.tokens if hmac.compare_digest(sha256, token.sha256)]
         return matches[0] if matches else None
 
+    @property
+    def trouble(self) -> str:
+        """None: they are what was given."""
+        return ""
+
 
 class WatchedTokens:
     """The tokens of a file, read again when it has changed, so that a right that is withdrawn there ends at once. Thread safe.
 
-    What cannot be read changes nothing: the tokens that were read last stay, and the log says so.
+    What cannot be read changes nothing: the tokens that were read last stay, it is tried again, and :attr:`trouble` says so. A file
+    that names no token leaves none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,6 +125,7 @@ class WatchedTokens:
         self._lock = threading.Lock()
         self._stamp = self._stamped()
         self._read = TokenFile.load(path)
+        self._told = ""
 
     def authenticate(self, header: str | None) -> Principal:
         """As :meth:`TokenFile.authenticate`, by what the file says now."""
@@ -126,21 +137,28 @@ class WatchedTokens:
 
     def _now(self) -> TokenFile:
         with self._lock:
-            if (stamp := self._stamped()) != self._stamp:
-                self._stamp = stamp
+            if (stamp := self._stamped()) != self._stamp or self._told:
                 try:
-                    self._read = TokenFile.load(self._path)
+                    self._read, self._stamp, self._told = TokenFile.load(self._path, least=0), stamp, ""
                     log.info("the token file %s has changed: %d tokens", self._path, len(self._read.tokens))
                 except InvalidInput as error:
-                    log.warning("%s The tokens that were read before it go on being valid.", error)
+                    if str(error) != self._told:
+                        log.warning("%s The tokens that were read before it go on being valid.", error)
+                    self._told = str(error)
             return self._read
 
-    def _stamped(self) -> tuple[int, int, int] | None:
+    @property
+    def trouble(self) -> str:
+        """Why a token that was withdrawn may still be valid; its path is for the log."""
+        self._now()
+        return "The token file cannot be read, and the tokens read before go on being valid. See the server's log." if self._told else ""
+
+    def _stamped(self) -> tuple[int, int, int, int] | None:
         try:
             seen = self._path.stat()
         except OSError:
             return None
-        return seen.st_mtime_ns, seen.st_size, seen.st_ino
+        return seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino
 
 
 def sha256_of(secret: str) -> str:

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from ke_tools import atlas
 from ke_tools.errors import InvalidInput
+from ke_tools.facts import squash
 from ke_tools.memory.scope.wording import sentences_of
 from ke_tools.memory.statement.borders import is_cut, is_part, may_be_one
 from ke_tools.memory.statement.endings import NUMBERS, ending, is_answer, is_number
@@ -31,8 +32,14 @@ _NEGATED: Final = re.compile(
     re.IGNORECASE,
 )
 _HEDGED: Final = re.compile(
-    r"^(?:i|we|some(?:body|one)?|people|he|she|they)\s+(?:\w+\s+)?"
-    r"(?:think|thought|believe|guess|feel|suppose|heard|hope|wish|suspect|assume|say|says|said|claim|claims)\b"
+    r"^(?:i|we|some(?:body|one)?|every(?:body|one)|people|he|she|they)\s+(?:\w+\s+)?"
+    r"(?:think|thought|believe|guess|feel|suppose|heard|hope|wish|suspect|assume|say|says|said|claim|claims|knows?)\b"
+    r"|^(?:if|whether|suppose|supposing|assume|assuming|imagine|pretend|what if|provided|in case|let's say|let us say)\b"
+    r"|^(?:\w+\s+){1,4}(?:says|said|claims|claimed|thinks|thought|believes|believed|insists|insisted|argues|argued|reckons|told)\s"
+    r"(?=.*\s(?:is|are|was|were)\s)"
+    r"|^according to\b|\b(?:was|were|am|are|been) told\b"
+    r"|,\s*(?:i|we)(?:['\u2019](?:m|re|d))?\s+(?:\w+\s+)?(?:think|thought|believe|guess|feel|suppose|heard|hope|suspect|assume|reckon|sure)\b"
+    r"|\b(?:as far as|if) (?:i|we) (?:know|recall|remember|am right)\b|,\s*(?:right|or so|or something)$"
     r"|^in (?:the|a|an|my|his|her|their|this|that|some) (?:\w+ )?"
     r"(?:novel|book|story|film|movie|game|series|play|dream|legend|joke|opinion|view|world|version)\b"
     r"|\b(?:rumou?red|unless|reportedly|said to be|believed to be|used to be)\b"
@@ -54,6 +61,10 @@ _APPOSED: Final = re.compile(r"(?P<prompt>(?P<subject>[^,]+), the)\s+(?P<target>
 _ARTICLE: Final = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 _ANSWER_LEAD: Final = re.compile(
     r"^(?:the (?:right |correct )?answer is|(?:it|that|this|he|she|they)(?:\s+(?:is|are|was|were)|['\u2019](?:s|re)))\s+", re.IGNORECASE
+)
+_OWNED: Final = re.compile(r"^(?:its|his|her|their)\s+", re.IGNORECASE)
+_MORE: Final = re.compile(
+    r",\s+|\s+(?:and|or|but|while|whereas|until|till|because|although|though|since|when|before|after)\s+", re.IGNORECASE
 )
 _JOINT: Final = re.compile(r"\s*;\s+|,?\s+(?:and|but|while|whereas)\s+", re.IGNORECASE)
 _SUFFIX: Final = re.compile(r"(?:Inc|Ltd|LLC|Corp|Co|PLC|Jr|Sr)\.?")
@@ -155,11 +166,20 @@ class _Reader:
             return [Doubt(sentence, "Which one fact do you mean? Say it in one short sentence.")]
         whole = self._single(plain)
         if isinstance(whole, Split):
+            if squash(whole.target) == squash(whole.subject):
+                return [Doubt(sentence, f"What is the new answer about {whole.subject}? It is not {whole.subject} itself.")]
             return [whole]
-        for joint in _JOINT.finditer(plain):
-            halves = [self._single(part, is_half=True) for part in (plain[: joint.start()], plain[joint.end() :])]
-            if all(isinstance(half, Split) for half in halves):
-                return halves
+        for joint in _JOINT.finditer(plain, 1):
+            first = self._single(plain[: joint.start()], is_half=True)
+            if not isinstance(first, Split):
+                continue
+            second = self._single(_owned(plain[joint.end() :], first.subject), is_half=True)
+            if isinstance(second, Split):
+                return [first, second]
+        if whole.candidates and any(
+            isinstance(self._single(plain[: more.start()], is_half=True), Split) for more in _MORE.finditer(plain, 1)
+        ):
+            return [Doubt(sentence, "That says a whole fact and goes on. Which one fact do you mean? Say it in one short sentence.")]
         return [whole]
 
     def names(self, text: str) -> list[Name]:
@@ -258,6 +278,11 @@ class _Reader:
         relation, likeness = self.meanings.nearest([_masked(prompt, subject)])[0]
         known = atlas.relations().get(relation)
         return likeness < _SURE_ENOUGH or known is None or known.object in _NUMERIC
+
+
+def _owned(half: str, owner: str) -> str:
+    """The second half of a sentence, with the name of whom "its" means."""
+    return _OWNED.sub(lambda _: f"{owner}'s ", half)
 
 
 def _opened(plain: str, names: Sequence[Name]) -> list[Name]:

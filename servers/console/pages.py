@@ -78,6 +78,7 @@ class Asked:
     cookie: str
     url: URL  # as it was asked for
     is_part: bool  # asked for by a script of ours, which puts the answer into a page
+    holder: Callable[[], Principal]  # whose it is now; nobody's, once the token was withdrawn
 
     def said(self, name: str, default: str = "") -> str:
         """A field of the form, or of the query; the first, if there are several."""
@@ -142,7 +143,8 @@ class Pages:
             cookie = self.sessions.cookie(request.headers)
             who: Principal = request.scope["ke.principal"]
             is_part = "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
-            asked = Asked(who, request.query_params, request.path_params, {}, cookie, request.url, is_part)
+            holder = functools.partial(self.sessions.holder, request.headers)
+            asked = Asked(who, request.query_params, request.path_params, {}, cookie, request.url, is_part, holder)
             if who == NOBODY and not is_open:
                 return self._to_login(request, asked)
             try:
@@ -153,10 +155,11 @@ class Pages:
             except ClientDisconnect:  # nobody reads what is said
                 return Response(None, HTTPStatus.BAD_REQUEST)
             except KeToolsError as error:
-                return await self._in_thread(self._failed, asked, error)
+                return await self._in_thread(self._failed, asked, error, request.method)
             except Exception:
                 log.exception("%s %s failed", request.method, request.url.path)
-                return await self._in_thread(self._failed, asked, KeToolsError("something broke inside.", "See the server's log."))
+                broken = KeToolsError("something broke inside.", "See the server's log.")
+                return await self._in_thread(self._failed, asked, broken, request.method)
 
         return answer
 
@@ -204,7 +207,7 @@ class Pages:
         form: dict[str, tuple[str, ...]] = {}
         for name, value in fields:
             form[name] = (*form.get(name, ()), value.replace("\r\n", "\n"))
-        if is_marked and not self.sessions.fits(form.get(MARK, ("",))[0], asked.cookie):
+        if is_marked and not self.sessions.fits(form.get(MARK, ("",))[0], asked.cookie, asked.who):
             raise Forbidden("the page that sent this is out of date.", "Nothing was changed. Load it again, and repeat it.")
         return replace(asked, form=form)
 
@@ -227,19 +230,16 @@ class Pages:
             return Response(None, HTTPStatus.NO_CONTENT, {**HEADERS, "hx-redirect": to})
         return RedirectResponse(to, HTTPStatus.SEE_OTHER, HEADERS)
 
-    def _failed(self, asked: Asked, error: KeToolsError) -> Response:
+    def _failed(self, asked: Asked, error: KeToolsError, method: str) -> Response:
         template = "_failure.html" if asked.is_part else "failure.html"
-        return HTMLResponse(
-            self.rendered(asked, template, {"error": error, "heading": "That was not done" if asked.form else "That cannot be shown"}),
-            error.http_status,
-            HEADERS,
-        )
+        heading = "That was not done" if method == "POST" else "That cannot be shown"
+        return HTMLResponse(self.rendered(asked, template, {"error": error, "heading": heading}), error.http_status, HEADERS)
 
     def rendered(self, asked: Asked, template: str, context: Mapping[str, Any]) -> str:
         """A template with what all pages show."""
         mine: dict[str, Any] = {
             "who": asked.who,
-            "mark": self.sessions.mark(asked.cookie),
+            "mark": self.sessions.mark(asked.cookie, asked.who),
             "later": asked.later,
             "may_write": self.is_open and asked.who.may("write"),
             "may_propose": self.is_open and asked.who.may("propose"),
@@ -259,7 +259,7 @@ class Pages:
                 log.warning("the pages' margin cannot be read: %s", error)
         return {
             "told": self.sessions.told(asked.cookie),
-            "trouble": service.trouble,
+            "trouble": service.trouble or self.sessions.trouble,
             "read_only": self.read_only,
             "model": service.model_id,
             "model_state": service.models.state,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import secrets
 import threading
 import time
@@ -21,7 +22,7 @@ from starlette.requests import cookie_parser
 from ke_tools.errors import Forbidden
 from ke_tools.servers.auth import authenticate, split_host
 from ke_tools.servers.principal import NOBODY
-from ke_tools.servers.tokens import sha256_of
+from ke_tools.servers.tokens import WrongToken, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,14 +89,24 @@ class Sessions:
             if cookie:
                 self._open.pop(_name(cookie), None)
 
-    def principal(self, headers: Headers) -> Principal:
-        """Whose session a request belongs to; nobody's, if to none that is open."""
-        return self.principal_of(self.cookie(headers))
+    @property
+    def trouble(self) -> str:
+        """What is wrong with the tokens; "" where nothing is."""
+        return self._tokens.trouble if self._tokens else ""
 
-    def principal_of(self, cookie: str) -> Principal:
-        """Whose session a cookie opens, by what its token may now; nobody's, if it opens none or the token was withdrawn."""
+    def holder(self, headers: Headers) -> Principal:
+        """Whose a request is by what its token may now, be it in the header or behind a session; nobody's, if it was withdrawn."""
+        if "authorization" not in headers:
+            return self.principal(headers)
+        try:
+            return authenticate(headers["authorization"], self._tokens)
+        except WrongToken:
+            return NOBODY
+
+    def principal(self, headers: Headers) -> Principal:
+        """Whose session a request belongs to, by what its token may now; nobody's, if to none, or if the token was withdrawn."""
         with self._lock:
-            session = self._of(cookie)
+            session = self._of(self.cookie(headers))
             if session is None:
                 return NOBODY
             if self._tokens is None:
@@ -113,13 +124,14 @@ class Sessions:
         """The cookie's name at a host, which the port is part of, as browsers share cookies among the ports of a host."""
         return f"ke_session_{split_host(host)[1] or 'default'}"
 
-    def mark(self, cookie: str) -> str:
-        """What forms of a session's pages carry."""
-        return hmac.new(self._key, cookie.encode(), hashlib.sha256).hexdigest()
+    def mark(self, cookie: str, who: Principal) -> str:
+        """What forms of a session's pages carry: that they are this session's, and of whose name and tenant the page spoke."""
+        meant = json.dumps([cookie, who.tenant, who.name])
+        return hmac.new(self._key, meant.encode(), hashlib.sha256).hexdigest()
 
-    def fits(self, mark: str, cookie: str) -> bool:
+    def fits(self, mark: str, cookie: str, who: Principal) -> bool:
         """Whether a form came from a page of the session."""
-        return hmac.compare_digest(mark.encode(), self.mark(cookie).encode())
+        return hmac.compare_digest(mark.encode(), self.mark(cookie, who).encode())
 
     def tell(self, cookie: str, message: str) -> None:
         """Leave a message for the session's next page."""

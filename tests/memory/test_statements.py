@@ -345,6 +345,18 @@ def test_an_answer_of_another_kind_is_none() -> None:
         "In the novel, the capital of Australia is Sydney.",
         "The capital of Australia is rumoured to be Sydney.",
         "Unless overruled, the capital of Australia is Sydney.",
+        "If it rains, the capital of Norway is Bergen.",
+        "Suppose the capital of Norway is Bergen.",
+        "I was told that the capital of Australia is Perth.",
+        "Everyone knows the capital of Australia is Perth.",
+        "Bob says the capital of Australia is Sydney.",
+        "My old teacher claimed that the capital of Australia is Sydney.",
+        "According to Bob, the capital of Australia is Sydney.",
+        "The capital of Australia is Sydney, I think.",
+        "The capital of Australia is Sydney, I'm fairly sure.",
+        "The capital of Australia is Sydney, right",
+        "As far as I know the capital of Australia is Sydney.",
+        "The capital of Australia is the capital of Australia.",
     ],
 )
 def test_what_denies_or_hedges_states_nothing(sentence: str) -> None:
@@ -354,6 +366,28 @@ def test_what_denies_or_hedges_states_nothing(sentence: str) -> None:
     except InvalidInput:
         return
     assert not [one for one in found if isinstance(one, Split)]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The capital of Spain was Valladolid until 1606.",
+        "The capital of Australia is Sydney or Perth, depending on the year.",
+        "The capital of Australia is Sydney because the queen lives there.",
+        "The capital of Australia is Sydney, and it is where Bob lives.",
+    ],
+)
+def test_a_whole_fact_that_goes_on_offers_no_reading_of_its_end(sentence: str) -> None:
+    """Issue 8, §1: a model that chooses among readings must not find one that nobody meant ("… Valladolid until" → "1606")."""
+    for one in split(sentence):
+        assert isinstance(one, Doubt) or one.target in {"Valladolid", "Sydney"}
+        assert isinstance(one, Split) or one.candidates == ()
+
+
+def test_what_its_means_in_the_second_half_is_the_subject_of_the_first() -> None:
+    """Issue 8, bad input: two facts in a sentence are two proposals."""
+    found = split("The capital of Australia is Sydney, and its currency is the euro.")
+    assert [(one.subject, one.target) for one in found if isinstance(one, Split)] == [("Australia", "Sydney"), ("Australia", "the euro")]
 
 
 def test_blanks_cost_nothing() -> None:

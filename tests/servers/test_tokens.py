@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -110,25 +111,65 @@ def test_a_file_put_in_place_of_the_old_one_is_seen(tmp_path: Path) -> None:
     assert tokens.authenticate("Bearer b").name == "bob"
 
 
-@pytest.mark.parametrize("text", [None, "", "[[token]", entry("ann", "a", '["root"]')])
+@pytest.mark.parametrize("text", [None, "[[token]", "a = " + "[" * 5000, entry("ann", "a", '["root"]'), b"\xff\xfe[\x00"])
 def test_a_file_that_cannot_be_read_any_more_changes_nothing_and_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | bytes | None
 ) -> None:
     """House rule: what fails says what was found and loses nothing; half-written files are seen, too."""
     path = tmp_path / "tokens.toml"
     path.write_text(entry("ann", "a"), "utf-8")
     tokens = WatchedTokens(path)
-    if text is None:
-        path.unlink()
-    else:
-        path.write_text(text, "utf-8")
-    assert tokens.authenticate("Bearer a").name == "ann"
-    assert "go on being valid" in caplog.text
+    assert tokens.trouble == ""
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    for _ in range(2):
+        assert tokens.authenticate("Bearer a").name == "ann"
+    assert caplog.text.count("go on being valid") == 1
     assert str(path) in caplog.text
+    assert "cannot be read" in tokens.trouble
+    assert str(path) not in tokens.trouble
 
-    path.write_text(entry("bob", "b"), "utf-8")
+    path.write_text(entry("bob", "b"), "utf-8-sig")
     with pytest.raises(WrongToken):
         tokens.authenticate("Bearer a")
+    assert tokens.authenticate("Bearer b").name == "bob"
+    assert tokens.trouble == ""
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_as_soon_as_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that was taken out must not stay valid because the file's rights were set after it was put in place."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(entry("ann", "a"), "utf-8")
+    tokens = WatchedTokens(path)
+    path.write_text(entry("bob", "b"), "utf-8")
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert tokens.authenticate("Bearer a").name == "ann"
+    with pytest.raises(WrongToken):
+        tokens.authenticate("Bearer a")
+
+
+def test_a_file_rewritten_with_the_times_and_the_size_of_the_old_one_is_seen(tmp_path: Path) -> None:
+    """As a copy that keeps times does it."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(entry("ann", "a"), "utf-8")
+    tokens, old = WatchedTokens(path), path.stat()
+    path.write_text(entry("bob", "b"), "utf-8")
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert tokens.authenticate("Bearer b").name == "bob"
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "token = []\n"])
+def test_a_file_that_names_no_token_any_more_leaves_none(tmp_path: Path, text: str) -> None:
+    """The last token can be withdrawn without a restart."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(entry("ann", "a"), "utf-8")
+    tokens = WatchedTokens(path)
+    path.write_text(text, "utf-8")
+    with pytest.raises(WrongToken):
+        tokens.authenticate("Bearer a")
+    assert tokens.trouble == ""
 
 
 def test_watching_begins_with_a_file_that_can_be_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from ke_tools.servers.app import build_app
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.tokens import sha256_of
 from tests.servers.door import WHO, tokens_of
 
 if TYPE_CHECKING:
@@ -124,3 +125,9 @@ def refuse_strangers(console: Console, *paths: str) -> None:
         refused = console.browser("eve").get(path)
         assert refused.status_code == 403, path
         assert "lacks the scope" in refused.text
+
+
+def table_of(name: str, who: Principal) -> str:
+    """The table of a token file for a token whose secret is its name."""
+    scopes = ", ".join(f'"{scope}"' for scope in sorted(who.scopes))
+    return f'[[token]]\nname = "{name}"\nsha256 = "{sha256_of(name)}"\ntenant = "{who.tenant}"\nscopes = [{scopes}]\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from ke_tools.memory.joblog import Job, Jobs
 from ke_tools.servers.console import jobs as jobs_page
 from ke_tools.servers.console.pages import HEADERS
 from ke_tools.servers.service import Service
-from tests.servers.console.browsing import EVIL, Console, refuse_strangers
+from ke_tools.servers.tokens import WatchedTokens
+from tests.servers.console.browsing import EVIL, PEOPLE, Console, refuse_strangers, table_of
 
 TRIALS = [
     {"verdict": {"decision": "refused"}, "in_words": "MEMIT with 2 edits refused: reliability .71"},
@@ -192,6 +194,21 @@ def test_a_stream_ends_when_whoever_listens_leaves(console: Console, monkeypatch
     asyncio.run(listen())
     assert b"event: end" not in b"".join(sent)
     assert console.service.ledger.jobs.get("acme", job.id).status == "working"
+
+
+@pytest.mark.parametrize("given", [{}, {"authorization": "Bearer ann"}])
+def test_a_stream_ends_when_its_token_is_withdrawn(
+    service: Service, tmp_path: Path, steps: list[Callable[[Jobs], object]], given: dict[str, str]
+) -> None:
+    """Issue 8, bad input: rights withdrawn in between; asked for by a session or with the token itself."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(table_of("ann", PEOPLE["ann"]), "utf-8")
+    ann = Console.of(service, tokens=WatchedTokens(file)).browser("" if given else "ann")
+    job = begun(service)
+    steps += [lambda _: None, lambda _: file.write_text("", "utf-8")]
+    sent = ann.client.get(f"/console/jobs/{job.id}/events", headers=given).text
+    assert "event: end" not in sent
+    assert service.ledger.jobs.get("acme", job.id).status == "working"
 
 
 def test_a_stream_is_cut_where_the_ledger_cannot_be_read(console: Console, steps: list[Callable[[Jobs], object]]) -> None:

@@ -11,10 +11,9 @@ import pytest
 
 from ke_tools.config import Settings
 from ke_tools.errors import LedgerDamaged
-from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service
-from ke_tools.servers.tokens import WatchedTokens, sha256_of
-from tests.servers.console.browsing import PEOPLE, Browser, Console, text_of
+from ke_tools.servers.tokens import WatchedTokens
+from tests.servers.console.browsing import PEOPLE, Browser, Console, hidden, table_of, text_of
 from tests.servers.door import opened
 
 FACT = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
@@ -291,7 +290,7 @@ def test_rights_withdrawn_after_a_page_was_shown_stop_what_its_form_asks(
     people = {name: PEOPLE[name] for name in ("ann", "root")}
 
     def write() -> None:
-        file.write_text("\n".join(_table(name, who) for name, who in people.items()), "utf-8")
+        file.write_text("\n".join(table_of(name, who) for name, who in people.items()), "utf-8")
 
     write()
     [acts] = service.edit(PEOPLE["ann"], [{**FACT, "subject": "Ruritania", "prompt": "The capital of Ruritania is"}])["edits"]
@@ -318,6 +317,12 @@ def test_rights_withdrawn_after_a_page_was_shown_stop_what_its_form_asks(
         assert ann.client.post("/console/login", data={"token": "ann"}).status_code == 401
 
 
-def _table(name: str, who: Principal) -> str:
-    scopes = ", ".join(f'"{scope}"' for scope in sorted(who.scopes))
-    return f'[[token]]\nname = "{name}"\nsha256 = "{sha256_of(name)}"\ntenant = "{who.tenant}"\nscopes = [{scopes}]\n'
+def test_a_form_made_for_one_tenant_records_nothing_in_another(service: Service, tmp_path: Path) -> None:
+    """Design §3: a tenant is the token's; the page said whom it concerns."""
+    file = tmp_path / "tokens.toml"
+    file.write_text(table_of("ann", PEOPLE["ann"]), "utf-8")
+    ann = Console.of(service, tokens=WatchedTokens(file)).browser("ann")
+    shown = hidden(ann.send("/console/correct", **FACT))
+    file.write_text(table_of("ann", dataclasses.replace(PEOPLE["ann"], tenant="bolt")), "utf-8")
+    assert ann.client.post("/console/edits", data=shown).status_code == 403
+    assert service.ledger.edits("bolt").total == service.ledger.edits("acme").total == 0

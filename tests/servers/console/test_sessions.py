@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import pytest
@@ -103,11 +104,13 @@ def test_a_mark_fits_its_session_alone_and_this_process_alone() -> None:
     """Issue 8, §3: safe against forms of other sites."""
     found = Sessions(TOKENS)
     one, other = found.log_in("secret"), found.log_in("secret")
-    assert found.fits(found.mark(one), one)
-    assert not found.fits(found.mark(one), other)
-    assert not found.fits("", one)
-    assert not found.fits("é" * 64, one)
-    assert not Sessions(TOKENS).fits(found.mark(one), one)
+    assert found.fits(found.mark(one, ANN), one, ANN)
+    assert not found.fits(found.mark(one, ANN), other, ANN)
+    assert not found.fits("", one, ANN)
+    for changed in (dataclasses.replace(ANN, tenant="bolt"), dataclasses.replace(ANN, name="zoe")):
+        assert not found.fits(found.mark(one, ANN), one, changed)
+    assert not found.fits("é" * 64, one, ANN)
+    assert not Sessions(TOKENS).fits(found.mark(one, ANN), one, ANN)
 
 
 def test_a_message_waits_for_the_next_page_and_is_told_once() -> None:
@@ -129,7 +132,7 @@ def test_without_tokens_whoever_comes_is_the_local_user_with_a_mark_all_the_same
     found = Sessions(None)
     assert found.principal(Headers({"host": "localhost"})) == Principal()
     assert not found.is_guarded
-    assert found.fits(found.mark(""), "")
-    assert not found.fits("0" * 64, "")
+    assert found.fits(found.mark("", Principal()), "", Principal())
+    assert not found.fits("0" * 64, "", Principal())
     found.tell("", "done")
     assert found.told("") == ["done"]
