@@ -25,6 +25,7 @@ from ke_tools.memory.statement import Doubt, Split
 from ke_tools.models.engine import Request
 from ke_tools.servers.explaining import MOST_SHOWN, ZONES, present_answer, says, why
 from ke_tools.servers.principal import shows_only
+from ke_tools.servers.rows import SUPERSEDES
 from ke_tools.servers.seals import Seal
 
 if TYPE_CHECKING:
@@ -155,17 +156,18 @@ class Chatting:
         self._check_open()
         if doubts := [one for one in found if isinstance(one, Doubt)]:
             return "\n".join(_doubtful(doubt) for doubt in doubts)
-        splits = [one for one in found if isinstance(one, Split)]
-        said = [await present_answer(self._service, who, split.prompt) for split in splits]
-        if all(says(answer, split.target) for answer, split in zip(said, splits, strict=True)):
-            return "That is what the model says already. Nothing was changed."
+        splits, so = await asyncio.to_thread(self._not_so, who, [one for one in found if isinstance(one, Split)])
+        if not splits:
+            return f"It is corrected so already ({', '.join(edit.id for edit in so)}). Nothing was changed."
         replaced = await asyncio.to_thread(self._replaced, who, splits)
-        so = [edit for edit in replaced if any(_is_so(edit, split) for split in splits)]
-        if so and len(splits) == 1:
-            return f"It is corrected so already ({so[0].id}). Nothing was changed."
+        said = [await present_answer(self._service, who, split.prompt) for split in splits]
+        is_said = all(says(answer, split.target) for answer, split in zip(said, splits, strict=True))
+        if is_said and not replaced and not any(_is_denied(turns, split) for split in splits):
+            return "That is what the model says already. Nothing was changed."
+        warnings = await asyncio.to_thread(self._warnings, who, splits, state)
         revision = self._service.revision
         mark = self._seal.mark(*self._confirms(who, splits, revision, replaced, state))
-        return self._proposal(who, splits, said, replaced, state) + f"\n\n(reference {revision}-{mark})"
+        return self._proposal(who, splits, said, replaced, so, warnings, state) + f"\n\n(reference {revision}-{mark})"
 
     def _confirms(
         self, who: Principal, splits: Sequence[Split], revision: int, replaced: Sequence[Edit], state: State
@@ -185,7 +187,9 @@ class Chatting:
         """Record what our reply before the yes showed."""
         found = await asyncio.to_thread(self._meant, who, turns) if turns and turns[-1].role == "user" else None
         splits = [one for one in found or [] if isinstance(one, Split)]
-        if not splits or len(splits) < len(found or []):
+        if splits:
+            splits, _ = await asyncio.to_thread(self._not_so, who, splits, f"chat:{asked['mark']}")
+        if not splits or any(isinstance(one, Doubt) for one in found or []):
             return "There is nothing of mine here to say yes to. Nothing was changed."
         state = self._state(who)
         self._check_open()
@@ -212,7 +216,16 @@ class Chatting:
 
     # What is shown
 
-    def _proposal(self, who: Principal, splits: Sequence[Split], said: Sequence[str], replaced: Sequence[Edit], state: State) -> str:
+    def _proposal(
+        self,
+        who: Principal,
+        splits: Sequence[Split],
+        said: Sequence[str],
+        replaced: Sequence[Edit],
+        so: Sequence[Edit],
+        warnings: Sequence[str],
+        state: State,
+    ) -> str:
         lines: list[str] = []
         for split, answer in zip(splits, said, strict=True):
             lines += [
@@ -225,9 +238,24 @@ class Chatting:
             lines.append(f"- supersedes {edit.id}: {edit.fact.prompt} {edit.fact.target}")
         if not replaced:
             lines.append("- supersedes: nothing")
+        lines += [f"- left as it is, as it is corrected so already: {edit.fact.prompt} {edit.fact.target} ({edit.id})" for edit in so]
+        lines += [f"- note: {warning}" for warning in warnings]
         lines.append(f"- concerns: everybody who asks {self._service.model_id} here as “{who.tenant}”")
         verb = "record" if state is State.ACTIVE else "propose"
         return "\n".join([*lines, "", f"Shall I {verb} it? Say **yes**; anything else leaves all as it is."])
+
+    def _not_so(self, who: Principal, splits: Sequence[Split], key: str = "") -> tuple[list[Split], list[Edit]]:
+        """The splits that no live edit says already, and the edits that say the others; what was recorded under ``key`` is no such edit."""
+        standing = self._replaced(who, splits, key)
+        so = [edit for edit in standing if any(_is_so(edit, split) for split in splits)]
+        return [split for split in splits if not any(_is_so(edit, split) for edit in so)], so
+
+    def _warnings(self, who: Principal, splits: Sequence[Split], state: State) -> list[str]:
+        """What else there is to know before it is recorded; what gives way is told by itself."""
+        facts = [split.as_fact() for split in splits]
+        made = self._service.edit(who, facts, reason=REASON, dry_run=True, proposes=state is State.PROPOSED)
+        told = dict.fromkeys(warning for edit in made["edits"] for warning in edit["warnings"])
+        return [warning for warning in told if not warning.startswith(SUPERSEDES)]
 
     def _replaced(self, who: Principal, splits: Sequence[Split], key: str = "") -> list[Edit]:
         """The live edits that these would supersede, whoever approves them; of what was recorded under ``key``, what that superseded."""
@@ -300,6 +328,15 @@ def _in_words(question: str, decision: Decision) -> str:
 def _doubtful(doubt: Doubt) -> str:
     readings = "".join(f"\n- {one.in_words}" for one in doubt.candidates[:4])
     return f"I am not sure what to correct. {doubt.question}" + (f"\nIt may be:{readings}" if readings else "") + "\nNothing was changed."
+
+
+def _is_denied(turns: Sequence[_Turn], split: Split) -> bool:
+    """Whether the model's last answer in the conversation is about the subject, and says something else."""
+    place = _last_answered(turns)
+    if place is None:
+        return False
+    about = squash(f"{turns[place - 1].text} {turns[place].text}")
+    return squash(split.subject) in about and not says(turns[place].text, split.target)
 
 
 def _is_so(edit: Edit, split: Split) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ke_tools.models.engine import Generation, Message
 
 __all__ = [
+    "SUPERSEDES",
     "answer_row",
     "counted",
     "edit_summary",
@@ -31,6 +32,7 @@ __all__ = [
     "state_of",
 ]
 
+SUPERSEDES: Final = ("supersedes ", "would supersede ")  # how the warnings begin that say what gives way
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 
 

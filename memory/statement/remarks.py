@@ -101,7 +101,7 @@ def corrected(text: str, question: str, answer: str, *, known: Known = lambda _t
         meanings: what a question asks for, so that an answer of another kind is none.
     """
     remark = re.sub(r"\bno{2,}\b", "no", " ".join(text.split()), flags=re.IGNORECASE)
-    if not answer.strip() or len(remark) > _LONGEST or remark.endswith("?") or _QUOTED.match(remark):
+    if not answer.strip() or len(remark) > _LONGEST or remark.endswith("?") or _QUOTED.match(remark) or re.search("[<>]", remark):
         return None
     asked = (asked_in(question) or (sentences_of(question) or [""])[-1]).strip()
     if not asked or not (asked.endswith("?") or asks(asked)):

@@ -14,7 +14,7 @@ from ke_tools.errors import InvalidInput
 from ke_tools.facts import State, squash
 from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 from ke_tools.servers.explaining import ZONES, present_answer, why
-from ke_tools.servers.rows import fact_of
+from ke_tools.servers.rows import SUPERSEDES, fact_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,8 +85,8 @@ class Asking(Part):
         try:
             facts = await asyncio.to_thread(self._facts, asked.who, given)
         except InvalidInput as error:
-            if "question" not in error.data:
-                raise
+            if "question" not in error.data:  # what was typed stays
+                return Page("correct.html", _form(given, question=f"{error.message} {error.hint}".strip()), error.http_status)
             return Page("correct.html", _form(given, question=error.data["question"], candidates=error.data["candidates"]))
         would = await asyncio.to_thread(self._service.edit, asked.who, facts, reason=_REASON, dry_run=True)
         rows = [await self._row(asked.who, fact, edit) for fact, edit in zip(facts, would["edits"], strict=True)]
@@ -95,7 +95,7 @@ class Asking(Part):
             "waits": any(edit["state"] == State.PROPOSED for edit in would["edits"]),
             "given": given,
             "key": f"console:{secrets.token_hex(12)}",
-            "seen": seen(*(one.id for row in rows for one in row["gone"])),
+            "seen": seen(*(one.id for row in rows if not row["is_so"] for one in row["gone"])),
         }
         return Page("preview.html", context)
 
@@ -117,7 +117,7 @@ class Asking(Part):
         so = [one for one in gone if squash(one.fact.target) == target]
         told = f"It is corrected so already, by {so[0].id}." if so else "The model says that already." if squash(said) == target else ""
         adds = any(fact.get(name) for name in ("aliases", "expires")) or any(one.fact.expires for one in so)
-        warnings = [one for one in edit["warnings"] if not one.startswith(("supersedes ", "would supersede "))]
+        warnings = [one for one in edit["warnings"] if not one.startswith(SUPERSEDES)]
         beside = {"aliases": list(fact.get("aliases", ())), "expires": fact.get("expires", "")}
         return {"fact": fact, "now": said, "gone": gone, "is_so": "" if adds else told, "warnings": warnings, **beside}
 

@@ -18,6 +18,14 @@ const follow = (place) => {
 
 document.querySelectorAll("[data-stream]").forEach(follow);
 
+document.addEventListener("htmx:sendError", (event) => {
+  const notice = document.createElement("div");
+  notice.className = "notice bad";
+  notice.setAttribute("role", "alert");
+  notice.textContent = "The server cannot be reached. Nothing was changed. Load the page again.";
+  event.detail.target.replaceChildren(notice);
+});
+
 document.addEventListener("change", (event) => {
   if (!event.target.matches("[data-all]")) return;
   event.target.closest("form").querySelectorAll("tbody input[type=checkbox]").forEach((box) => { box.checked = event.target.checked; });
