@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -136,6 +137,14 @@ def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
     words = set(capsys.readouterr().out.split())
     assert {verb.split()[0] for verb in VERBS} <= words
+
+
+def test_the_help_shows_its_panels_in_the_order_in_which_one_meets_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A newcomer reads from the top: serve, correct, approve, ask; what is made once for a model comes last."""
+    cli.run(["--help"])
+
+    panels = re.findall(r"^╭─ (.+?) ─", capsys.readouterr().out, re.MULTILINE)
+    assert panels[-7:] == ["Serve", "Correct", "Approve and protect", "Ask and check", "Look", "Move", "Model and measurements"]
 
 
 def test_edit_hands_the_whole_fact_over(service: FakeLocal, capsys: pytest.CaptureFixture[str]) -> None:
