@@ -14,7 +14,7 @@ from ke_tools.memory.lexicon import Lexicon
 from ke_tools.memory.names import known_entities
 from ke_tools.screen import EVERYDAY
 
-__all__ = ["FUNCTION_WORDS", "Name", "Word", "common_in", "is_listed", "kinds_of", "named_in", "vocabulary", "words_of"]
+__all__ = ["FUNCTION_WORDS", "LINKS", "Name", "Word", "common_in", "is_listed", "kinds_of", "named_in", "vocabulary", "words_of"]
 
 FUNCTION_WORDS: Final = EVERYDAY | frozenset(  # words of grammar, between which names and things stand
     "against along among around because before behind below beneath beside besides between beyond during except inside into near onto"
@@ -23,8 +23,9 @@ FUNCTION_WORDS: Final = EVERYDAY | frozenset(  # words of grammar, between which
     " every each either neither another other others both few many most several such same very also always often ever never"
     " called named known titled dubbed labelled labeled".split()
 )
-_LINKS: Final = frozenset(
-    "of de la le las los del della delle di da dos das do du des van von der den zu zum zur e y et & 'n' ibn bin ben al el".split()
+LINKS: Final = frozenset(  # words in lower case within a name
+    "of de la le las los del della delle di da dos das do du des van von der den zu zum zur e y i et & 'n' ibn bin ben al el"
+    " mac nic".split()
 )
 _VERBS: Final = frozenset("is are was were has had have can will which who that".split())
 _OPENING: Final = "\"'([{\u201c\u2018\u00ab*_"
@@ -208,7 +209,7 @@ def _runs(text: str, known: Sequence[tuple[int, int]]) -> Iterator[tuple[int, in
             following = words[last + 1 : last + 4]
             if following and (following[0].is_capital or following[0].has_digit or following[0].text == "I"):  # "Sergius I"
                 last += 1
-            elif len(following) > 1 and following[0].text in _LINKS | {"the"} and following[1].is_capital and not following[0].ends_part:
+            elif len(following) > 1 and following[0].text in LINKS | {"the"} and following[1].is_capital and not following[0].ends_part:
                 last += 2
             elif (
                 len(following) > 2  # noqa: PLR2004
@@ -238,7 +239,7 @@ def _begins(word: Word, following: Sequence[Word], known: Sequence[tuple[int, in
         return plain not in FUNCTION_WORDS or word.text.isupper() or goes_on or is_title
     if word.text[1:] != word.text[1:].lower():  # a capital inside: "NATO", "iPhone", "McDonald"
         return True
-    is_joined = len(following) > 1 and following[0].text in _LINKS - {"of", "et", "y", "e"} and following[1].is_capital
+    is_joined = len(following) > 1 and following[0].text in LINKS - {"of", "et", "y", "e"} and following[1].is_capital
     return plain not in vocabulary() or is_joined or (goes_on and plain not in FUNCTION_WORDS)
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from ke_tools import screen
 from ke_tools.errors import InvalidInput
-from ke_tools.memory.statement.names import words_of
+from ke_tools.memory.statement.names import LINKS, words_of
 
 __all__ = ["LONGEST", "checked", "without_lead"]
 
@@ -71,6 +71,8 @@ def _is_foreign(text: str) -> bool:
     latin = sum(char < "\u0250" or "\u1e00" <= char < "\u1f00" for char in letters)
     if letters and latin < len(letters) / 2:
         return True
-    words = [word.text.casefold() for word in words_of(text) if word.text.islower() or word.is_first]
+    said = words_of(text)
+    linked = {n for n in range(1, len(said) - 1) if said[n].text in LINKS and said[n - 1].is_capital and said[n + 1].is_capital}
+    words = [word.text.casefold() for n, word in enumerate(said) if word.is_first or (word.text.islower() and n not in linked)]
     foreign = sum(word in _FOREIGN and word not in _ENGLISH for word in words)
     return foreign > 0 and not any(word in _ENGLISH and word not in {"was", "as"} for word in words)

@@ -31,9 +31,7 @@ _NEGATED: Final = re.compile(
     r"|false|untrue|wrong|incorrect|a lie|myth)\b(?!.*\b(?:without|forget)\b)",  # "nobody may forget" says that it is so
     re.IGNORECASE,
 )
-_CONDITION: Final = re.compile(
-    r"^(?:if|whether|provided|when|whenever|once|as long as|in case|until)\b[^,]*,\s*(?:then\s+)?", re.IGNORECASE
-)
+_CONDITION: Final = re.compile(r"^(?:if|whether|provided|once|as long as|in case|until)\b[^,]*,\s*(?:then\s+)?", re.IGNORECASE)
 _HEDGED: Final = re.compile(
     r"^(?:i|we|some(?:body|one)?|every(?:body|one)|people|he|she|they)\s+(?:\w+\s+)?"
     r"(?:think|thought|believe|guess|feel|suppose|heard|hope|wish|suspect|assume|say|says|said|claim|claims|knows?)\b"
@@ -124,6 +122,8 @@ def subject_of(question: str, *, known: Known = lambda _text: (), meanings: Mean
     subjects = named_in(question, known(question))
     if all(_is_short(name.text) and not kinds_of(name.text) for name in subjects):  # none, or "the value of Z for gold"
         subjects = commons or subjects
+    if any(kinds_of(name.text) for name in subjects):  # "a URL from France"
+        subjects = [name for name in subjects if kinds_of(name.text) or not _is_short(name.text)]
     return _Reader(known, meanings).one(question, subjects, "") if subjects else None
 
 
@@ -405,7 +405,8 @@ def _is_title(text: str) -> bool:
     if not words:
         return False
     first, last = words[0], words[-1]
-    is_bounded = text[0].isupper() and first.text.casefold() not in FUNCTION_WORDS and (last.is_capital or last.has_digit)
+    is_foreign = last.text.casefold() not in vocabulary() | FUNCTION_WORDS  # "Plus belle la vie"
+    is_bounded = text[0].isupper() and first.text.casefold() not in FUNCTION_WORDS and (last.is_capital or last.has_digit or is_foreign)
     return is_bounded and not re.search(r"[,;:]|['\u2019]s\b|\b(?:and|or|is|are|was|were|has|had|which|who|that)\b", text)
 
 

@@ -346,6 +346,7 @@ def test_an_answer_of_another_kind_is_none() -> None:
         "The capital of Australia is rumoured to be Sydney.",
         "Unless overruled, the capital of Australia is Sydney.",
         "If it rains, the capital of Norway is Bergen.",
+        "Provided that it rains, the capital of Norway is Bergen.",
         "Suppose the capital of Norway is Bergen.",
         "I was told that the capital of Australia is Perth.",
         "Everyone knows the capital of Australia is Perth.",
