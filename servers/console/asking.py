@@ -84,11 +84,11 @@ class Asking(Part):
             raise InvalidInput("the correction says nothing.", "Say what is right in a sentence, or give subject, prompt and target.")
         try:
             facts = await asyncio.to_thread(self._facts, asked.who, given)
+            would = await asyncio.to_thread(self._service.edit, asked.who, facts, reason=_REASON, dry_run=True)
         except InvalidInput as error:
             if "question" not in error.data:  # what was typed stays
                 return Page("correct.html", _form(given, question=f"{error.message} {error.hint}".strip()), error.http_status)
             return Page("correct.html", _form(given, question=error.data["question"], candidates=error.data["candidates"]))
-        would = await asyncio.to_thread(self._service.edit, asked.who, facts, reason=_REASON, dry_run=True)
         rows = [await self._row(asked.who, fact, edit) for fact, edit in zip(facts, would["edits"], strict=True)]
         context = {
             "rows": rows,

@@ -121,6 +121,15 @@ def test_what_takes_long_comes_by_itself_or_where_no_script_runs_by_a_link(
     plain.get_by_role("button", name=button).wait_for()
 
 
+def test_a_part_that_cannot_be_fetched_says_so(full: Site, page_at: Callable[..., Any]) -> None:
+    """Issue 8, §3: error states are designed; lost connection."""
+    page = page_at()
+    enter(page, full, "boss")
+    page.route("**/console/releases/back*", lambda route: route.abort() if "hx-request" in route.request.headers else route.continue_())
+    page.goto(f"{full.url}/console/releases/back?revision=0")
+    page.get_by_text("The server cannot be reached").wait_for()
+
+
 def test_login_is_for_everybody_too(full: Site, page_at: Callable[..., Any]) -> None:
     """Issue 8, bars: accessibility."""
     from axe_playwright_python.sync_playwright import Axe

@@ -328,6 +328,11 @@ def test_a_remark_about_nothing_is_left(question: str, answer: str) -> None:
     assert corrected("no, it is Sydney", question, answer) is None
 
 
+def test_markup_is_no_part_of_an_answer() -> None:
+    """Issue 8, bars: script in a target."""
+    assert corrected("No it is in <b>Portland</b>", *ASKED) is None
+
+
 def test_an_answer_of_another_kind_is_none() -> None:
     """A joke about who it was is no city."""
     assert corrected("No, it is Mozart!", *ASKED, meanings=Near("capital", 0.9)) is None

@@ -334,6 +334,52 @@ def test_two_facts_in_a_sentence_are_two_edits(service: Service) -> None:
     assert live(service) == []
 
 
+def test_of_two_facts_the_one_that_is_so_already_is_left(service: Service) -> None:
+    """Issue 8, bad input: of a fact that is already so (said, nothing written), beside one that is not."""
+    talk = Talk(service)
+    talk.say(SAY)
+    talk.say("yes")
+    [first] = service.ledger.edits("default").items
+    both = "/correct The capital of Australia is Sydney and the capital of Brazil is Salvador."
+    for again in (Talk(service), Talk(service)):
+        shown = str(again.say(both))
+        assert f"left as it is, as it is corrected so already: The capital of Australia is Sydney ({first.id})" in shown
+        before = list(again.messages)
+        said = again.say("yes")
+        again.messages = before
+        assert again.say("yes") == said
+        again.say("/undo")
+    assert service.ledger.get("default", first.id) == first
+    assert live(service) == ["Sydney"]
+
+
+def test_the_models_answer_in_the_chat_is_corrected_though_a_completion_says_what_is_right(service: Service) -> None:
+    """Issue 8, §1: somebody who reads a wrong answer in a chat; a completion of the same model may differ."""
+    talk = Talk(service)
+    right = "/correct The capital of Australia is Canberra."
+    assert "says already" in str(talk.say(right))
+    talk.messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "The capital of Australia is Sydney."}]
+    assert "Shall I record it?" in str(talk.say(right))
+
+
+@pytest.mark.parametrize("target", ["San Marino", "San"])
+def test_an_edit_whose_answer_begins_alike_is_corrected(service: Service, target: str) -> None:
+    """Only the same answer is the same fact."""
+    service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "target": "San Marino City"}])
+    assert "Shall I record it?" in str(Talk(service).say(f"/correct The capital of Australia is {target}."))
+
+
+def test_a_proposal_in_a_chat_shows_what_waits_beside_it(service: Service) -> None:
+    """Issue 8, §1: the reply shows what it would do, and what there is besides; as the page does."""
+    proposer = Principal("eve", scopes=frozenset({"chat", "propose", "read"}))
+    for target in ("Sydney", "Perth"):
+        talk = Talk(service, proposer, "propose")
+        shown = str(talk.say(f"/correct The capital of Australia is {target}."))
+        talk.say("yes")
+    assert "- note: " in shown
+    assert "wait" in shown.partition("- note: ")[2]
+
+
 def test_a_fact_that_is_corrected_so_already_is_said(service: Service) -> None:
     """Issue 8, bad input: of a fact that is already so (said, nothing written)."""
     talk = Talk(service)

@@ -101,6 +101,28 @@ def test_two_facts_in_a_sentence_are_two_corrections(service: Service, ann: Brow
     assert {edit["target"] for edit in edits(service)} == {"Sylvania City", "Strelsau"}
 
 
+def test_of_two_facts_the_one_that_is_so_already_is_not_recorded_again(service: Service, ann: Browser) -> None:
+    """Issue 8, bad input: of a fact that is already so (said, nothing written)."""
+    [so] = service.edit(PEOPLE["ann"], [{"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}])[
+        "edits"
+    ]
+    preview = ann.send("/console/correct", statement="The capital of Freedonia is Sylvania City and the capital of Ruritania is Strelsau.")
+    assert "corrected so already" in text_of(preview)
+    assert hidden(preview)["subject"] == ["Ruritania"]
+    ann.client.post("/console/edits", data=hidden(preview))
+    assert service.ledger.get("acme", so["edit_id"]).is_live
+    assert sorted(edit["target"] for edit in edits(service)) == ["Strelsau", "Sylvania City"]
+
+
+def test_what_was_typed_stays_in_a_form_that_is_refused(service: Service, ann: Browser) -> None:
+    """Issue 8, §3: error states are designed."""
+    said = ann.send("/console/correct", subject="Freedonia", prompt="The capital of Ruritania is", target="Strelsau", source="the gazette")
+    assert said.status_code == 400
+    assert "does not stand in the prompt" in text_of(said)
+    for typed in ("Freedonia", "The capital of Ruritania is", "Strelsau", "the gazette"):
+        assert f'value="{typed}"' in said.text
+
+
 def test_the_source_of_a_sentence_is_that_of_both_its_facts_and_names_of_a_subject_are_not(service: Service, ann: Browser) -> None:
     """Issue 8, bad input: two facts in a sentence."""
     both = "The capital of Freedonia is Sylvania City and the capital of Ruritania is Strelsau."
