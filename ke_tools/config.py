@@ -37,6 +37,7 @@ _ONLY_FILES: Final = frozenset({"promote"})  # a table; a variable holds one val
 _PATHS: Final = frozenset({"home", "cache", "token_file", "upstream_key_file"})
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
+PLAIN_NAME: Final = re.compile(r"[^\W_][\w .@+-]{0,99}")  # of a token or a tenant
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _URL: Final = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
@@ -70,6 +71,7 @@ class Settings:
     edits: Edits = "active"  # whether an edit acts at once, or waits for an approval
     edits_per_minute: int = 0  # that one token may record, where the token file does not say; 0: any number
     chat_corrections: ChatCorrections = "off"  # whether /correct and "no, it is …" are obeyed at the endpoint
+    tenant: str = "default"  # whose edits the command line sees and changes; at a server the token says
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio
@@ -314,6 +316,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "edits": _one_of(*EDITS),
     "edits_per_minute": _up_to(MOST_A_MINUTE),
     "chat_corrections": _one_of(*CHAT_CORRECTIONS),
+    "tenant": _matching(PLAIN_NAME, "1 to 100 letters, digits, spaces and . @ + - _, as the token file has it"),
     "read_only": _flag,
     "token_file": _path,
     "http": _matching(_ADDRESS, f"HOST:PORT, e.g. {DEFAULT_ADDRESS}"),

@@ -35,7 +35,7 @@ class Local:
 
     def __init__(self, settings: Settings) -> None:
         self.service: Service = open_service(settings)
-        self._who = Principal()
+        self._who = Principal(tenant=settings.tenant)
 
     def __enter__(self) -> Self:
         return self

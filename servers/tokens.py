@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ke_tools.config import PLAIN_NAME
 from ke_tools.errors import Forbidden, InvalidInput
 from ke_tools.servers.principal import ALL_SCOPES, Principal
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _KEYS: Final = {"name", "sha256", "tenant", "scopes"}
 _MORE: Final = {"edits_per_minute"}  # what may be left out
-_NAME: Final = re.compile(r"[^\W_][\w .@+-]{0,99}")
 
 
 class WrongToken(Forbidden):
@@ -183,7 +183,7 @@ def _token(entry: object, where: str) -> Token:
 
 
 def _plain_name(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not PLAIN_NAME.fullmatch(value):
         raise InvalidInput(f"{where} is {value!r}.", "Use 1 to 100 letters, digits, spaces and . @ + - _")
     return value
 

@@ -97,6 +97,7 @@ def test_the_users_file_may_name_the_home_and_its_relative_paths_start_from_the_
         ("demonstrations = true", "True"),
         ('edits = "later"', "later"),
         ("edits_per_minute = -1", "-1"),
+        ('tenant = "a/b"', "a/b"),
         ("read_only = 'maybe'", "maybe"),
         ("device = 'gpu'", "gpu"),
         ("model = ''", "model"),

@@ -312,6 +312,19 @@ def test_over_http_a_tokens_limit_and_scopes_hold_and_no_tool_approves(service: 
         assert door.call("ann", "edit", edits=[OTHER])["edits"][0]["state"] == "active"
 
 
+def test_the_command_line_decides_and_protects_for_the_tenant_that_is_named(service: Service, settings: Settings) -> None:
+    """Issue 8, §2: a token's tenant is not that of the local user, who must be able to approve and protect all the same."""
+    [waits] = edit(service, "eve", CAPITAL)
+    with Local(settings) as local:
+        assert local.proposals()["total"] == 0
+    with Local(dataclasses.replace(settings, tenant=WHO["eve"].tenant)) as local:
+        assert local.proposals()["total"] == 1
+        assert local.approve([waits["edit_id"]])["edits"][0]["state"] == "active"
+        local.protect("Sylvania")
+    with pytest.raises(Forbidden, match="protected"):
+        edit(service, "ann", {**CAPITAL, "subject": "Sylvania", "prompt": "The capital of Sylvania is"})
+
+
 def test_the_command_line_decides_as_the_local_user(settings: Settings) -> None:
     """Issue 8, §2: CLI approve, reject, proposals, protect, rollback --actor."""
     with Local(dataclasses.replace(settings, edits="propose")) as local:
