@@ -20,7 +20,7 @@ __all__ = ["app"]
 
 def app(address: str) -> Starlette:
     """Before the server at ``address``, which ends in ``/v1``."""
-    client = httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=2048, max_keepalive_connections=256))
+    client = httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=2048, max_keepalive_connections=256, keepalive_expiry=2))
 
     async def chat(request: Request) -> Response:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}

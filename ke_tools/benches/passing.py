@@ -35,8 +35,10 @@ CLIENTS: Final = 32
 ROUNDS: Final = 3
 SHARE: Final = 0.95
 ADDED_MILLISECONDS: Final = 3.0
+IDLE_SECONDS: Final = 2.0  # less than servers keep a connection, or a request may meet its end
 _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 30.0
+_SHOWN: Final = 300
 
 
 def run(
@@ -76,7 +78,7 @@ def run(
 
 
 async def _measured(places: Mapping[str, str], body: dict[str, Any], requests: int, asked: int, stages: Stages) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=CLIENTS * len(places))
+    limits = httpx.Limits(max_connections=CLIENTS * len(places), keepalive_expiry=IDLE_SECONDS)
     names = list(places)
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
         rounds: list[dict[str, float]] = []
@@ -132,10 +134,11 @@ async def _one(client: httpx.AsyncClient, address: str, body: dict[str, Any], nu
     asked = {**body, "messages": [{"role": "user", "content": f"Write something about the number {number}."}]}
     began, first = time.perf_counter(), 0.0
     async with client.stream("POST", f"{address}/chat/completions", json=asked) as answer:
+        if answer.status_code != httpx.codes.OK:
+            said = (await answer.aread()).decode("utf-8", "replace")
+            raise KeToolsError(f"{address} answered {answer.status_code}: {said[:_SHOWN]}", "See its log.")
         async for _ in answer.aiter_raw():
             first = first or time.perf_counter() - began
-    if answer.status_code != httpx.codes.OK:
-        raise KeToolsError(f"{address} answered {answer.status_code}.", "See its log.")
     return first, time.perf_counter() - began
 
 
