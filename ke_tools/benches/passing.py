@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import os
 import socket
 import statistics
@@ -112,7 +113,7 @@ async def _measured(places: Mapping[str, str], body: dict[str, Any], requests: i
 def _error_of_median(values: Sequence[float]) -> float:
     """Half the width of the interval that holds the median in 68 of 100 samples, which the order of the values tells (binomial)."""
     rising, count = sorted(values), len(values)
-    low, high = (round((count + sign * count**0.5) / 2) for sign in (-1, 1))
+    low, high = (round((count + sign * math.sqrt(count)) / 2) for sign in (-1, 1))
     return (rising[min(high, count - 1)] - rising[max(low, 0)]) / 2
 
 
