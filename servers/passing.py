@@ -60,6 +60,7 @@ _KEPT_HERE: Final = _HOP_BY_HOP | frozenset(
     "host content-length authorization cookie origin referer x-api-key api-key expect openai-organization openai-project".split()
 )
 _NOT_PASSED_BACK: Final = _HOP_BY_HOP | frozenset({"set-cookie", "server", "date"})
+_SHORT: Final = 65_536  # bytes of a body that are read at once, in less time than it takes to change threads
 _ASKING: Final = 8  # threads that may ask the server for its models
 _T = TypeVar("_T")
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
@@ -185,7 +186,7 @@ class Passing:
 
     async def _serve(self, request: HTTPRequest, who: Principal, kind: Kind, body: bytes) -> Response:
         watch, engine = Stopwatch(), await self._engine()
-        asked = await self._in_a_thread(partial(_read, kind, body, engine))
+        asked = await self._read(kind, body, engine)
         if (said := await self._replied(who, asked)) is not None:
             request.scope["ke.route"] = "chat"
             return _rendered(asked, [Generation(said, "stop", 0, 0)], engine, plain_headers("chat", self._service))
@@ -205,6 +206,15 @@ class Passing:
         if any(one.watched for one in routed):
             return await self._looked_at(who, asked, routed, engine, response)
         return response
+
+    async def _read(self, kind: Kind, body: bytes, engine: Remote) -> _Asked:
+        """Read a request; in a thread where that takes its time, or a server is asked whether it has what is named."""
+        if len(body) > _SHORT:
+            return await self._in_a_thread(lambda: _read(kind, body, parse_json(body), engine))
+        raw = parse_json(body)
+        if raw.get("model") in (None, "", engine.model_id, engine.model_id + _BASE):
+            return _read(kind, body, raw, engine)
+        return await self._in_a_thread(partial(_read, kind, body, raw, engine))
 
     async def _unread(self, request: HTTPRequest, who: Principal, asked: _Asked, engine: Remote) -> Response:
         """Pass on what no edit can go into; what is forgotten is kept out of it all the same, by all that it says anywhere."""
@@ -391,13 +401,13 @@ class Passed(Response):
             yield b"\n\ndata: " + json.dumps(error_body(_broken(error))).encode() + b"\n\n"
 
 
-def _read(kind: Kind, body: bytes, engine: Remote) -> _Asked:
+def _read(kind: Kind, body: bytes, raw: Mapping[str, Any], engine: Remote) -> _Asked:
     """Read what must be known of a request; whatever else it says is the server's to judge.
 
     Raises:
-        InvalidInput: it is no JSON object. NotFound: it names what only we may ask for.
+        NotFound: it names what only we may ask for.
     """
-    raw, known = parse_json(body), engine.model_id
+    known = engine.model_id
     model = raw.get("model") or known
     if not isinstance(model, str):
         return _Asked(kind, raw, body, reason="unread")

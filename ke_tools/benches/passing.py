@@ -1,12 +1,14 @@
 """``ke-tools bench passing``: what it costs that requests to another server's model go through ours.
 
-The same requests, which no edit is about, are streamed directly and through our endpoint, in turn, so that a busy machine is busy for both.
+The same requests, which no edit is about, are streamed directly, through our endpoint, and through one that does nothing else than pass
+on (:mod:`ke_tools.benches._bare`), in turn, so that a busy machine is busy for all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import os
 import socket
 import statistics
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,11 +36,15 @@ CLIENTS: Final = 32
 ROUNDS: Final = 3
 SHARE: Final = 0.95
 ADDED_MILLISECONDS: Final = 3.0
-_ASKED: Final = 200  # one by one, for the latency
-_START_SECONDS: Final = 30.0
+IDLE_SECONDS: Final = 2.0  # less than servers keep a connection, or a request may meet its end
+_START_SECONDS: Final = 60.0
+_END_SECONDS: Final = 30.0
+_SHOWN: Final = 300
 
 
-def run(settings: Settings, *, requests: int, tokens: int, edits: int, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    settings: Settings, *, requests: int, tokens: int, edits: int, asked: int, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Any]:
     """Measure throughput and latency.
 
     Args:
@@ -46,6 +52,7 @@ def run(settings: Settings, *, requests: int, tokens: int, edits: int, seed: int
         requests: of each round, by :data:`CLIENTS` clients.
         tokens: of each answer, at most.
         edits: live meanwhile; no question is about one.
+        asked: one by one, for the latency.
         seed: told in the report; nothing is drawn.
         progress: hears (stage, done, total).
 
@@ -58,10 +65,12 @@ def run(settings: Settings, *, requests: int, tokens: int, edits: int, seed: int
     with (
         tempfile.TemporaryDirectory() as folder,
         _served(dataclasses.replace(settings, home=Path(folder)), edits) as (ours, theirs, model, fingerprint),
+        _started([sys.executable, "-m", "ke_tools.benches._bare", theirs, str(bare := _free_port())], f"127.0.0.1:{bare}", {}),
     ):
         body = {"model": model, "max_tokens": tokens, "temperature": 0, "stream": True}
-        results = asyncio.run(_measured(theirs, ours, body, requests, stages))
-    results |= {"clients": CLIENTS, "requests": requests, "tokens": tokens, "edits": edits, "seconds": stages.as_dict()}
+        places = {"direct": theirs, "ours": ours, "bare": f"http://127.0.0.1:{bare}/v1"}
+        results = asyncio.run(_measured(places, body, requests, asked, stages))
+    results |= {"clients": CLIENTS, "requests": requests, "tokens": tokens, "edits": edits, "asked": asked, "seconds": stages.as_dict()}
     share, added = results["throughput_share"], results["added_to_first_byte_p50_ms"]
     bars = [Bar("throughput through ours ÷ direct", share, results["throughput_stderr"], SHARE, share >= SHARE)]
     return report(
@@ -69,31 +78,43 @@ def run(settings: Settings, *, requests: int, tokens: int, edits: int, seed: int
     )
 
 
-async def _measured(theirs: str, ours: str, body: dict[str, Any], requests: int, stages: Stages) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=CLIENTS * 2)
+async def _measured(places: Mapping[str, str], body: dict[str, Any], requests: int, asked: int, stages: Stages) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=CLIENTS * len(places), keepalive_expiry=IDLE_SECONDS)
+    names = list(places)
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
-        shares, direct = [], []
+        rounds: list[dict[str, float]] = []
         for number in range(ROUNDS):
             stages.tell("throughput", number, ROUNDS)
             seconds = {}
-            for name, address in (("direct", theirs), ("ours", ours)) if number % 2 == 0 else (("ours", ours), ("direct", theirs)):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
                 with stages.stage(name):
-                    seconds[name] = await _together(client, address, body, requests)
-            shares.append(seconds["direct"] / seconds["ours"])
-            direct.append(requests / seconds["direct"])
+                    seconds[name] = await _together(client, places[name], body, requests)
+            rounds.append(seconds)
         with stages.stage("one by one"):
-            pairs = [(await _one(client, theirs, body, n), await _one(client, ours, body, n)) for n in range(_ASKED)]
-    added = [1000 * (through[0] - straight[0]) for straight, through in pairs]
-    whole = [1000 * (through[1] - straight[1]) for straight, through in pairs]
-    return {
-        "throughput_share": round(statistics.mean(shares), 4),
-        "throughput_stderr": round(statistics.stdev(shares) / len(shares) ** 0.5, 4),
-        "direct_requests_a_second": round(statistics.mean(direct), 2),
-        "direct_first_byte_p50_ms": round(1000 * statistics.median(straight[0] for straight, _ in pairs), 2),
-        "added_to_first_byte_p50_ms": round(statistics.median(added), 2),
-        "added_to_first_byte_p90_ms": round(statistics.quantiles(added, n=10)[-1], 2),
-        "added_to_last_byte_p50_ms": round(statistics.median(whole), 2),
+            one_by_one = [{name: await _one(client, place, body, n) for name, place in places.items()} for n in range(asked)]
+    found: dict[str, Any] = {
+        "direct_requests_a_second": round(statistics.mean(requests / seconds["direct"] for seconds in rounds), 2),
+        "direct_first_byte_p50_ms": round(1000 * statistics.median(one["direct"][0] for one in one_by_one), 2),
     }
+    for name, before in (("ours", ""), ("bare", "bare_")):
+        shares = [seconds["direct"] / seconds[name] for seconds in rounds]
+        first, last = ([1000 * (one[name][at] - one["direct"][at]) for one in one_by_one] for at in (0, 1))
+        found |= {
+            f"{before}throughput_share": round(statistics.mean(shares), 4),
+            f"{before}throughput_stderr": round(statistics.stdev(shares) / len(shares) ** 0.5, 4),
+            f"{before}added_to_first_byte_p50_ms": round(statistics.median(first), 2),
+            f"{before}added_to_first_byte_p50_stderr": round(_error_of_median(first), 2),
+            f"{before}added_to_first_byte_p90_ms": round(statistics.quantiles(first, n=10)[-1], 2),
+            f"{before}added_to_last_byte_p50_ms": round(statistics.median(last), 2),
+        }
+    return found
+
+
+def _error_of_median(values: Sequence[float]) -> float:
+    """Half the width of the interval that holds the median in 68 of 100 samples, which the order of the values tells (binomial)."""
+    rising, count = sorted(values), len(values)
+    low, high = (round((count + sign * math.sqrt(count)) / 2) for sign in (-1, 1))
+    return (rising[min(high, count - 1)] - rising[max(low, 0)]) / 2
 
 
 async def _together(client: httpx.AsyncClient, address: str, body: dict[str, Any], requests: int) -> float:
@@ -114,10 +135,11 @@ async def _one(client: httpx.AsyncClient, address: str, body: dict[str, Any], nu
     asked = {**body, "messages": [{"role": "user", "content": f"Write something about the number {number}."}]}
     began, first = time.perf_counter(), 0.0
     async with client.stream("POST", f"{address}/chat/completions", json=asked) as answer:
+        if answer.status_code != httpx.codes.OK:
+            said = (await answer.aread()).decode("utf-8", "replace")
+            raise KeToolsError(f"{address} answered {answer.status_code}: {said[:_SHOWN]}", "See its log.")
         async for _ in answer.aiter_raw():
             first = first or time.perf_counter() - began
-    if answer.status_code != httpx.codes.OK:
-        raise KeToolsError(f"{address} answered {answer.status_code}.", "See its log.")
     return first, time.perf_counter() - began
 
 
@@ -134,20 +156,31 @@ def _served(settings: Settings, edits: int) -> Iterator[tuple[str, str, str, str
         theirs, model, fingerprint = engine.address.split(" ")[0], engine.model_id, engine.fingerprint
     finally:
         service.close()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        ours = f"127.0.0.1:{free.getsockname()[1]}"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ke_tools", "serve", "--http", ours],
-        env={**os.environ, **{f"KE_{name.upper()}": value for name, value in _environment(settings).items()}},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_for(f"http://{ours}/healthz", process)
+    ours = f"127.0.0.1:{_free_port()}"
+    told = {f"KE_{name.upper()}": value for name, value in _environment(settings).items()}
+    with _started([sys.executable, "-m", "ke_tools", "serve", "--http", ours], ours, told):
         yield f"http://{ours}/v1", theirs, model, fingerprint
+
+
+@contextmanager
+def _started(command: Sequence[str], place: str, told: Mapping[str, str]) -> Iterator[None]:
+    """A server as a process that ends with the block."""
+    process = subprocess.Popen(command, env={**os.environ, **told}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(f"http://{place}/healthz", process)
+        yield
     finally:
         process.terminate()
-        process.wait(_START_SECONDS)
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def _environment(settings: Settings) -> dict[str, str]:

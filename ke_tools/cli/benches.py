@@ -69,13 +69,14 @@ def bench_passing(
     requests: Annotated[int, typer.Option(min=1, help="How many a round.")] = 256,
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     edits: Annotated[int, typer.Option(min=1, help="Live edits, about which no question is.")] = 1000,
+    asked: Annotated[int, typer.Option(min=2, help="How many one by one, for the latency.")] = 200,
     seed: Seed = 0,
 ) -> int:
     """Measure what it costs that requests to another server's model go through ours."""
     from ke_tools.benches import passing
 
     with printing.progress() as progress:
-        found = passing.run(call.settings(), requests=requests, tokens=tokens, edits=edits, seed=seed, progress=progress)
+        found = passing.run(call.settings(), requests=requests, tokens=tokens, edits=edits, asked=asked, seed=seed, progress=progress)
     return _bars(call, found)
 
 

@@ -312,7 +312,7 @@ class Scope:
             chosen = likeliest(found.edits, asked_in(text), MOST_JUDGED)
             viewed = remembered(lambda spans: views(text, spans, carried))  # most edits of a text share their places
             return _Named("named", {edit_id: viewed(found.spans[edit_id]) for edit_id in chosen}, _shown(found), chosen)
-        asked = resolve(text)
+        asked = resolve(text) if carried else None
         if asked is not None and not names_another(text) and not speaks_of_another(text):
             for turn in _still_meant([spoken(turn) for turn in carried]):
                 found = _by_whole_names(turn, state.find(turn))

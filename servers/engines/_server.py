@@ -21,6 +21,7 @@ __all__ = ["Server", "address_of", "key_of"]
 TIMEOUT: Final = httpx.Timeout(600.0, connect=5.0, write=60.0)  # seconds; a long answer's first byte may take minutes
 _ASKING_SECONDS: Final = 10.0  # for what is answered without a generation
 _MOST_CONNECTIONS: Final = 2048
+_IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
 
@@ -205,7 +206,7 @@ async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Resp
 
 
 def _limits() -> httpx.Limits:
-    return httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=256)
+    return httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=256, keepalive_expiry=_IDLE_SECONDS)
 
 
 def _chosen(cards: Sequence[Mapping[str, Any]], model: str, address: str) -> Mapping[str, Any]:

@@ -129,6 +129,15 @@ def test_a_fact_goes_into_the_last_user_turn_and_all_else_stays(http: TestClient
     assert (answer.headers["ke-route"], answer.headers["ke-edits"]) == ("memory", edited)
 
 
+def test_a_request_too_long_to_be_read_at_once_is_routed_as_any_other(http: TestClient, other: OtherServer, edited: str) -> None:
+    """Issue 7, bars: a thread is spared where reading takes no time; what is long must not keep the others waiting."""
+    out, answer = (ask(http, turns, picture="A" * 100_000) for turns in (OUT_OF_SCOPE, IN_SCOPE))
+    assert out.headers["ke-route"] == "base"
+    assert other.generations[0].body == out.request.content
+    assert "Sydney" in other.generations[1].json["messages"][-1]["content"]
+    assert (answer.headers["ke-route"], answer.headers["ke-edits"]) == ("memory", edited)
+
+
 def test_the_callers_key_stays_here(http: TestClient, other: OtherServer) -> None:
     """Issue 7, §0: the upstream's key is never the caller's."""
     http.post(CHAT, content=ODD, headers={"cookie": "a=1", "x-api-key": "mine", "origin": BASE})
