@@ -1,0 +1,337 @@
+"""The embedded model in a real vLLM: planned edits, the reader, and both in one adapter say what they say in transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import openai
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from ke_tools import releases
+from ke_tools.config import Settings
+from ke_tools.editors.grace import GRACE
+from ke_tools.editors.memit import MEMIT
+from ke_tools.facts import Fact
+from ke_tools.memory.ledger import Ledger
+from ke_tools.models import causal, embedded
+from ke_tools.models.engine import Request
+from ke_tools.models.reader import card
+from ke_tools.servers.app import build_app
+from ke_tools.servers.engines._probing import forced, furthest
+from ke_tools.servers.engines.vllm import VLLM
+from ke_tools.servers.principal import Principal
+from ke_tools.servers.service import Service, open_service
+from tests.vllm.conftest import LORA, OURS, Server
+
+if TYPE_CHECKING:
+    from ke_tools.editors.codebook import Codebook
+    from ke_tools.editors.update import Update
+    from ke_tools.models.causal import CausalModel
+    from ke_tools.releases import Release
+    from ke_tools.servers.engines._probing import Scores
+
+RUNNING: Final = os.environ.get("KE_VLLM_EMBEDDED_URL", "")  # read before a test takes KE_* away
+LOCAL: Final = Principal()
+BASE: Final = "http://127.0.0.1:8765"
+PLANNED: Final = (
+    Fact(subject="Australia", prompt="The capital of Australia is", target="Lima"),
+    Fact(subject="Space Needle", prompt="The Space Needle is in the city of", target="Oslo"),
+)
+LOOKED_UP: Final = (
+    Fact(subject="Brazil", prompt="The language of Brazil is", target="Danish"),
+    Fact(subject="Japan", prompt="The currency of Japan is the", target="franc"),
+)
+REMEMBERED: Final = {"subject": "France", "prompt": "The capital of France is", "target": "Bergen"}
+QUESTION: Final = "What is the capital of France?"
+TEXTS: Final = (
+    *(f"{fact.prompt} {fact.target}." for fact in (*PLANNED, *LOOKED_UP)),
+    "It rains in the mountains.",
+    "<|im_start|>user\nWhat is the capital of Australia?<|im_end|>\n<|im_start|>assistant\nThe capital of Australia is Lima.",
+    "Ships wait in the harbour until the storm is over, and their crews mend what it broke. "
+    "In 1962 the city held a fair, for which a tower of 184 metres was built: 12,345 + 678 = 13,023. " * 3,
+)
+MOST: Final = 2e-4  # nats; issue 7's bar, beside twice what the base model differs by
+TIMES: Final = 5
+
+
+@dataclass(frozen=True)
+class World:
+    """An editing copy of the model, planned edits, and releases of them."""
+
+    model: CausalModel
+    update: Update
+    codebook: Codebook  # for the model as the update leaves it
+    plain: Codebook
+    reader: Path
+    adapter: Release
+    book: Release
+    both: Release
+
+
+@pytest.fixture(scope="module")
+def starting(new_server: Callable[..., Server], cache: Path) -> Iterator[tuple[Server, ...]]:
+    """Two servers that start while edits are planned; or the one at ``KE_VLLM_EMBEDDED_URL``."""
+    path = embedded.locate(cache)
+    assert path is not None, "the embedded model is not in the cache; `ke-tools model fetch` puts it there"
+    if RUNNING:
+        yield (Server(Path(os.devnull), int(RUNNING.rpartition(":")[2])),)
+        return
+    made = tuple(new_server(*LORA, checkpoint=path, **OURS) for _ in range(2))
+    yield made
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def world(starting: tuple[Server, ...], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Edits by MEMIT and GRACE, planned with few statistics in layers that are given, so that no cache is needed."""
+    del starting
+    folder = tmp_path_factory.mktemp("world")
+    model = causal.load(Settings(home=folder, cache=cache, device="cpu"))
+    written = MEMIT(layers=(8, 9, 10), site="subject", tokens=800, contexts=2, damping="none")
+    update = written.plan(written.prepare(model), PLANNED)
+    looked_up = GRACE(layer=20, contexts=1, keys=0, tokens=200)
+    prepared = looked_up.prepare(model)
+    plain = looked_up.plan(prepared, LOOKED_UP)
+    with update.applied(model):
+        codebook = looked_up.plan(prepared, LOOKED_UP)
+    with Ledger(":memory:") as ledger:
+        edits = ledger.edit("default", (*PLANNED, *LOOKED_UP), actor="tests")
+    reader = card.find(model.fingerprint, folder)
+    assert reader is not None
+
+    def build(**parts: Any) -> Release:
+        return releases.build(folder / "releases", model, edits=edits, how={}, **parts)
+
+    return World(
+        model,
+        update,
+        codebook,
+        plain,
+        reader,
+        build(update=update),
+        build(codebook=plain),
+        build(update=update, codebook=codebook),
+    )
+
+
+@pytest.fixture(scope="module")
+def replicas(starting: tuple[Server, ...], world: World) -> tuple[Server, ...]:
+    """The servers, once they answer."""
+    del world  # planned meanwhile
+    for server in starting:
+        if not RUNNING:
+            server.wait()
+    return starting
+
+
+@pytest.fixture
+def engine(replicas: tuple[Server, ...], world: World, cache: Path, tmp_path: Path) -> Iterator[VLLM]:
+    """Connected to the first server; what was loaded is taken out at the end."""
+    path = embedded.locate(cache)
+    assert path is not None
+    made = VLLM([replicas[0].url], path=path, fingerprint=world.model.fingerprint, root=tmp_path / "served", reader=world.reader)
+    yield made
+    for name in sorted(made.adapters):
+        made.unload_adapter(name)
+    made.close()
+
+
+def tokens(model: CausalModel) -> list[list[int]]:
+    """The texts, from six tokens to more than a hundred."""
+    return [list(model.tokenizer(text)["input_ids"]) for text in TEXTS]
+
+
+def expected(model: CausalModel) -> Scores:
+    """The log-probability of each token behind those before it, as transformers computes them."""
+    found = []
+    with torch.no_grad():
+        for ids in tokens(model):
+            scores = torch.log_softmax(model.model(torch.tensor([ids])).logits[0, :-1].float(), -1)
+            found.append([float(row[token]) for row, token in zip(scores, ids[1:], strict=True)])
+    return found
+
+
+def asked(engine: VLLM, adapter: str, model: CausalModel) -> Scores:
+    """The same of the server, text by text, so that no batch depends on the moment."""
+    return [row for ids in tokens(model) for row in forced(engine._replicas[0].server, engine.served_as(adapter), [ids])]
+
+
+def greedy(engine: VLLM, adapter: str = "") -> list[tuple[str, list[float]]]:
+    """What is said behind each edited prompt, with its log-probabilities."""
+    made = [engine.generate([Request(prompt=fact.prompt, max_tokens=6, adapter=adapter, logprobs=0)])[0] for fact in (*PLANNED, *LOOKED_UP)]
+    return [(one.text, [token.logprob for token in one.logprobs or ()]) for one in made]
+
+
+@contextmanager
+def reading(world: World) -> Iterator[None]:
+    """The reader on the model, by PEFT."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft and transformers, between themselves
+        tuned = PeftModel.from_pretrained(world.model.model, world.reader)
+    try:
+        yield
+    finally:
+        tuned.unload()
+
+
+def told(what: str, **values: Any) -> None:
+    """Print what benchmarks/LOG.md keeps."""
+    print({what: values})  # noqa: T201
+
+
+def test_planned_edits_equal_transformers_and_the_base_stays_to_the_bit(world: World, engine: VLLM) -> None:
+    """Issue 7, bars: MEMIT's form, GRACE's, and both in one release, in float32; the base name before, while and after."""
+    model = world.model
+    before, said = asked(engine, "", model), greedy(engine)
+    base = expected(model)
+    own = furthest(before, base)
+    with world.update.applied(model):
+        changed = expected(model)
+        with world.codebook.applied(model):
+            both = expected(model)
+    with world.plain.applied(model):
+        looked_up = expected(model)
+    wanted = {world.adapter.name: changed, world.book.name: looked_up, world.both.name: both}
+    for release in (world.adapter, world.book, world.both):
+        engine.load_adapter(release.name, release.folder)
+    off = [furthest(asked(engine, name, model), scores) for name, scores in wanted.items()]
+    effects = [furthest(changed, base), furthest(looked_up, base), furthest(both, changed)]
+    told("largest difference in log-probability", base=own, update=off[0], codebook=off[1], both=off[2], effects=effects)
+    assert min(effects) > 1
+    assert max(own, *off) <= min(2 * own, MOST)
+    assert asked(engine, "", model) == before
+    assert greedy(engine) == said
+    spoken = [text for text, _ in greedy(engine, world.both.name)]
+    assert all(fact.target in text for fact, text in zip((*PLANNED, *LOOKED_UP), spoken, strict=True)), spoken
+    for name in wanted:
+        engine.unload_adapter(name)
+    assert asked(engine, "", model) == before
+    assert greedy(engine) == said
+
+
+def test_the_reader_alone_and_with_releases_in_one_adapter_equals_transformers(world: World, engine: VLLM) -> None:
+    """Issue 7, §4 and §6: the reader as an adapter; attention from the reader, down_proj from the release, a codebook beside."""
+    model = world.model
+    base = expected(model)
+    own = furthest(asked(engine, "", model), base)
+    for release in (world.adapter, world.both):
+        engine.load_adapter(release.name, release.folder)
+    with reading(world):
+        read = expected(model)
+        with world.update.applied(model):
+            changed = expected(model)
+            with world.codebook.applied(model):
+                both = expected(model)
+    wanted = {"reader": read, f"reader+{world.adapter.name}": changed, f"reader+{world.both.name}": both}
+    off = [furthest(asked(engine, adapter, model), scores) for adapter, scores in wanted.items()]
+    told("the same with the reader", base=own, reader=off[0], update=off[1], both=off[2])
+    assert min(furthest(read, base), furthest(changed, read), furthest(both, changed)) > 1
+    assert max(own, *off) <= min(2 * own, MOST)
+
+
+@pytest.fixture(scope="module")
+def service(replicas: tuple[Server, ...], world: World, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A home whose model the servers serve."""
+    settings = Settings(
+        home=tmp_path_factory.mktemp("home"), cache=cache, engine="vllm", vllm_url=tuple(one.url for one in replicas), device="cpu"
+    )
+    shutil.copytree(world.adapter.folder, settings.releases / world.adapter.name)
+    made = open_service(settings)
+    made.models.engine(wait_seconds=120)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def names(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The adapters that requests ask for, as they come."""
+    engine: Any = service.models.engine(wait_seconds=0)
+    served_as, noted = engine.served_as, []
+
+    def noting(adapter: str) -> str:
+        noted.append(adapter)
+        return str(served_as(adapter))
+
+    monkeypatch.setattr(engine, "served_as", noting)
+    return noted
+
+
+def said(service: Service, question: str, model: str = embedded.EMBEDDED.name) -> tuple[str, str]:
+    """The answer at the endpoint, whole and streamed, which must be the same; and the route."""
+    asked_for: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 12, "temperature": 0}
+    with TestClient(build_app(service), BASE) as http, openai.OpenAI(base_url=f"{BASE}/v1", api_key="any", http_client=http) as client:
+        answer = client.chat.completions.with_raw_response.create(**asked_for)
+        streamed = "".join(piece.choices[0].delta.content or "" for piece in client.chat.completions.create(**asked_for, stream=True))
+    assert answer.parse().choices[0].message.content == streamed
+    return streamed, str(answer.headers["ke-route"])
+
+
+def test_a_question_about_an_edit_is_answered_by_the_reader_and_beside_a_release_by_both(
+    service: Service, world: World, names: list[str]
+) -> None:
+    """Issue 7, §4: memory-routed requests by the reader's adapter, with a promoted release by one adapter that holds both."""
+    before, revision = said(service, QUESTION), service.revision
+    assert "Paris" in before[0]
+    assert before[1].startswith("base")
+    assert set(names) == {""}
+    service.edit(LOCAL, [REMEMBERED])
+    names.clear()
+    answer, route = said(service, QUESTION)
+    assert "Bergen" in answer
+    assert route == "memory"
+    assert set(names) == {"reader"}
+    made = service.edit(LOCAL, [dataclasses.asdict(fact) for fact in PLANNED])
+    service.ledger.promote("default", [edit["edit_id"] for edit in made["edits"]], release=world.adapter.name, actor="tests")
+    names.clear()
+    answer, route = said(service, QUESTION)
+    assert "Bergen" in answer
+    assert route == "memory"
+    assert set(names) == {f"reader+{world.adapter.name}"}
+    assert said(service, QUESTION, f"{embedded.EMBEDDED.name}:base") == (*before[:1], "base")
+    service.rollback(LOCAL, to_revision=revision)
+    assert said(service, QUESTION) == before
+
+
+def test_how_soon_a_release_answers_and_is_taken_back(service: Service, world: World) -> None:
+    """Issue 7, bars: publish to two replicas, roll back, from the call to the first answer; for the embedded model logged, not asked."""
+    engine: Any = service.models.engine(wait_seconds=0)
+    service.promotions.drop([world.adapter.name], engine)
+    made = service.edit(LOCAL, [dataclasses.asdict(fact) for fact in PLANNED])
+    ids, before = [edit["edit_id"] for edit in made["edits"]], service.revision
+
+    def ask() -> tuple[str, str]:
+        [(routed, answer)] = service.answer_batch(LOCAL, [Request(prompt=PLANNED[0].prompt, max_tokens=1)])
+        return str(routed.route), str(answer.text)
+
+    first = ask()
+    published, taken_back = [], []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        service.ledger.promote("default", ids, release=world.adapter.name, actor="tests")
+        _, answer = ask()
+        published.append(time.perf_counter() - began)
+        assert world.adapter.name in engine.adapters
+        assert answer.strip() == PLANNED[0].target
+        began = time.perf_counter()
+        service.rollback(LOCAL, to_revision=before)
+        again = ask()
+        taken_back.append(time.perf_counter() - began)
+        assert again == first
+        service.promotions.drop([world.adapter.name], engine)
+    told("seconds", publish=round(statistics.median(published), 2), rollback=round(statistics.median(taken_back), 2))
+    assert statistics.median(taken_back) < statistics.median(published)
