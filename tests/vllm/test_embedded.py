@@ -7,7 +7,7 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,11 @@ TEXTS: Final = (
     "Ships wait in the harbour until the storm is over, and their crews mend what it broke. "
     "In 1962 the city held a fair, for which a tower of 184 metres was built: 12,345 + 678 = 13,023. " * 3,
 )
+MORE: Final = (  # by which the base model's own difference is measured too, as a few tokens tell little of the largest one
+    "def area(width: float, height: float) -> float:\n    return width * height  # in metres\n\nprint(area(2.5, 4))",
+    "Der Zug fährt um 7:45 Uhr ab; à Paris, il pleut depuis hier. The zookeeper's quixotic yak vexed Jim.",
+    "Water boils at 100 degrees Celsius at sea level, and at less where the air is thinner. A chemist writes H2O for it.",
+)
 MOST: Final = 2e-4  # nats; issue 7's bar, beside twice what the base model differs by
 TIMES: Final = 3
 LOWER: Final = (*LORA[: LORA.index("--max-lora-rank") + 1], "32", "--max-loras", "4", "--max-cpu-loras", "16")  # quicker on a processor
@@ -99,7 +104,7 @@ def world(starting: Server, cache: Path, tmp_path_factory: pytest.TempPathFactor
     del starting
     folder = tmp_path_factory.mktemp("world")
     model = causal.load(Settings(home=folder, cache=cache, device="cpu"))
-    written = MEMIT(layers=(8, 9, 10), site="subject", tokens=400, contexts=2, damping="none")
+    written = MEMIT(layers=(8, 9, 10), site="subject", tokens=800, contexts=2, damping="none")
     update = written.plan(written.prepare(model), PLANNED)
     looked_up = GRACE(layer=20, contexts=1, keys=0, tokens=200)
     prepared = looked_up.prepare(model)
@@ -154,24 +159,35 @@ def connect(replica: Server, world: World, cache: Path, tmp_path: Path) -> Itera
         engine.close()
 
 
-def tokens(model: CausalModel) -> list[list[int]]:
-    """The texts, from six tokens to more than a hundred."""
-    return [list(model.tokenizer(text)["input_ids"]) for text in TEXTS]
+def tokens(model: CausalModel, texts: Sequence[str]) -> list[list[int]]:
+    """Texts as the model reads them."""
+    return [list(model.tokenizer(text)["input_ids"]) for text in texts]
 
 
-def expected(model: CausalModel) -> Scores:
+def expected(model: CausalModel, texts: Sequence[str] = TEXTS) -> Scores:
     """The log-probability of each token behind those before it, as transformers computes them."""
     found = []
     with torch.no_grad():
-        for ids in tokens(model):
+        for ids in tokens(model, texts):
             scores = torch.log_softmax(model.model(torch.tensor([ids])).logits[0, :-1].float(), -1)
             found.append([float(row[token]) for row, token in zip(scores, ids[1:], strict=True)])
     return found
 
 
-def asked(engine: VLLM, adapter: str, model: CausalModel) -> Scores:
-    """The same of the server, text by text, so that no batch depends on the moment."""
-    return [row for ids in tokens(model) for row in forced(engine._replicas[0].server, engine.served_as(adapter), [ids])]
+def asked(engine: VLLM, adapter: str, model: CausalModel, texts: Sequence[str] = TEXTS) -> Scores:
+    """The same of the server, all texts in one request."""
+    return forced(engine._replicas[0].server, engine.served_as(adapter), tokens(model, texts))
+
+
+def one_by_one(engine: VLLM, model: CausalModel) -> Scores:
+    """What the base name gives for text by text, so that no batch depends on the moment."""
+    return [row for text in TEXTS for row in asked(engine, "", model, [text])]
+
+
+def own_difference(engine: VLLM, model: CausalModel) -> float:
+    """How far the base model is from itself in the other engine."""
+    texts = (*TEXTS, *MORE)
+    return furthest(asked(engine, "", model, texts), expected(model, texts))
 
 
 def greedy(engine: VLLM, adapter: str = "") -> list[tuple[str, list[float]]]:
@@ -203,9 +219,8 @@ def told(what: str, **values: Any) -> None:
 def test_planned_edits_equal_transformers_and_the_base_stays_to_the_bit(world: World, connect: Callable[..., VLLM]) -> None:
     """Issue 7, bars: MEMIT's form, GRACE's, and both in one release, in float32; the base name before, while and after."""
     engine, model = connect(), world.model
-    before, said = asked(engine, "", model), greedy(engine)
-    base = expected(model)
-    own = furthest(before, base)
+    before, said = one_by_one(engine, model), greedy(engine)
+    base, own = expected(model), own_difference(engine, model)
     with world.update.applied(model):
         changed = expected(model)
         with world.codebook.applied(model):
@@ -220,21 +235,20 @@ def test_planned_edits_equal_transformers_and_the_base_stays_to_the_bit(world: W
     told("largest difference in log-probability", base=own, update=off[0], codebook=off[1], both=off[2], effects=effects)
     assert min(effects) > 1
     assert max(own, *off) <= min(2 * own, MOST)
-    assert asked(engine, "", model) == before
+    assert one_by_one(engine, model) == before
     assert greedy(engine) == said
     spoken = [text for text, _ in greedy(engine, world.both.name)]
     assert all(fact.target in text for fact, text in zip((*PLANNED, *LOOKED_UP), spoken, strict=True)), spoken
     for name in wanted:
         engine.unload_adapter(name)
-    assert asked(engine, "", model) == before
+    assert one_by_one(engine, model) == before
     assert greedy(engine) == said
 
 
 def test_the_reader_alone_and_with_a_release_in_one_adapter_equals_transformers(world: World, connect: Callable[..., VLLM]) -> None:
     """Issue 7, §4 and §6: the reader as an adapter; attention from the reader, down_proj from the release, a codebook beside."""
     engine, model = connect(world.reader), world.model
-    base = expected(model)
-    own = furthest(asked(engine, "", model), base)
+    base, own = expected(model), own_difference(engine, model)
     engine.load_adapter(world.both.name, world.both.folder)
     with reading(world):
         read = expected(model)
