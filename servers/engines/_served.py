@@ -25,7 +25,7 @@ from ke_tools.errors import ModelUnavailable, Unsupported, cannot_write
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NAME", "Served", "serve"]
+__all__ = ["NAME", "Served", "by_module", "serve"]
 
 NAME: Final = re.compile(r"ke-[0-9a-f]{24}")
 MOST_LOSS: Final = 0.01  # of the change's norm, that a lower rank may cost
@@ -75,6 +75,19 @@ def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_
         )
     book = next((part / codebooks.WEIGHTS for part in parts if (part / codebooks.WEIGHTS).is_file()), None)
     return _written(root, {module: pair for module, (pair, _) in lowered.items()} or _zero(config), book, loss, owner)
+
+
+def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dict[str, Served]:
+    """What an adapter adds to each kind of module (``q_proj``, …) alone, as :func:`serve` would write it; to ask a server about.
+
+    Raises:
+        ModelUnavailable: it is damaged.
+        ResourceExhausted, ReadOnly: as :func:`serve`.
+    """
+    kinds: dict[str, dict[str, _Factors]] = defaultdict(dict)
+    for module, pair in _read(part).items():
+        kinds[module.rpartition(".")[2]][module] = _lowered(pair, most_rank)[0]
+    return {kind: _written(root, factors, None, 0.0, owner) for kind, factors in sorted(kinds.items())}
 
 
 def _read(folder: Path) -> dict[str, _Factors]:

@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import math
-import re
 import shutil
 import threading
 import time
@@ -28,7 +27,8 @@ from ke_tools import releases
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Piece, Request
-from ke_tools.servers.engines._served import NAME, Served, serve
+from ke_tools.servers.engines._probing import TOO_HIGH, Scores, asked_about, forced, furthest, load, noise_of, tokens
+from ke_tools.servers.engines._served import NAME, Served, by_module, serve
 from ke_tools.servers.engines._server import TIMEOUT, Server
 from ke_tools.servers.engines._template import Template
 
@@ -39,14 +39,9 @@ log = logging.getLogger(__name__)
 AT_ONCE: Final = 64  # requests of one batch under way: vLLM batches them itself
 _PATIENCE_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
-_PROBED: Final = 4  # edits of a release that a server is asked about before it is used
 _GENERATED: Final = 4  # tokens
-_SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
-_NOISE: Final = 4.0  # times what the same question asked twice differs by, on hardware whose batches count
 _TEXT: Final = "The capital of Australia is Canberra; 12,345 + 678 = ? Ünïcödé."
-_TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
 _T = TypeVar("_T")
-_Scores = list[list[float]]
 
 
 class Own(Protocol):
@@ -108,6 +103,7 @@ class VLLM:
         self._root, self._owner, self._own = root, owner, own
         self._readers = [reader] if reader is not None else []  # one or none
         self._wanted: dict[str, Served] = {}  # by the adapters in it, joined by +
+        self._pieces: dict[str, Served] = {}  # of the reader, by kind of module
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
         self._config = json.loads((path / "config.json").read_text("utf-8"))
         try:
@@ -191,7 +187,7 @@ class VLLM:
             if placed is None:
                 return None
             text = [*placed.ids[: placed.prompt_length], *placed.target]
-            [scores] = self._by_any(request.adapter, lambda server, model: _forced(server, model, [text]))
+            [scores] = self._by_any(request.adapter, lambda server, model: forced(server, model, [text]))
             return sum(scores[placed.prompt_length - 1 :])
 
         return list(self._pool.map(one, zip(requests, targets, strict=True)))
@@ -268,13 +264,10 @@ class VLLM:
                 raise Unsupported(
                     f"{name} was made for the model {release.fingerprint}; this is {self.fingerprint}.", "Promote its edits again."
                 )
-            self._publish(name, [path], _asked_about(self._template, path))
+            parts = {name: [path]}
             if READER in self._wanted:  # what acts for questions in scope
-                try:
-                    self._publish(_key(f"{READER}+{name}"), [path, *self._readers], self._probes[name])
-                except KeToolsError:
-                    self.unload_adapter(name)
-                    raise
+                parts[_key(f"{READER}+{name}")] = [path, *self._readers]
+            self._publish(parts, asked_about(self._template, path))
 
     def unload_adapter(self, name: str) -> None:
         """Take a release out of every server, and its folders off the disk; what is under way goes on.
@@ -296,6 +289,8 @@ class VLLM:
                 is_gone = [self._take_out(replica, served.name) for replica in self._replicas]
                 if all(is_gone):
                     shutil.rmtree(served.folder, ignore_errors=True)  # vLLM may read a registered one again, so never before
+            for piece in self._pieces.values() if name == READER else ():
+                shutil.rmtree(piece.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let the connections go; what is loaded stays in the servers, for whoever else asks them. One of our own ends."""
@@ -358,7 +353,7 @@ class VLLM:
             Unsupported: it does.
         """
         mine = self._template.encode(Request(prompt=_TEXT))
-        if _tokens(server, self.model_id, _TEXT) not in (None, mine):
+        if tokens(server, self.model_id, _TEXT) not in (None, mine):
             raise Unsupported(
                 f"{server.address} reads a text as other tokens than the checkpoint of --model: it serves another model.",
                 "Give the checkpoint that it serves by --model.",
@@ -370,63 +365,87 @@ class VLLM:
             return
         text = self._template.encode(Request(prompt="The capital of Australia is Canberra. What is the capital of Australia?"))
         try:
-            self._publish(READER, self._readers, [text])
+            self._publish({READER: self._readers}, [text])
         except KeToolsError as error:
             log.warning("the reader is not served, so facts go in with demonstrations: %s", error)
 
-    def _publish(self, key: str, parts: Sequence[Path], texts: list[list[int]], most_rank: int = 0) -> None:
-        """Give every server that is there something to serve, and ask it; where one fails, all are as before."""
-        served = serve(self._root, parts, config=self._config, most_rank=most_rank, owner=self._owner)
-        fresh: list[_Replica] = []
-        is_given = False
-        try:
-            for replica in self._current():
-                self._give(replica, served, texts, fresh)
-                is_given = True
-        except KeToolsError as error:
-            for replica in fresh:
-                self._take_out(replica, served.name)
-            match = _TOO_HIGH.search(str(error))
-            if match is None or most_rank:
-                raise
-            self._publish(key, parts, texts, int(match[1]))
-            return
-        if not is_given:
+    def _publish(self, parts: Mapping[str, Sequence[Path]], texts: list[list[int]], most_rank: int = 0) -> None:
+        """Give all servers that are there what is to be served, at once, and ask them; where one fails, all are as before."""
+        served = {key: serve(self._root, of, config=self._config, most_rank=most_rank, owner=self._owner) for key, of in parts.items()}
+        if READER in served:
+            self._pieces = by_module(self._root, parts[READER][0], most_rank=served[READER].rank, owner=self._owner)
+        replicas = list(self._current())
+        if not replicas:
             raise self._nobody()
-        if served.loss:
-            log.warning("%s is served at rank %d, which costs %.2g of what it adds", key, served.rank, served.loss)
-        self._probes[key] = texts
-        self._wanted = {**self._wanted, key: served}
+        with ThreadPoolExecutor(len(replicas), "ke-vllm-give") as at_once:
+            given = [(replica, at_once.submit(self._give, replica, served, texts)) for replica in replicas]
+        failed = next((error for _, done in given if (error := done.exception()) is not None), None)
+        if failed is not None:
+            for replica, done in given:
+                for name in done.result() if done.exception() is None else ():
+                    self._take_out(replica, name)
+            match = TOO_HIGH.search(str(failed))
+            if match is None or most_rank:
+                raise failed
+            self._publish(parts, texts, int(match[1]))
+            return
+        for key, one in served.items():
+            if one.loss:
+                log.warning("%s is served at rank %d, which costs %.2g of what it adds", key, one.rank, one.loss)
+        self._probes.update(dict.fromkeys(served, texts))
+        self._wanted = {**self._wanted, **served}
 
-    def _give(self, replica: _Replica, served: Served, texts: list[list[int]], fresh: list[_Replica]) -> None:
-        """Load something into one server and ask it about that; who had it not before is noted as ``fresh``.
+    def _give(self, replica: _Replica, served: Mapping[str, Served], texts: list[list[int]]) -> list[str]:
+        """Load what one server lacks and ask it about all; gives the names of what it lacked. Where this fails, it is as it was.
 
         Raises:
             Unsupported: it cannot serve it. ModelUnavailable: it does not answer, or answers nonsense.
         """
-        server = replica.server
-        before = [_forced(server, self.model_id, texts) for _ in range(2)]
-        if not _is_loaded(server, served.name):
-            said = _load(server, served)
-            if said and not _TOO_HIGH.search(said):
-                said = _load(server, served)  # with several workers vLLM may answer with the failure of an earlier one
-            if said:
-                raise Unsupported(f"{server.address} does not load it: {said}", "See its log; docs/vllm.md says how to start it.")
-            fresh.append(replica)
-        self._refuse_idle(server, served, texts, before)
+        server, fresh = replica.server, list[str]()
+        before = [forced(server, self.model_id, texts) for _ in range(2)]
+        listed = {str(card["id"]) for card in server.cards()}
+        try:
+            for one in served.values():
+                if one.name not in listed:
+                    load(server, one)
+                    fresh.append(one.name)
+            self._refuse_idle(server, list(served.values()), texts, before)
+            if READER in served and served[READER].name in fresh:
+                self._refuse_ignoring(replica, texts, before)
+        except KeToolsError:
+            for name in fresh:
+                self._take_out(replica, name)
+            raise
+        return fresh
 
-    def _refuse_idle(self, server: Server, served: Served, texts: list[list[int]], before: list[_Scores]) -> None:
+    def _refuse_idle(self, server: Server, served: Sequence[Served], texts: list[list[int]], before: list[Scores]) -> None:
         """Refuse what does nothing, or what is nonsense, or moves the base model, by more than the same question asked twice differs."""
-        after, base = _forced(server, served.name, texts), _forced(server, self.model_id, texts)
-        if not all(math.isfinite(value) for row in after for value in row):
-            raise ModelUnavailable(f"{server.address} answers with numbers that are none.", "Promote its edits again.")
-        noise = max(_SAME, _NOISE * _furthest(*before))
-        if _furthest(base, before[1]) > noise:
+        afters = [forced(server, one.name, texts) for one in served]
+        base, noise = forced(server, self.model_id, texts), noise_of(before)
+        if furthest(base, before[1]) > noise:
             raise ModelUnavailable(f"{server.address} answers differently as the base model since it was loaded.", "Restart that server.")
-        if _furthest(after, base) <= noise:
-            what = "the plugin of ke-tools is missing there" if served.has_codebook else "it was started without these modules"
-            raise Unsupported(f"{server.address} loads it, and answers as without: {what}.", "docs/vllm.md says how to start it.")
-        server.ask(Request(prompt="The", max_tokens=_GENERATED), served.name, 1)
+        for one, after in zip(served, afters, strict=True):
+            if not all(math.isfinite(value) for row in after for value in row):
+                raise ModelUnavailable(f"{server.address} answers with numbers that are none.", "Promote its edits again.")
+            if furthest(after, base) <= noise:
+                what = "the plugin of ke-tools is missing there" if one.has_codebook else "it was started without these modules"
+                raise Unsupported(f"{server.address} loads it, and answers as without: {what}.", "docs/vllm.md says how to start it.")
+            server.ask(Request(prompt="The", max_tokens=_GENERATED), one.name, 1)
+
+    def _refuse_ignoring(self, replica: _Replica, texts: list[list[int]], before: list[Scores]) -> None:
+        """Refuse a server that ignores some of the modules that the reader changes; those of a release are all of one kind."""
+        ignored = []
+        for kind, piece in self._pieces.items():
+            load(replica.server, piece)
+            moved = furthest(forced(replica.server, piece.name, texts), before[1])
+            self._take_out(replica, piece.name)
+            if moved <= noise_of(before):
+                ignored.append(kind)
+        if ignored:
+            raise Unsupported(
+                f"{replica.server.address} ignores the reader's {', '.join(ignored)}: it was started without.",
+                "Name all modules by --lora-target-modules, as docs/vllm.md says.",
+            )
 
     def _take_out(self, replica: _Replica, name: str) -> bool:
         """Whether the server has it no more; one that is away may have it when it is back, under a name that is not asked for again."""
@@ -492,7 +511,7 @@ class VLLM:
         self._refuse_another_tokenizer(replica.server)
         for key, served in self._wanted.items():
             if served.name not in listed:
-                self._give(replica, served, self._probes[key], [])
+                self._give(replica, {key: served}, self._probes[key])
         replica.is_current = True
 
     def _by_any(self, adapter: str, ask: Callable[[Server, str], _T]) -> _T:
@@ -532,59 +551,3 @@ class VLLM:
 
 def _key(adapter: str) -> str:
     return "+".join(sorted(adapter.split("+")))
-
-
-def _load(server: Server, served: Served) -> str:
-    """Load an adapter; gives what the server says against it, "" where it has it."""
-    try:
-        server.post("/load_lora_adapter", {"lora_name": served.name, "lora_path": str(served.folder.resolve())}, is_json=False)
-    except KeToolsError as error:
-        if server.circuit.told:  # nobody answered
-            raise
-        return "" if _is_loaded(server, served.name) else error.message
-    return ""
-
-
-def _is_loaded(server: Server, name: str) -> bool:
-    return any(card["id"] == name for card in server.cards())
-
-
-def _forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> _Scores:
-    """The log-probability of each token of each text behind those before it, the first left out."""
-    if not texts:
-        return []
-    body = {"model": model, "prompt": [list(text) for text in texts], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    answer = server.post("/completions", body)
-    try:
-        return [
-            [float(row[str(token)]["logprob"]) for token, row in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)]
-            for text, choice in zip(texts, answer["choices"], strict=True)
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelUnavailable(
-            f"{server.address} tells no log-probabilities of a prompt: {error!r}", "Serve the model by vLLM 0.32."
-        ) from error
-
-
-def _furthest(one: _Scores, other: _Scores) -> float:
-    """The largest difference; of no numbers 0."""
-    return max((abs(a - b) for row, theirs in zip(one, other, strict=True) for a, b in zip(row, theirs, strict=True)), default=0.0)
-
-
-def _tokens(server: Server, model: str, text: str) -> list[int] | None:
-    """A text's tokens as the server reads it; ``None`` where it does not say."""
-    body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
-    found = server.post("/completions", body)["choices"][0].get("prompt_token_ids")
-    return list(found) if isinstance(found, list) else None
-
-
-def _asked_about(template: Template, folder: Path) -> list[list[int]]:
-    """Some of a release's edits as tokens: prompt and target, as a text and as a chat turn."""
-    texts: list[list[int]] = []
-    lines = (folder / releases.EDITS).read_text("utf-8").splitlines()[:_PROBED]
-    for fact in map(json.loads, lines):
-        ways = [Request(prompt=fact["prompt"])]
-        ways += [Request(messages=({"role": "user", "content": fact["prompt"]},))] if template.roles else []
-        placed = (template.placed(way, fact["target"]) for way in ways)
-        texts += [[*one.ids[: one.prompt_length], *one.target] for one in placed if one is not None]
-    return texts

@@ -22,10 +22,13 @@ from ke_tools.testing import thimble_path
 COMMAND: Final = os.environ.get("KE_VLLM") or shutil.which("vllm")  # read before a test takes KE_* away
 RUNNING: Final = os.environ.get("KE_VLLM_URL", "")
 START_SECONDS: Final = 300
-MODEL: Final = "thimble"
 LORA: Final = (
     *("--enable-lora", "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
     *("--max-lora-rank", "128", "--max-loras", "4", "--max-cpu-loras", "16"),
+)
+BARE: Final = (
+    *("--enable-lora", "--lora-target-modules", "q_proj", "k_proj", "v_proj", "down_proj"),
+    *("--max-lora-rank", "8", "--max-loras", "4"),
 )
 EXACTLY: Final = ("--max-model-len", "1024", "--enforce-eager")
 OURS: Final = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_PLUGINS": "ke_tools,ke_tools_status"}
@@ -50,11 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Server:
-    """A ``vllm serve`` process."""
+    """A ``vllm serve`` process, of the thimble or of another checkpoint."""
 
-    def __init__(self, log: Path, port: int, *arguments: str, **environment: str) -> None:
+    def __init__(self, log: Path, port: int, *arguments: str, checkpoint: Path | None = None, **environment: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._port, self._log, self._arguments, self._environment = port, log, arguments, environment
+        self._checkpoint = checkpoint or thimble_path()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -64,8 +68,9 @@ class Server:
         with self._log.open("ab") as output:
             place = ("--host", "127.0.0.1", "--port", str(self._port))
             exactly = ("--dtype", "float32", *EXACTLY)
+            what = (str(self._checkpoint), "--served-model-name", self._checkpoint.name)
             self._process = subprocess.Popen(
-                [COMMAND, "serve", str(thimble_path()), "--served-model-name", MODEL, *place, *exactly, *self._arguments],
+                [COMMAND, "serve", *what, *place, *exactly, *self._arguments],
                 env={**os.environ, **ENVIRONMENT, **self._environment},
                 stdout=output,
                 stderr=output,
@@ -111,8 +116,8 @@ def new_server(logs: Path) -> Iterator[Callable[..., Server]]:
     """Makes servers that end with the session; they start side by side where they are started before they are waited for."""
     made: list[Server] = []
 
-    def make(*arguments: str, **environment: str) -> Server:
-        server = Server(logs / f"{len(made)}.log", _free_port(), *arguments, **environment)
+    def make(*arguments: str, checkpoint: Path | None = None, **environment: str) -> Server:
+        server = Server(logs / f"{len(made)}.log", _free_port(), *arguments, checkpoint=checkpoint, **environment)
         made.append(server)
         server.start()
         return server
@@ -128,7 +133,7 @@ def servers(new_server: Callable[..., Server]) -> dict[str, Server]:
     started = {
         "second": new_server(*LORA, **OURS),
         "stock": new_server(),
-        "bare": new_server(*LORA[:-5], "8", "--max-loras", "4", VLLM_ALLOW_RUNTIME_LORA_UPDATING="1", VLLM_PLUGINS=""),
+        "bare": new_server(*BARE, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1", VLLM_PLUGINS=""),
     }
     for server in started.values():
         server.wait()

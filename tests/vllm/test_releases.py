@@ -26,7 +26,8 @@ from ke_tools.memory.ledger import Ledger
 from ke_tools.models import causal, checkpoint
 from ke_tools.models.engine import Request
 from ke_tools.releases import Release
-from ke_tools.servers.engines.vllm import VLLM, _forced
+from ke_tools.servers.engines._probing import forced
+from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.testing import thimble_path
 from tests.servers.engines.test_hf import make_adapter
 from tests.servers.engines.test_releases_served import an_update
@@ -162,7 +163,7 @@ def expected(model: CausalModel) -> list[list[float]]:
 
 def asked(engine: VLLM, adapter: str, model: CausalModel) -> list[list[float]]:
     """The same of the server, all texts in one batch."""
-    return _forced(engine._replicas[0].server, engine.served_as(adapter), texts(model))
+    return forced(engine._replicas[0].server, engine.served_as(adapter), texts(model))
 
 
 def furthest(found: list[list[float]], wanted: list[list[float]]) -> float:

@@ -22,6 +22,7 @@ from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.testing import thimble_path
+from tests.servers.engines.test_hf import make_adapter
 from tests.vllm.test_releases import FACTS, World, world
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def connect(tmp_path: Path) -> Iterator[Callable[..., VLLM]]:
     """Connects an engine to servers."""
     made: list[VLLM] = []
 
-    def connect(*urls: str) -> VLLM:
+    def connect(*urls: str, reader: Path | None = None) -> VLLM:
         path = thimble_path()
-        made.append(VLLM(urls, path=path, fingerprint=checkpoint.fingerprint(path, cache=tmp_path / "cache"), root=tmp_path / "served"))
+        fingerprint = checkpoint.fingerprint(path, cache=tmp_path / "cache")
+        made.append(VLLM(urls, path=path, fingerprint=fingerprint, root=tmp_path / "served", reader=reader))
         return made[-1]
 
     yield connect
@@ -156,6 +158,23 @@ def test_too_small_a_rank_is_told_with_the_flag(world: World, connect: Callable[
     engine = connect(servers["bare"].url)
     engine.load_adapter(world.wide.name, world.wide.folder)  # two directions in two hundred: nothing is lost
     assert engine._wanted[world.wide.name].rank == 8
+
+
+@pytest.mark.parametrize(("modules", "is_served"), [(("q_proj", "v_proj"), True), (("q_proj", "o_proj"), False)])
+def test_a_reader_of_which_a_server_ignores_modules_is_not_served_there(
+    connect: Callable[..., VLLM],
+    servers: dict[str, Server],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    modules: tuple[str, ...],
+    is_served: bool,
+) -> None:
+    """Issue 7, §4: modules that the server does not target are ignored silently, so it is checked; half a reader is none."""
+    bare = servers["bare"]
+    engine = connect(bare.url, reader=make_adapter(tmp_path / "reader", thimble_path(), modules=modules))
+    assert ("reader" in engine.adapters) == is_served
+    assert ("ignores the reader's o_proj: it was started without" in caplog.text) != is_served
+    assert len([card for card in engine.cards() if card.get("parent")]) == is_served
 
 
 def test_one_server_that_refuses_leaves_none_with_a_release(

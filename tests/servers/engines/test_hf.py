@@ -75,7 +75,14 @@ def make_checkpoint(folder: Path, template: str = TEMPLATE) -> Path:
 
 
 def make_adapter(
-    folder: Path, base: Path, *, seed: int = 1, scale: float = 0.3, card: dict[str, str] | None = None, **options: Any
+    folder: Path,
+    base: Path,
+    *,
+    seed: int = 1,
+    scale: float = 0.3,
+    modules: Sequence[str] = ("q_proj", "v_proj"),
+    card: dict[str, str] | None = None,
+    **options: Any,
 ) -> Path:
     """A random LoRA on the attention."""
     from peft import LoraConfig, get_peft_model
@@ -84,7 +91,7 @@ def make_adapter(
     torch.manual_seed(seed)
     with warnings.catch_warnings():  # PEFT uses names of transformers that are on their way out
         warnings.simplefilter("ignore")
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules=list(modules)))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=scale)

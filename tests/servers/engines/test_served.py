@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ke_tools.errors import ModelUnavailable, ReadOnly, Unsupported
-from ke_tools.servers.engines._served import NAME, serve
+from ke_tools.servers.engines._served import NAME, by_module, serve
 
 CONFIG = {"hidden_size": 6, "intermediate_size": 10}
 DOWN, ATTENTION = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
@@ -64,6 +64,20 @@ def test_what_acts_together_is_the_sum_of_what_each_adds(
     e, f = pair(other, 6, 6, seed=2)
     torch.testing.assert_close(added(made.folder, ATTENTION), (f @ e) * (alpha / other))
     assert made.rank == max(one + other, other)
+
+
+def test_an_adapters_kinds_of_module_can_be_served_apart(tmp_path: Path) -> None:
+    """Issue 7, §4: modules that the server does not target are ignored silently, so each kind is asked about alone."""
+    second = "model.layers.1.self_attn.q_proj"
+    part = adapter(tmp_path / "part", {DOWN: pair(3), ATTENTION: pair(3, 6, 6), second: pair(3, 6, 6, seed=1)}, lora_alpha=6)
+    made = by_module(tmp_path / "root", part, most_rank=0)
+    assert list(made) == ["down_proj", "q_proj"]
+    assert {name.split(".lora")[0] for name in load_file(made["q_proj"].folder / "adapter_model.safetensors")} == {
+        f"base_model.model.{module}" for module in (ATTENTION, second)
+    }
+    alone = adapter(tmp_path / "alone", {DOWN: pair(3)}, lora_alpha=6)
+    assert made["down_proj"].name == serve(tmp_path / "other", [alone], config=CONFIG).name
+    assert {one.rank for one in by_module(tmp_path / "root", part, most_rank=2).values()} == {2}
 
 
 def test_a_name_follows_from_the_content(tmp_path: Path) -> None:

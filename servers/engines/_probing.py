@@ -1,0 +1,94 @@
+"""What a server of vLLM is asked about what it was given: whether it has it, and how likely it finds a text with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ke_tools import releases
+from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
+from ke_tools.models.engine import Request
+from ke_tools.servers.engines._served import Served
+from ke_tools.servers.engines._server import Server
+from ke_tools.servers.engines._template import Template
+
+__all__ = ["TOO_HIGH", "Scores", "asked_about", "forced", "furthest", "load", "noise_of", "tokens"]
+
+TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
+Scores = list[list[float]]
+_PROBED: Final = 4  # edits of a release that a server is asked about before it is used
+_SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
+_NOISE: Final = 4.0  # times what the same question asked twice differs by, on hardware whose batches count
+
+
+def load(server: Server, served: Served) -> None:
+    """Load an adapter.
+
+    Raises:
+        Unsupported: the server does not take it. ModelUnavailable: it does not answer.
+    """
+    said = _refusal(server, served)
+    if said and not TOO_HIGH.search(said):
+        said = _refusal(server, served)  # with several workers vLLM may answer with the failure of an earlier one
+    if said:
+        raise Unsupported(f"{server.address} does not load it: {said}", "See its log; docs/vllm.md says how to start it.")
+
+
+def _refusal(server: Server, served: Served) -> str:
+    """What the server says against an adapter; "" where it has it."""
+    try:
+        server.post("/load_lora_adapter", {"lora_name": served.name, "lora_path": str(served.folder.resolve())}, is_json=False)
+    except KeToolsError as error:
+        if server.circuit.told:  # nobody answered
+            raise
+        return "" if any(card["id"] == served.name for card in server.cards()) else error.message
+    return ""
+
+
+def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores:
+    """The log-probability of each token of each text behind those before it, the first left out."""
+    if not texts:
+        return []
+    body = {"model": model, "prompt": [list(text) for text in texts], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    answer = server.post("/completions", body)
+    try:
+        return [
+            [float(row[str(token)]["logprob"]) for token, row in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)]
+            for text, choice in zip(texts, answer["choices"], strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{server.address} tells no log-probabilities of a prompt: {error!r}", "Serve the model by vLLM 0.32."
+        ) from error
+
+
+def furthest(one: Scores, other: Scores) -> float:
+    """The largest difference; of no numbers 0."""
+    return max((abs(a - b) for row, theirs in zip(one, other, strict=True) for a, b in zip(row, theirs, strict=True)), default=0.0)
+
+
+def noise_of(twice: Sequence[Scores]) -> float:
+    """What a server's answers to the same question, asked twice, allow to differ by."""
+    return max(_SAME, _NOISE * furthest(*twice))
+
+
+def tokens(server: Server, model: str, text: str) -> list[int] | None:
+    """A text's tokens as the server reads it; ``None`` where it does not say."""
+    body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    found = server.post("/completions", body)["choices"][0].get("prompt_token_ids")
+    return list(found) if isinstance(found, list) else None
+
+
+def asked_about(template: Template, folder: Path) -> list[list[int]]:
+    """Some of a release's edits as tokens: prompt and target, as a text and as a chat turn."""
+    texts: list[list[int]] = []
+    lines = (folder / releases.EDITS).read_text("utf-8").splitlines()[:_PROBED]
+    for fact in map(json.loads, lines):
+        ways = [Request(prompt=fact["prompt"])]
+        ways += [Request(messages=({"role": "user", "content": fact["prompt"]},))] if template.roles else []
+        placed = (template.placed(way, fact["target"]) for way in ways)
+        texts += [[*one.ids[: one.prompt_length], *one.target] for one in placed if one is not None]
+    return texts
