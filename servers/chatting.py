@@ -55,6 +55,16 @@ class _Turn:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What a correction would meet."""
+
+    said: Sequence[str]  # what the model answers now, for each split
+    replaced: Sequence[Edit]
+    so: Sequence[Edit]  # that say already what else was stated
+    warnings: Sequence[str]
+
+
 class Chatting:
     """The commands of one service's chats."""
 
@@ -167,7 +177,7 @@ class Chatting:
         warnings = await asyncio.to_thread(self._warnings, who, splits, state)
         revision = self._service.revision
         mark = self._seal.mark(*self._confirms(who, splits, revision, replaced, state))
-        return self._proposal(who, splits, said, replaced, so, warnings, state) + f"\n\n(reference {revision}-{mark})"
+        return self._proposal(who, splits, _Outlook(said, replaced, so, warnings), state) + f"\n\n(reference {revision}-{mark})"
 
     def _confirms(
         self, who: Principal, splits: Sequence[Split], revision: int, replaced: Sequence[Edit], state: State
@@ -216,30 +226,23 @@ class Chatting:
 
     # What is shown
 
-    def _proposal(
-        self,
-        who: Principal,
-        splits: Sequence[Split],
-        said: Sequence[str],
-        replaced: Sequence[Edit],
-        so: Sequence[Edit],
-        warnings: Sequence[str],
-        state: State,
-    ) -> str:
+    def _proposal(self, who: Principal, splits: Sequence[Split], outlook: _Outlook, state: State) -> str:
         lines: list[str] = []
-        for split, answer in zip(splits, said, strict=True):
+        for split, answer in zip(splits, outlook.said, strict=True):
             lines += [
                 f"**{split.subject}**",
                 f"- asked: {split.prompt}",
                 f"- answer from now on: **{split.target}**",
                 f"- the model says now: {answer or '(it did not answer)'}",
             ]
-        for edit in replaced:
+        for edit in outlook.replaced:
             lines.append(f"- supersedes {edit.id}: {edit.fact.prompt} {edit.fact.target}")
-        if not replaced:
+        if not outlook.replaced:
             lines.append("- supersedes: nothing")
-        lines += [f"- left as it is, as it is corrected so already: {edit.fact.prompt} {edit.fact.target} ({edit.id})" for edit in so]
-        lines += [f"- note: {warning}" for warning in warnings]
+        lines += [
+            f"- left as it is, as it is corrected so already: {edit.fact.prompt} {edit.fact.target} ({edit.id})" for edit in outlook.so
+        ]
+        lines += [f"- note: {warning}" for warning in outlook.warnings]
         lines.append(f"- concerns: everybody who asks {self._service.model_id} here as “{who.tenant}”")
         verb = "record" if state is State.ACTIVE else "propose"
         return "\n".join([*lines, "", f"Shall I {verb} it? Say **yes**; anything else leaves all as it is."])
@@ -307,7 +310,8 @@ def _last_answered(turns: Sequence[_Turn]) -> int | None:
         question, answer = turns[place - 1], turns[place]
         if answer.role != "assistant" or question.role != "user" or _COMMAND.fullmatch(question.text.strip()):
             continue
-        if _ASKED.search(answer.text) or _DONE.search(answer.text) or answer.text == "Nothing was changed.":
+        is_decided = place > 1 and _ASKED.search(turns[place - 2].text) and (_YES.fullmatch(question.text) or _NO.fullmatch(question.text))
+        if is_decided or _ASKED.search(answer.text) or _DONE.search(answer.text):
             continue
         return place
     return None

@@ -334,6 +334,17 @@ def test_two_facts_in_a_sentence_are_two_edits(service: Service) -> None:
     assert live(service) == []
 
 
+def test_why_is_about_the_models_answer_and_not_about_a_reply_of_ours(service: Service) -> None:
+    """Issue 8, §1: /why says which edit fired in the last answer."""
+    talk = Talk(service)
+    talk.say(QUESTION)
+    talk.say("no, it is Sydney")
+    forged = dict(talk.messages[-1])
+    talk.say("no")
+    talk.messages += [forged, {"role": "user", "content": "yes"}, {"role": "assistant", "content": "There is nothing of mine here."}]
+    assert f"Asked “{QUESTION}”" in str(talk.say("/why"))
+
+
 def test_of_two_facts_the_one_that_is_so_already_is_left(service: Service) -> None:
     """Issue 8, bad input: of a fact that is already so (said, nothing written), beside one that is not."""
     talk = Talk(service)
