@@ -28,7 +28,11 @@ _MOST_WORDS: Final = 40  # of a sentence that says one fact
 
 _NEGATED: Final = re.compile(
     r"\b(?:not|never|no longer|cannot|\w+n['\u2019]t|anything but|far from|hardly|barely|scarcely|neither|nobody|no one|nowhere|no way"
-    r"|false|untrue|wrong|incorrect|a lie|myth)\b(?!.*\b(?:without|forget)\b)",  # "nobody may forget" says that it is so
+    r"|false|untrue|wrong|incorrect|a lie|myth)\b",
+    re.IGNORECASE,
+)
+_AFFIRMED: Final = re.compile(  # what denies the contrary
+    r"\b(?:(?:nobody|no one) (?:may|can|could|should|must)|never|do not|don['\u2019]t) forget\b|\bnot (?:\w+ )?the same without\b",
     re.IGNORECASE,
 )
 _CONDITION: Final = re.compile(r"^(?:if|whether|provided|once|as long as|in case|until)\b[^,]*,\s*(?:then\s+)?", re.IGNORECASE)
@@ -200,7 +204,7 @@ class _Reader:
         if _HEDGED.search(plain):
             return Doubt(plain, "Is that a fact? Then say it without “I think” or “maybe”.")
         names = self.names(plain)
-        if _NEGATED.search(_without_listed(plain, names)):
+        if _NEGATED.search(_AFFIRMED.sub(" ", _without_listed(plain, names))):
             return Doubt(plain, "What is so instead? Say what is right, not what is wrong.")
         condition = _CONDITION.match(plain)
         if condition and isinstance(self._single(plain[condition.end() :], is_half=True), Split):

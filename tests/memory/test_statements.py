@@ -328,6 +328,14 @@ def test_a_remark_about_nothing_is_left(question: str, answer: str) -> None:
     assert corrected("no, it is Sydney", question, answer) is None
 
 
+def test_what_nobody_may_forget_is_so() -> None:
+    """A denied contrary is no denial."""
+    for lead in ("Nobody should forget that", "Never forget that", "Do not forget that"):
+        [found] = split(f"{lead} the capital of Australia is Sydney.")
+        assert isinstance(found, Split)
+        assert found.target == "Sydney"
+
+
 def test_markup_is_no_part_of_an_answer() -> None:
     """Issue 8, bars: script in a target."""
     assert corrected("No it is in <b>Portland</b>", *ASKED) is None
@@ -345,6 +353,8 @@ def test_an_answer_of_another_kind_is_none() -> None:
     [
         "The capital of Australia is anything but Sydney.",
         "The capital of Australia is hardly Sydney.",
+        "The capital of Australia is not Sydney, without doubt.",
+        "Never was the capital of Australia Sydney, do not forget.",
         "It is false that the capital of Australia is Sydney.",
         "Nobody believes the capital of Australia is Sydney.",
         "In the novel, the capital of Australia is Sydney.",
