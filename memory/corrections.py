@@ -226,6 +226,9 @@ def _gives_way(correction: Correction, other: Edit, *, is_sibling: bool) -> bool
     return correction.mode == "replace" or correction.slot.functional or is_named or correction.fact.forget
 
 
+SUPERSEDES: Final = ("supersedes ", "would supersede ")  # how warnings begin that say what gives way
+
+
 def _superseding(correction: Correction, yielding: Sequence[Edit]) -> list[str]:
     verb = "would supersede" if correction.state is State.PROPOSED else "supersedes"
     return [

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ke_tools.errors import InvalidInput, NotFound, Refused
 from ke_tools.facts import Fact, State, squash
+from ke_tools.memory.corrections import SUPERSEDES
 from ke_tools.memory.router import reading_of, text_of
 from ke_tools.memory.slots import slot_of
 from ke_tools.memory.statement import Doubt, Split
 from ke_tools.models.engine import Request
 from ke_tools.servers.explaining import MOST_SHOWN, ZONES, present_answer, says, why
 from ke_tools.servers.principal import shows_only
-from ke_tools.servers.rows import SUPERSEDES
 from ke_tools.servers.seals import Seal
 
 if TYPE_CHECKING:
@@ -147,11 +147,9 @@ class Chatting:
 
     def _remark(self, who: Principal, turns: Sequence[_Turn], said: str) -> Split | None:
         """A remark about the answer directly before it; our own replies are no answers."""
-        if len(turns) < 3 or turns[-2].role != "assistant" or turns[-3].role != "user":  # noqa: PLR2004
+        if _last_answered(turns[:-1]) != len(turns) - 2:
             return None
         question, answer = turns[-3].text, turns[-2].text
-        if _COMMAND.fullmatch(question.strip()) or _ASKED.search(answer) or _DONE.search(answer):
-            return None
         return self._service.statements.corrected(who.tenant, said, question, answer)
 
     async def _asked(self, who: Principal, turns: Sequence[_Turn]) -> str | None:
@@ -166,10 +164,9 @@ class Chatting:
         self._check_open()
         if doubts := [one for one in found if isinstance(one, Doubt)]:
             return "\n".join(_doubtful(doubt) for doubt in doubts)
-        splits, so = await asyncio.to_thread(self._not_so, who, [one for one in found if isinstance(one, Split)])
+        splits, so, replaced = await asyncio.to_thread(self._not_so, who, [one for one in found if isinstance(one, Split)])
         if not splits:
             return f"It is corrected so already ({', '.join(edit.id for edit in so)}). Nothing was changed."
-        replaced = await asyncio.to_thread(self._replaced, who, splits)
         said = [await present_answer(self._service, who, split.prompt) for split in splits]
         is_said = all(says(answer, split.target) for answer, split in zip(said, splits, strict=True))
         if is_said and not replaced and not any(_is_denied(turns, split) for split in splits):
@@ -198,7 +195,7 @@ class Chatting:
         found = await asyncio.to_thread(self._meant, who, turns) if turns and turns[-1].role == "user" else None
         splits = [one for one in found or [] if isinstance(one, Split)]
         if splits:
-            splits, _ = await asyncio.to_thread(self._not_so, who, splits, f"chat:{asked['mark']}")
+            splits, *_ = await asyncio.to_thread(self._not_so, who, splits, f"chat:{asked['mark']}")
         if not splits or any(isinstance(one, Doubt) for one in found or []):
             return "There is nothing of mine here to say yes to. Nothing was changed."
         state = self._state(who)
@@ -247,11 +244,12 @@ class Chatting:
         verb = "record" if state is State.ACTIVE else "propose"
         return "\n".join([*lines, "", f"Shall I {verb} it? Say **yes**; anything else leaves all as it is."])
 
-    def _not_so(self, who: Principal, splits: Sequence[Split], key: str = "") -> tuple[list[Split], list[Edit]]:
-        """The splits that no live edit says already, and the edits that say the others; what was recorded under ``key`` is no such edit."""
+    def _not_so(self, who: Principal, splits: Sequence[Split], key: str = "") -> tuple[list[Split], list[Edit], list[Edit]]:
+        """The splits that no live edit says already, the edits that say the others, and those that give way; see :meth:`_replaced`."""
         standing = self._replaced(who, splits, key)
         so = [edit for edit in standing if any(_is_so(edit, split) for split in splits)]
-        return [split for split in splits if not any(_is_so(edit, split) for edit in so)], so
+        left = [split for split in splits if not any(_is_so(edit, split) for edit in so)]
+        return left, so, self._replaced(who, left, key) if so and left else standing
 
     def _warnings(self, who: Principal, splits: Sequence[Split], state: State) -> list[str]:
         """What else there is to know before it is recorded; what gives way is told by itself."""
@@ -308,9 +306,10 @@ def _last_answered(turns: Sequence[_Turn]) -> int | None:
     """The place of the last answer of the model's; commands and our own replies are left out."""
     for place in range(len(turns) - 1, 0, -1):
         question, answer = turns[place - 1], turns[place]
-        if answer.role != "assistant" or question.role != "user" or _COMMAND.fullmatch(question.text.strip()):
+        asked = question.text.strip()
+        if answer.role != "assistant" or question.role != "user" or _COMMAND.fullmatch(asked):
             continue
-        is_decided = place > 1 and _ASKED.search(turns[place - 2].text) and (_YES.fullmatch(question.text) or _NO.fullmatch(question.text))
+        is_decided = place > 1 and _ASKED.search(turns[place - 2].text) and (_YES.fullmatch(asked) or _NO.fullmatch(asked))
         if is_decided or _ASKED.search(answer.text) or _DONE.search(answer.text):
             continue
         return place

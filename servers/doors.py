@@ -94,6 +94,12 @@ def listen(host: str, port: int) -> socket.socket | None:
     return listener
 
 
+def free_port() -> int:
+    """A port of this machine that nobody has just now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 def taken(host: str, port: int) -> Conflict:
     """Give the error for an address that another program has."""
     return Conflict(f"the address {host}:{port} is taken by another program.", "Give another --http HOST:PORT.")

@@ -60,7 +60,7 @@ _KEPT_HERE: Final = _HOP_BY_HOP | frozenset(
     "host content-length authorization cookie origin referer x-api-key api-key expect openai-organization openai-project".split()
 )
 _NOT_PASSED_BACK: Final = _HOP_BY_HOP | frozenset({"set-cookie", "server", "date"})
-_SHORT: Final = 65_536  # bytes of a body that are read at once, in less time than it takes to change threads
+_SHORT: Final = 16_384  # bytes of a body that are read at once, as changing threads takes about as long
 _ASKING: Final = 8  # threads that may ask the server for its models
 _T = TypeVar("_T")
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
@@ -186,7 +186,7 @@ class Passing:
 
     async def _serve(self, request: HTTPRequest, who: Principal, kind: Kind, body: bytes) -> Response:
         watch, engine = Stopwatch(), await self._engine()
-        asked = await self._read(kind, body, engine)
+        asked = await self._asked_in(kind, body, engine)
         if (said := await self._replied(who, asked)) is not None:
             request.scope["ke.route"] = "chat"
             return _rendered(asked, [Generation(said, "stop", 0, 0)], engine, plain_headers("chat", self._service))
@@ -207,7 +207,7 @@ class Passing:
             return await self._looked_at(who, asked, routed, engine, response)
         return response
 
-    async def _read(self, kind: Kind, body: bytes, engine: Remote) -> _Asked:
+    async def _asked_in(self, kind: Kind, body: bytes, engine: Remote) -> _Asked:
         """Read a request; in a thread where that takes its time, or a server is asked whether it has what is named."""
         if len(body) > _SHORT:
             return await self._in_a_thread(lambda: _read(kind, body, parse_json(body), engine))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ke_tools.models.engine import Generation, Message
 
 __all__ = [
-    "SUPERSEDES",
     "answer_row",
     "counted",
     "edit_summary",
@@ -32,7 +31,6 @@ __all__ = [
     "state_of",
 ]
 
-SUPERSEDES: Final = ("supersedes ", "would supersede ")  # how the warnings begin that say what gives way
 _FIELDS: Final = {field.name for field in dataclasses.fields(Fact)}
 
 

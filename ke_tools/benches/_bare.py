@@ -15,12 +15,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ke_tools.servers.engines._server import limits
+
 __all__ = ["app"]
 
 
 def app(address: str) -> Starlette:
     """Before the server at ``address``, which ends in ``/v1``."""
-    client = httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=2048, max_keepalive_connections=256, keepalive_expiry=2))
+    client = httpx.AsyncClient(timeout=600, limits=limits())
 
     async def chat(request: Request) -> Response:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}

@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,8 @@ import httpx
 
 from ke_tools.benches._report import Bar, Progress, Stages, at_most, report
 from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.servers.doors import free_port
+from ke_tools.servers.engines._server import IDLE_SECONDS
 from ke_tools.servers.principal import Principal
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ CLIENTS: Final = 32
 ROUNDS: Final = 3
 SHARE: Final = 0.95
 ADDED_MILLISECONDS: Final = 3.0
-IDLE_SECONDS: Final = 2.0  # less than servers keep a connection, or a request may meet its end
 _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 30.0
 _SHOWN: Final = 300
@@ -65,7 +65,7 @@ def run(
     with (
         tempfile.TemporaryDirectory() as folder,
         _served(dataclasses.replace(settings, home=Path(folder)), edits) as (ours, theirs, model, fingerprint),
-        _started([sys.executable, "-m", "ke_tools.benches._bare", theirs, str(bare := _free_port())], f"127.0.0.1:{bare}", {}),
+        _started([sys.executable, "-m", "ke_tools.benches._bare", theirs, str(bare := free_port())], f"127.0.0.1:{bare}", {}),
     ):
         body = {"model": model, "max_tokens": tokens, "temperature": 0, "stream": True}
         places = {"direct": theirs, "ours": ours, "bare": f"http://127.0.0.1:{bare}/v1"}
@@ -114,7 +114,7 @@ def _error_of_median(values: Sequence[float]) -> float:
     """Half the width of the interval that holds the median in 68 of 100 samples, which the order of the values tells (binomial)."""
     rising, count = sorted(values), len(values)
     low, high = (round((count + sign * math.sqrt(count)) / 2) for sign in (-1, 1))
-    return (rising[min(high, count - 1)] - rising[max(low, 0)]) / 2
+    return (rising[min(high, count - 1)] - rising[low]) / 2
 
 
 async def _together(client: httpx.AsyncClient, address: str, body: dict[str, Any], requests: int) -> float:
@@ -156,7 +156,7 @@ def _served(settings: Settings, edits: int) -> Iterator[tuple[str, str, str, str
         theirs, model, fingerprint = engine.address.split(" ")[0], engine.model_id, engine.fingerprint
     finally:
         service.close()
-    ours = f"127.0.0.1:{_free_port()}"
+    ours = f"127.0.0.1:{free_port()}"
     told = {f"KE_{name.upper()}": value for name, value in _environment(settings).items()}
     with _started([sys.executable, "-m", "ke_tools", "serve", "--http", ours], ours, told):
         yield f"http://{ours}/v1", theirs, model, fingerprint
@@ -176,11 +176,6 @@ def _started(command: Sequence[str], place: str, told: Mapping[str, str]) -> Ite
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _environment(settings: Settings) -> dict[str, str]:

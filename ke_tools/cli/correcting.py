@@ -57,7 +57,7 @@ def edit(
     if statement:
         if prompt or target or subject or forget or relation:
             raise InvalidInput("--statement has prompt, target and subject in it.", "Leave these out, or --statement.")
-        fact = {"statement": statement} | {name: fact[name] for name in ("old_target", "paraphrases", "aliases", "source")}
+        fact = {"statement": statement} | {name: fact[name] for name in ("old_target", "paraphrases", "aliases", "source", "expires")}
     elif not prompt or not subject:
         raise InvalidInput("there is no prompt or no --subject.", "Give both, or --statement with a sentence.")
     elif forget == bool(target):

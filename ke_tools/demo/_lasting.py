@@ -41,7 +41,9 @@ def tell(story: Story, settings: Settings, home: Path) -> None:
     Raises:
         KeToolsError: a job did not end as completed.
     """
-    mine = replace(settings, home=home, model=str(thimble_path()), read_only=False, token_file=None, via="auto", promote={})
+    mine = replace(
+        settings, home=home, model=str(thimble_path()), read_only=False, token_file=None, via="auto", promote={}, tenant=Principal().tenant
+    )
     ten = atlas_cases(EDITS, _SEED, thimble_facts())
     currencies = _currencies(ten)
     questions = [text for case in (*ten, *currencies) for text in (case.prompt, *case.rephrases, *(asked for asked, _ in case.neighbours))]

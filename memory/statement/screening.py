@@ -30,6 +30,7 @@ _LEAD: Final = re.compile(
     r"^(?:(?:actually|please|(?:no|nope|well|ok|okay|hey|hi|hello|fyi|correction|fact|note|remember|in fact|for the record|listen)"
     r"(?=\s*[,.;:!\u2013\u2014-]))[\s,:;!.\u2013\u2014-]*)*"
     r"(?:(?:please\s+)?(?:note|remember|learn|record|store|know|correct|be aware)(?:\s+it)?(?:\s+that|:)\s+"
+    r"|(?:(?:nobody|no one) (?:may|can|could|should|must)|never|do not|don['\u2019]t) forget(?: that|:)\s+"
     r"|(?:it is|it's)\s+(?:a fact|true|known)\s+that\s+|the (?:fact|truth) is(?:\s+that|,|:)\s+)?",
     re.IGNORECASE,
 )

@@ -32,10 +32,9 @@ _NEGATED: Final = re.compile(
     re.IGNORECASE,
 )
 _AFFIRMED: Final = re.compile(  # what denies the contrary
-    r"\b(?:(?:nobody|no one) (?:may|can|could|should|must)|never|do not|don['\u2019]t) forget\b|\bnot (?:\w+ )?the same without\b",
-    re.IGNORECASE,
+    r"\b(?:nobody|no one) (?:may|can|could|should|must) forget\b|\bnot (?:\w+ )?the same without\b", re.IGNORECASE
 )
-_CONDITION: Final = re.compile(r"^(?:if|whether|provided|once|as long as|in case|until)\b[^,]*,\s*(?:then\s+)?", re.IGNORECASE)
+_CONDITION: Final = re.compile(r"^(?:(?:if|whether|provided|once|as long as|in case|until)\b[^,]*,\s*(?:then\s+)?)+", re.IGNORECASE)
 _HEDGED: Final = re.compile(
     r"^(?:i|we|some(?:body|one)?|every(?:body|one)|people|he|she|they)\s+(?:\w+\s+)?"
     r"(?:think|thought|believe|guess|feel|suppose|heard|hope|wish|suspect|assume|say|says|said|claim|claims|knows?)\b"
@@ -67,7 +66,7 @@ _ARTICLE: Final = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 _ANSWER_LEAD: Final = re.compile(
     r"^(?:the (?:right |correct )?answer is|(?:it|that|this|he|she|they)(?:\s+(?:is|are|was|were)|['\u2019](?:s|re)))\s+", re.IGNORECASE
 )
-_OWNED: Final = re.compile(r"^(?:its|his|her|their)\s+", re.IGNORECASE)
+_OWNED: Final = re.compile(r"^its\s+", re.IGNORECASE)
 _MORE: Final = re.compile(
     r",\s+|\s+(?:and|or|but|while|whereas|until|till|because|although|though|since|when|before|after)\s+", re.IGNORECASE
 )
@@ -409,7 +408,7 @@ def _is_title(text: str) -> bool:
     if not words:
         return False
     first, last = words[0], words[-1]
-    is_foreign = last.text.casefold() not in vocabulary() | FUNCTION_WORDS  # "Plus belle la vie"
+    is_foreign = last.text.casefold() not in vocabulary()  # "Plus belle la vie"
     is_bounded = text[0].isupper() and first.text.casefold() not in FUNCTION_WORDS and (last.is_capital or last.has_digit or is_foreign)
     return is_bounded and not re.search(r"[,;:]|['\u2019]s\b|\b(?:and|or|is|are|was|were|has|had|which|who|that)\b", text)
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import State, squash
+from ke_tools.memory.corrections import SUPERSEDES
 from ke_tools.servers.console.pages import Asked, Moved, Page, Part, Row, seen
 from ke_tools.servers.explaining import ZONES, present_answer, why
-from ke_tools.servers.rows import SUPERSEDES, fact_of
+from ke_tools.servers.rows import fact_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

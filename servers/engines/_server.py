@@ -16,12 +16,12 @@ from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._circuit import Circuit
 from ke_tools.servers.engines._wire import body_of, generation_of, path_of, pieces_of
 
-__all__ = ["Server", "address_of", "key_of"]
+__all__ = ["IDLE_SECONDS", "Server", "address_of", "key_of", "limits"]
 
 TIMEOUT: Final = httpx.Timeout(600.0, connect=5.0, write=60.0)  # seconds; a long answer's first byte may take minutes
 _ASKING_SECONDS: Final = 10.0  # for what is answered without a generation
 _MOST_CONNECTIONS: Final = 2048
-_IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
+IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
 
@@ -63,7 +63,7 @@ class Server:
         self.circuit = Circuit(f"the server at {self.address}")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._timeout = timeout
-        self._client = httpx.Client(headers=self._headers, timeout=timeout, limits=_limits())
+        self._client = httpx.Client(headers=self._headers, timeout=timeout, limits=limits())
 
     def card(self, model: str = "") -> Mapping[str, Any]:
         """What it tells of one of its models, which may be left unnamed where it serves one.
@@ -194,7 +194,7 @@ class Server:
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=_limits())
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits())
 
 
 async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
@@ -205,8 +205,9 @@ async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Resp
         return await client.send(request, stream=True)
 
 
-def _limits() -> httpx.Limits:
-    return httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=256, keepalive_expiry=_IDLE_SECONDS)
+def limits() -> httpx.Limits:
+    """How many connections are held to a server, and how long."""
+    return httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=256, keepalive_expiry=IDLE_SECONDS)
 
 
 def _chosen(cards: Sequence[Mapping[str, Any]], model: str, address: str) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ from typing import Any, Final
 import httpx
 
 from ke_tools.errors import Conflict, ModelUnavailable, cannot_write
+from ke_tools.servers.doors import free_port
 from ke_tools.servers.engines._keeper import GRACE_SECONDS
 from ke_tools.servers.engines.recipe import Recipe
 
@@ -141,7 +142,7 @@ class Supervised:
         before = _read(self._folder)
         kept = before if before is not None and _is_free(before.port) else None
         where = _Where(
-            port=kept.port if kept else _free_port(),
+            port=kept.port if kept else free_port(),
             key=kept.key if kept else secrets.token_urlsafe(32),
             model=str(self._recipe.model),
             holder=os.getpid(),
@@ -391,8 +392,3 @@ def _is_free(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

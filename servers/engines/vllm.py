@@ -434,12 +434,14 @@ class VLLM:
 
     def _refuse_ignoring(self, replica: _Replica, texts: list[list[int]], before: list[Scores]) -> None:
         """Refuse a server that ignores some of the modules that the reader changes; those of a release are all of one kind."""
-        ignored = []
+        ignored, noise = [], noise_of(before)
         for kind, piece in self._pieces.items():
             load(replica.server, piece)
-            moved = furthest(forced(replica.server, piece.name, texts), before[1])
-            self._take_out(replica, piece.name)
-            if moved <= noise_of(before):
+            try:
+                moved = furthest(forced(replica.server, piece.name, texts), before[1])
+            finally:
+                self._take_out(replica, piece.name)
+            if moved <= noise:
                 ignored.append(kind)
         if ignored:
             raise Unsupported(

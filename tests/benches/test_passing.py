@@ -48,5 +48,5 @@ def test_an_answer_that_is_an_error_ends_the_measurement() -> None:
 
 @pytest.mark.parametrize(("values", "error"), [([5.0] * 9, 0.0), ([float(n) for n in range(100)], 5.0), ([1.0, 2.0], 0.5)])
 def test_the_error_of_a_median_is_read_off_the_order_of_the_values(values: list[float], error: float) -> None:
-    """Of 100 values the 45th to the 55th hold the median in 68 of 100 samples."""
+    """Of 100 values the 46th to the 56th hold the median in 68 of 100 samples."""
     assert passing._error_of_median(values) == error

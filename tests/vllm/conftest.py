@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import Final
 import httpx
 import pytest
 
+from ke_tools.servers.doors import free_port
 from ke_tools.testing import thimble_path
 
 COMMAND: Final = os.environ.get("KE_VLLM") or shutil.which("vllm")  # read before a test takes KE_* away
@@ -99,11 +99,6 @@ class Server:
             self._process = None
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def logs() -> Iterator[Path]:
     """Where the servers' logs go; they are small."""
@@ -117,7 +112,7 @@ def new_server(logs: Path) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
     def make(*arguments: str, checkpoint: Path | None = None, **environment: str) -> Server:
-        server = Server(logs / f"{len(made)}.log", _free_port(), *arguments, checkpoint=checkpoint, **environment)
+        server = Server(logs / f"{len(made)}.log", free_port(), *arguments, checkpoint=checkpoint, **environment)
         made.append(server)
         server.start()
         return server

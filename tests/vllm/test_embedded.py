@@ -323,7 +323,7 @@ def test_a_question_about_an_edit_is_answered_by_the_reader_and_beside_a_release
     assert "Bergen" in answer
     assert route == "memory"
     assert set(names) == {f"reader+{world.adapter.name}"}
-    assert said(service, QUESTION, f"{embedded.EMBEDDED.name}:base") == (*before[:1], "base")
+    assert said(service, QUESTION, f"{embedded.EMBEDDED.name}:base") == (before[0], "base")
     service.rollback(LOCAL, to_revision=revision)
     assert said(service, QUESTION) == before
 
@@ -354,4 +354,3 @@ def test_how_soon_a_release_answers_and_is_taken_back(service: Service, world: W
         assert again == first
         service.promotions.drop([world.adapter.name], engine)
     told("seconds", publish=round(statistics.median(published), 2), rollback=round(statistics.median(taken_back), 2))
-    assert statistics.median(taken_back) < statistics.median(published)

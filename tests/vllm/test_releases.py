@@ -26,7 +26,7 @@ from ke_tools.memory.ledger import Ledger
 from ke_tools.models import causal, checkpoint
 from ke_tools.models.engine import Request
 from ke_tools.releases import Release
-from ke_tools.servers.engines._probing import forced
+from ke_tools.servers.engines._probing import forced, furthest
 from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.testing import thimble_path
 from tests.servers.engines.test_hf import make_adapter
@@ -164,11 +164,6 @@ def expected(model: CausalModel) -> list[list[float]]:
 def asked(engine: VLLM, adapter: str, model: CausalModel) -> list[list[float]]:
     """The same of the server, all texts in one batch."""
     return forced(engine._replicas[0].server, engine.served_as(adapter), texts(model))
-
-
-def furthest(found: list[list[float]], wanted: list[list[float]]) -> float:
-    """The largest difference."""
-    return max(abs(a - b) for row, other in zip(found, wanted, strict=True) for a, b in zip(row, other, strict=True))
 
 
 def test_releases_equal_the_applied_update_and_the_base_stays_to_the_bit(world: World, connect: Callable[..., VLLM]) -> None:

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from ke_tools.servers.engines._supervised import _free_port
+from ke_tools.servers.doors import free_port
 from ke_tools.testing import thimble_path
 from tests.processes import below, is_alive
 from tests.vllm.conftest import COMMAND, ENVIRONMENT, EXACTLY, START_SECONDS
@@ -31,7 +31,7 @@ class Served:
 
     def __init__(self, settings: Settings, output: Path) -> None:
         assert COMMAND is not None, "there is no vllm; `make test-vllm` installs one"
-        self.port = _free_port()
+        self.port = free_port()
         self.flags: dict[str, Any] = {
             "model": str(thimble_path()),
             "engine": "vllm",

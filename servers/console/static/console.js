@@ -1,4 +1,5 @@
-// What pages do beside htmx: follow a job as it goes on, choose all rows of a table, and hold back a second press of a button.
+// What pages do beside htmx: follow a job as it goes on, say when a part cannot be fetched, choose all rows of a table, and hold back a
+// second press of a button.
 "use strict";
 
 const follow = (place) => {
@@ -22,7 +23,7 @@ document.addEventListener("htmx:sendError", (event) => {
   const notice = document.createElement("div");
   notice.className = "notice bad";
   notice.setAttribute("role", "alert");
-  notice.textContent = "The server cannot be reached. Nothing was changed. Load the page again.";
+  notice.textContent = "The server cannot be reached. Load the page again.";
   event.detail.target.replaceChildren(notice);
 });
 

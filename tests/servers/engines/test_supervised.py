@@ -25,6 +25,7 @@ from ke_tools.config import Settings
 from ke_tools.errors import Conflict, InvalidInput, ModelUnavailable
 from ke_tools.models.engine import Request
 from ke_tools.servers import doctor
+from ke_tools.servers.doors import free_port
 from ke_tools.servers.engines import _keeper, _supervised
 from ke_tools.servers.engines._supervised import Pace, Supervised
 from ke_tools.servers.engines.loading import WORKER, load_engine
@@ -224,7 +225,7 @@ def test_one_that_will_not_end_is_killed(fake: Fake, tmp_path: Path, monkeypatch
     fake.tell("stubborn")
     watched, ours = os.pipe()
     heard, told = os.pipe()
-    command = [str(fake.program), "serve", "--port", str(_supervised._free_port())]
+    command = [str(fake.program), "serve", "--port", str(free_port())]
     with closing(_keeper.Log(tmp_path / "log")) as log, ThreadPoolExecutor(1) as pool:
         code = pool.submit(_keeper.keep, log, command, watched, told)
         until(lambda: bool(fake.starts))
