@@ -546,7 +546,14 @@ def test_a_statement_stands_for_prompt_target_and_subject(service: FakeLocal) ->
 
     [(_, asked)] = service.asked
     assert asked["facts"] == [
-        {"statement": "The capital of Australia is Sydney.", "old_target": "", "paraphrases": [], "aliases": [], "source": "me", "expires": ""}
+        {
+            "statement": "The capital of Australia is Sydney.",
+            "old_target": "",
+            "paraphrases": [],
+            "aliases": [],
+            "source": "me",
+            "expires": "",
+        }
     ]
 
 
