@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from ke_tools.servers.doors import free_port
+from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.testing import thimble_path
 
 COMMAND: Final = os.environ.get("KE_VLLM") or shutil.which("vllm")  # read before a test takes KE_* away
@@ -97,6 +98,14 @@ class Server:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+def let_go(engines: Iterable[VLLM]) -> None:
+    """Take what engines gave to their servers out again, and close them."""
+    for engine in engines:
+        for name in sorted(engine.adapters):
+            engine.unload_adapter(name)
+        engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from ke_tools.servers.engines._probing import forced, furthest
 from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
-from tests.vllm.conftest import LORA, OURS, Server
+from tests.vllm.conftest import LORA, OURS, Server, let_go
 
 if TYPE_CHECKING:
     from ke_tools.editors.codebook import Codebook
@@ -153,10 +153,7 @@ def connect(replica: Server, world: World, cache: Path, tmp_path: Path) -> Itera
         return made[-1]
 
     yield connect
-    for engine in made:
-        for name in sorted(engine.adapters):
-            engine.unload_adapter(name)
-        engine.close()
+    let_go(made)
 
 
 def tokens(model: CausalModel, texts: Sequence[str]) -> list[list[int]]:

@@ -31,6 +31,7 @@ from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.testing import thimble_path
 from tests.servers.engines.test_hf import make_adapter
 from tests.servers.engines.test_releases_served import an_update
+from tests.vllm.conftest import let_go
 
 if TYPE_CHECKING:
     from ke_tools.models.causal import CausalModel
@@ -139,10 +140,7 @@ def connect(replica: Server, tmp_path: Path) -> Iterator[Callable[..., VLLM]]:
         return made[-1]
 
     yield connect
-    for engine in made:
-        for name in sorted(engine.adapters):
-            engine.unload_adapter(name)
-        engine.close()
+    let_go(made)
 
 
 def texts(model: CausalModel) -> list[list[int]]:

@@ -23,6 +23,7 @@ from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.testing import thimble_path
 from tests.servers.engines.test_hf import make_adapter
+from tests.vllm.conftest import let_go
 from tests.vllm.test_releases import FACTS, World, world
 
 if TYPE_CHECKING:
@@ -127,10 +128,7 @@ def connect(tmp_path: Path) -> Iterator[Callable[..., VLLM]]:
         return made[-1]
 
     yield connect
-    for engine in made:
-        for name in sorted(engine.adapters):
-            engine.unload_adapter(name)
-        engine.close()
+    let_go(made)
 
 
 def test_a_server_without_adapters_says_so(world: World, connect: Callable[..., VLLM], servers: dict[str, Server]) -> None:
