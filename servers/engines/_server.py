@@ -14,6 +14,7 @@ import httpx
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._circuit import Circuit
+from ke_tools.servers.engines._transport import Transport
 from ke_tools.servers.engines._wire import body_of, generation_of, path_of, pieces_of
 
 __all__ = ["IDLE_SECONDS", "Server", "address_of", "key_of", "limits"]
@@ -194,7 +195,7 @@ class Server:
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits())
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, transport=Transport(self.address, limits()))
 
 
 async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
