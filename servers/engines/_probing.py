@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Final
 
@@ -15,13 +16,13 @@ from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
 from ke_tools.servers.engines._template import Template
 
-__all__ = ["TOO_HIGH", "Scores", "asked_about", "forced", "furthest", "load", "noise_of", "tokens"]
+__all__ = ["TOO_HIGH", "Scores", "asked_about", "differs", "forced", "furthest", "load", "tokens"]
 
 TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
 Scores = list[list[float]]
 _PROBED: Final = 4  # edits of a release that a server is asked about before it is used
 _SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
-_NOISE: Final = 4.0  # times what the same question asked twice differs by, on hardware whose batches count
+_NOISE: Final = 4.0  # times what answers to the same question differ by, on hardware whose batches count
 
 
 def load(server: Server, served: Served) -> None:
@@ -70,9 +71,11 @@ def furthest(one: Scores, other: Scores) -> float:
     return max((abs(a - b) for row, theirs in zip(one, other, strict=True) for a, b in zip(row, theirs, strict=True)), default=0.0)
 
 
-def noise_of(twice: Sequence[Scores]) -> float:
-    """What a server's answers to the same question, asked twice, allow to differ by."""
-    return max(_SAME, _NOISE * furthest(*twice))
+def differs(now: Sequence[Scores], before: Sequence[Scores]) -> bool:
+    """Whether answers differ by more than those to one question do, of which each side holds some."""
+    nearest = min(furthest(one, other) for one in now for other in before)
+    among = (furthest(one, other) for side in (now, before) for one, other in combinations(side, 2))
+    return nearest > max(_SAME, _NOISE * max(among, default=0.0))
 
 
 def tokens(server: Server, model: str, text: str) -> list[int] | None:

@@ -25,6 +25,7 @@ _MOST_CONNECTIONS: Final = 2048
 IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
+_ANSWERED: Final = ("/completions", "/tokenize", "/embeddings")  # ends of paths that are posted to for an answer, which changes nothing
 
 
 def address_of(url: str) -> str:
@@ -186,12 +187,22 @@ class Server:
 
     def _asked(self, method: str, path: str, **content: Any) -> httpx.Response:
         self.circuit.check()
+        patience = content.pop("timeout", httpx.USE_CLIENT_DEFAULT)
+        request = self._client.build_request(method, self.address + path, timeout=patience, **content)
         try:
-            answer = self._client.request(method, self.address + path, **content)
+            answer = self._sent(request)
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
         self.circuit.worked()
         return answer
+
+    def _sent(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return self._client.send(request)
+        except httpx.TransportError as error:
+            if not _is_worth_repeating(error, request):
+                raise
+            return self._client.send(request)
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
@@ -199,11 +210,26 @@ class Server:
 
 
 async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """Send a request, and once more where no connection came about in time: it may be this process that was held up, not the server."""
+    """Send a request, and once more where :func:`_is_worth_repeating` says so."""
     try:
         return await client.send(request, stream=True)
-    except httpx.ConnectTimeout:
+    except httpx.TransportError as error:
+        if not _is_worth_repeating(error, request):
+            raise
         return await client.send(request, stream=True)
+
+
+def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> bool:
+    """Whether a request that got no byte of an answer may be sent once more.
+
+    It may where no connection came about in time: it may be this process that was held up, not the server. And it may where a server
+    closed the connection, if nothing but an answer comes of it: uvicorn under uvloop, by which vLLM answers, closes an idle one that it
+    is asked by just then, when it was held up itself.
+    """
+    if isinstance(error, httpx.ConnectTimeout):
+        return True
+    was_closed = isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError)
+    return was_closed and (request.method == "GET" or request.url.path.endswith(_ANSWERED))
 
 
 def limits() -> httpx.Limits:

@@ -173,7 +173,7 @@ def expected(model: CausalModel, texts: Sequence[str] = TEXTS) -> Scores:
 
 def asked(engine: VLLM, adapter: str, model: CausalModel, texts: Sequence[str] = TEXTS) -> Scores:
     """The same of the server, all texts in one request."""
-    return forced(engine._replicas[0].server, engine.served_as(adapter), tokens(model, texts))
+    return forced(engine._fleet.replicas[0].server, engine.served_as(adapter), tokens(model, texts))
 
 
 def one_by_one(engine: VLLM, model: CausalModel) -> Scores:

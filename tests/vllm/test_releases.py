@@ -161,7 +161,7 @@ def expected(model: CausalModel) -> list[list[float]]:
 
 def asked(engine: VLLM, adapter: str, model: CausalModel) -> list[list[float]]:
     """The same of the server, all texts in one batch."""
-    return forced(engine._replicas[0].server, engine.served_as(adapter), texts(model))
+    return forced(engine._fleet.replicas[0].server, engine.served_as(adapter), texts(model))
 
 
 def test_releases_equal_the_applied_update_and_the_base_stays_to_the_bit(world: World, connect: Callable[..., VLLM]) -> None:
@@ -240,7 +240,7 @@ def test_a_rank_over_the_servers_is_lowered_without_loss(world: World, connect: 
     """Issue 7, §2: by a singular value decomposition, with its loss stated."""
     engine = connect()
     engine.load_adapter(world.wide.name, world.wide.folder)
-    served = engine._wanted[world.wide.name]
+    served = engine._fleet.wanted[world.wide.name]
     with world.update.applied(world.model):
         wanted = expected(world.model)
     assert served.rank == 128
@@ -253,7 +253,7 @@ def test_a_server_that_was_started_again_gets_what_it_lacks(world: World, connec
     engine = connect()
     engine.load_adapter(world.adapter.name, world.adapter.folder)
     before = engine.generate([Request(prompt=FACTS[0].prompt, max_tokens=8, adapter=world.adapter.name)])
-    engine._replicas[0].server.post("/unload_lora_adapter", {"lora_name": engine.served_as(world.adapter.name)}, is_json=False)
+    engine._fleet.replicas[0].server.post("/unload_lora_adapter", {"lora_name": engine.served_as(world.adapter.name)}, is_json=False)
     assert engine.generate([Request(prompt=FACTS[0].prompt, max_tokens=8, adapter=world.adapter.name)]) == before
 
 

@@ -155,7 +155,7 @@ def test_too_small_a_rank_is_told_with_the_flag(world: World, connect: Callable[
     """Issue 7, bad input: what an update of full rank would lose at rank 8."""
     engine = connect(servers["bare"].url)
     engine.load_adapter(world.wide.name, world.wide.folder)  # two directions in two hundred: nothing is lost
-    assert engine._wanted[world.wide.name].rank == 8
+    assert engine._fleet.wanted[world.wide.name].rank == 8
 
 
 @pytest.mark.parametrize(("modules", "is_served"), [(("q_proj", "v_proj"), True), (("q_proj", "o_proj"), False)])
@@ -180,10 +180,10 @@ def test_one_server_that_refuses_leaves_none_with_a_release(
 ) -> None:
     """Issue 7, §2: partial failure rolls back and says which replica."""
     engine = connect(replica.url, servers["stock"].url)
-    before = {card["id"] for card in engine._replicas[0].server.cards()}
+    before = {card["id"] for card in engine._fleet.replicas[0].server.cards()}
     with pytest.raises(KeToolsError, match=servers["stock"].url):
         engine.load_adapter(world.adapter.name, world.adapter.folder)
-    assert {card["id"] for card in engine._replicas[0].server.cards()} == before
+    assert {card["id"] for card in engine._fleet.replicas[0].server.cards()} == before
 
 
 def test_traffic_goes_on_when_a_server_is_killed_and_the_next_one_has_all_before_it_is_asked(
@@ -214,7 +214,7 @@ def test_traffic_goes_on_when_a_server_is_killed_and_the_next_one_has_all_before
     second.wait()
     before = count
     end = time.monotonic() + 60
-    while not all(one.is_current for one in engine._replicas) or count < before + 40:
+    while not all(one.is_current for one in engine._fleet.replicas) or count < before + 40:
         assert time.monotonic() < end
         assert threads[0].is_alive(), wrong
         time.sleep(0.05)
@@ -222,7 +222,7 @@ def test_traffic_goes_on_when_a_server_is_killed_and_the_next_one_has_all_before
     for thread in threads:
         thread.join()
     assert not wrong
-    assert engine.served_as(world.adapter.name) in {card["id"] for card in engine._replicas[1].server.cards()}
+    assert engine.served_as(world.adapter.name) in {card["id"] for card in engine._fleet.replicas[1].server.cards()}
 
 
 def _numbers(engine: VLLM, request: Request) -> list[float]:

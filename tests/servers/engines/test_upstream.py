@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,58 @@ def test_a_connection_that_came_too_late_is_tried_once_more(late: int) -> None:
         with pytest.raises(ModelUnavailable, match="no connection came about in time"):
             asyncio.run(send())
     assert tries == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "error", "tries"),
+    [
+        ("POST", "/chat/completions", httpx.RemoteProtocolError, 2),
+        ("POST", "/completions", httpx.ReadError, 2),
+        ("GET", "/files/f", httpx.RemoteProtocolError, 2),
+        ("POST", "/files", httpx.RemoteProtocolError, 1),
+        ("DELETE", "/files/f", httpx.ReadError, 1),
+        ("POST", "/load_lora_adapter", httpx.ReadError, 1),
+        ("POST", "/chat/completions", httpx.ReadTimeout, 1),
+    ],
+)
+def test_what_a_server_closed_the_connection_on_is_asked_once_more_if_nothing_but_an_answer_comes_of_it(
+    method: str, path: str, error: type[httpx.TransportError], tries: int
+) -> None:
+    """Issue 7, bars: 0 errors in traffic. A server that was held up closes idle connections that it is asked by just then."""
+    sent = 0
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        nonlocal sent
+        sent += 1
+        raise error("closed")
+
+    async def send() -> None:
+        server = Server("http://127.0.0.1:9")
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            await server.send(client, method, path, content=b"{}")
+
+    with pytest.raises(ModelUnavailable):
+        asyncio.run(send())
+    assert sent == tries
+
+
+def test_a_closed_connection_is_no_error_where_the_server_answers_the_second_time() -> None:
+    """The same for what ke-tools itself asks, over real connections."""
+
+    def serve(listener: socket.socket) -> None:
+        listener.accept()[0].close()
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 21\r\n\r\n{"data":[{"id":"m"}]}')
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert [card["id"] for card in server.cards()] == ["m"]
+        server.close()
+        thread.join(10)
 
 
 def test_after_three_failures_the_server_is_left_alone_for_a_while() -> None:

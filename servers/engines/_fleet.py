@@ -1,0 +1,375 @@
+"""The servers of one model, and what each of them was given to serve: all have all that is wanted, or get no requests.
+
+What is given is loaded into every server that is there at once and asked for there, before anything may use it; where one fails, all are as
+they were. A server that was away is brought up to date before it is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
+from ke_tools.memory.router import READER
+from ke_tools.models.engine import Request
+from ke_tools.servers.engines._probing import Scores, differs, forced, load
+from ke_tools.servers.engines._served import NAME, Served
+from ke_tools.servers.engines._server import Server
+
+__all__ = ["Fleet", "Own", "Replica"]
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS: Final = 10.0
+_AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
+_GENERATED: Final = 4  # tokens
+_LOOKS: Final = 3  # at a base model that seems to have moved, each of which tells more of what it differs by anyway
+_T = TypeVar("_T")
+
+
+class Own(Protocol):
+    """Who runs a server of our own (:class:`~ke_tools.servers.engines._supervised.Supervised`)."""
+
+    def error(self) -> ModelUnavailable | None:
+        """Why it does not answer; ``None`` where it does."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+@dataclass(slots=True)
+class Replica:
+    """One server, and what is known of it."""
+
+    server: Server
+    is_current: bool = False  # it has all that is wanted
+    again: float = 0.0  # before that it is not looked at, where it is not
+
+
+class Fleet:
+    """Servers of one model. Thread safe.
+
+    Args:
+        servers: that serve it.
+        check: refuses a server that serves another model under the same name, by Unsupported.
+        own: who runs the server, where that is ke-tools.
+    """
+
+    def __init__(self, servers: Sequence[Server], *, check: Callable[[Server], None], own: Own | None = None) -> None:
+        self.wanted: Mapping[str, Served] = {}  # by the adapters in it, joined by +; replaced as a whole, never changed
+        self.changing = threading.RLock()  # held by who changes what is wanted
+        self.model_id = ""
+        self.replicas = tuple(Replica(server) for server in servers)
+        self._check, self._own = check, own
+        self._turn = 0
+        self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module
+        self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
+
+    def meet(self) -> Mapping[str, Any]:
+        """Give the card of the model; servers that are away are met when they come.
+
+        Raises:
+            ModelUnavailable: none answers. Unsupported: they serve different models.
+        """
+        cards: list[Mapping[str, Any]] = []
+        away: list[ModelUnavailable] = []
+        for replica in self.replicas:
+            try:
+                cards.append(replica.server.card())
+            except ModelUnavailable as error:
+                away.append(error)
+            else:
+                replica.is_current = True
+        if not cards:
+            raise away[0]
+        if len({str(card["id"]) for card in cards}) > 1:
+            raise Unsupported(f"the servers serve {', '.join(sorted({str(card['id']) for card in cards}))}.", "Give servers of one model.")
+        self.model_id = str(cards[0]["id"])
+        return cards[0]
+
+    def check(self) -> None:
+        """Refuse servers that are there and serve another model.
+
+        Raises:
+            Unsupported: one does.
+        """
+        for replica in self.replicas:
+            if replica.is_current:
+                self._check(replica.server)
+
+    @property
+    def first(self) -> Server:
+        """The server that was named first."""
+        return self.replicas[0].server
+
+    @property
+    def address(self) -> str:
+        """Of the first server, and how many more there are."""
+        more = f" and {len(self.replicas) - 1} more" if len(self.replicas) > 1 else ""
+        return self.first.address + more
+
+    @property
+    def trouble(self) -> str:
+        """Why a server of our own does not answer just now; empty where it does, or where others run it."""
+        error = self._own.error() if self._own is not None else None
+        return str(error) if error is not None else ""
+
+    def told(self) -> list[tuple[bool, str]]:
+        """How each server stands: whether it is asked, and what it has, in words."""
+        said = []
+        for replica in self.replicas:
+            address, is_well = replica.server.address, self._bring_up(replica)
+            if is_well:
+                plugin = "with" if replica.server.has("/ke/status") else "without"
+                said.append((True, f"{address} answers, {plugin} the plugin that codebooks need"))
+            else:
+                said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
+        return said
+
+    def nobody(self) -> ModelUnavailable:
+        """Give the error for when no server answers."""
+        if self._own is not None and (error := self._own.error()) is not None:
+            return error
+        said = "; ".join(f"{one.server.address}: {one.server.circuit.told or 'it is not ready'}" for one in self.replicas)
+        return ModelUnavailable(f"no server of the model answers ({said}).", "Start one, or see `ke-tools doctor`.", poll_after_ms=2000)
+
+    def close(self) -> None:
+        """Let the connections go; what is loaded stays in the servers. One of our own ends."""
+        for replica in self.replicas:
+            replica.server.close()
+        if self._own is not None:
+            self._own.close()
+
+    # -- asking --------------------------------------------------------------------------------------------------------------------
+
+    def by_any(self, model: str, ask: Callable[[Server], _T]) -> _T:
+        """Ask one server after the other, for what it knows by the name ``model``, until one answers.
+
+        Raises:
+            ModelUnavailable: none does.
+        """
+        failed = self.nobody()
+        for replica in self._current():
+            for _ in range(2):
+                try:
+                    return ask(replica.server)
+                except ModelUnavailable as error:
+                    failed = error
+                if not self.has_come_back(replica, model):
+                    break
+        raise self.nobody() if self.trouble else failed
+
+    async def current(self) -> AsyncIterator[Replica]:
+        """The servers that may be asked, each at most once, another one first each time; where all are away, one that comes back.
+
+        The event loop is not kept waiting for a server that is away.
+        """
+        has_given = False
+        for replica in self._in_turn():
+            if replica.is_current or await asyncio.to_thread(self._bring_up, replica):
+                has_given = True
+                yield replica
+        for replica in self._in_turn() if not has_given else ():
+            if await asyncio.to_thread(self._bring_up, replica, waits=True):
+                yield replica
+
+    def _current(self) -> Iterator[Replica]:
+        """The same for who may block."""
+        has_given = False
+        for replica in self._in_turn():
+            if self._bring_up(replica):
+                has_given = True
+                yield replica
+        if not has_given:
+            yield from (replica for replica in self._in_turn() if self._bring_up(replica, waits=True))
+
+    def lost(self, replica: Replica) -> None:
+        """Ask a server for nothing before it was looked at again."""
+        replica.is_current = False
+
+    def has_come_back(self, replica: Replica, model: str) -> bool:
+        """Whether a server that failed is there after all, and had only lost what is ours: it was started again since it was looked at."""
+        self.lost(replica)
+        if not NAME.fullmatch(model) or replica.server.circuit.told:
+            return False
+        replica.again = 0.0
+        return self._bring_up(replica, waits=True)
+
+    def _in_turn(self) -> tuple[Replica, ...]:
+        self._turn = (self._turn + 1) % len(self.replicas)
+        return self.replicas[self._turn :] + self.replicas[: self._turn]
+
+    # -- giving and taking ---------------------------------------------------------------------------------------------------------
+
+    def publish(self, served: Mapping[str, Served], texts: list[list[int]], pieces: Mapping[str, Served] | None = None) -> None:
+        """Give all servers that are there what is to be served, at once, and ask them; where one fails, all are as before.
+
+        Args:
+            served: by the adapters in it; wanted from now on.
+            texts: whose likelihood it changes, as tokens.
+            pieces: of the reader, where it is among them.
+
+        Raises:
+            Unsupported: a server cannot serve it.
+            ModelUnavailable: one answers nonsense, or none answers.
+        """
+        before = self._pieces
+        self._pieces = before if pieces is None else pieces
+        replicas = list(self._current())
+        try:
+            self._give_all(replicas, served, texts)
+        except KeToolsError:
+            self._pieces = before
+            self._drop([*served.values(), *(pieces or {}).values()], replicas)
+            raise
+        self._probes.update(dict.fromkeys(served, texts))
+        self.wanted = {**self.wanted, **served}
+
+    def withdraw(self, keys: Collection[str]) -> None:
+        """Take out of every server what is wanted no more, and its folders off the disk; what is under way goes on."""
+        out = {key: self.wanted[key] for key in keys}
+        self.wanted = {key: served for key, served in self.wanted.items() if key not in out}
+        for key in out:
+            self._probes.pop(key, None)
+        pieces = self._pieces.values() if READER in out else ()
+        self._drop([*out.values(), *pieces], self.replicas)
+
+    def _give_all(self, replicas: Sequence[Replica], served: Mapping[str, Served], texts: list[list[int]]) -> None:
+        if not replicas:
+            raise self.nobody()
+        with ThreadPoolExecutor(len(replicas), "ke-vllm-give") as at_once:
+            given = [at_once.submit(self._give, replica, served, texts) for replica in replicas]
+        failed = next((error for done in given if (error := done.exception()) is not None), None)
+        if failed is not None:
+            raise failed
+
+    def _drop(self, gone: Sequence[Served], replicas: Sequence[Replica]) -> None:
+        """Take folders' content out of servers, and off the disk where no server may read it again: vLLM reads a registered one so."""
+        stay = {served.name for served in self.wanted.values()}  # what is the same by its content has one name
+        for served in gone:
+            if served.name in stay:
+                continue
+            is_out = [self._take_out(replica, served.name) for replica in replicas]
+            if all(is_out):
+                shutil.rmtree(served.folder, ignore_errors=True)
+
+    def _give(self, replica: Replica, served: Mapping[str, Served], texts: list[list[int]]) -> None:
+        """Load what one server lacks and ask it about all; where this fails, it is as it was.
+
+        Raises:
+            Unsupported: it cannot serve it. ModelUnavailable: it does not answer, or answers nonsense.
+        """
+        server, fresh = replica.server, list[str]()
+        before = [forced(server, self.model_id, texts) for _ in range(2)]
+        listed = {str(card["id"]) for card in server.cards()}
+        try:
+            for one in served.values():
+                if one.name not in listed:
+                    load(server, one)
+                    fresh.append(one.name)
+            base = self._refuse_idle(server, list(served.values()), texts, before)
+            if READER in served and served[READER].name in fresh:
+                self._refuse_ignoring(replica, texts, base)
+        except KeToolsError:
+            for name in fresh:
+                self._take_out(replica, name)
+            raise
+
+    def _refuse_idle(self, server: Server, served: Sequence[Served], texts: list[list[int]], before: list[Scores]) -> list[Scores]:
+        """Refuse what does nothing, or what is nonsense, or moves the base model; gives what the base model answered so far.
+
+        Raises:
+            Unsupported: it does nothing. ModelUnavailable: the others.
+        """
+        afters = [forced(server, one.name, texts) for one in served]
+        base = [forced(server, self.model_id, texts)]
+        while differs(base, before):
+            if len(base) == _LOOKS:
+                raise ModelUnavailable(
+                    f"{server.address} answers differently as the base model since it was loaded.", "Restart that server."
+                )
+            base.append(forced(server, self.model_id, texts))
+        asked = [*before, *base]
+        for one, after in zip(served, afters, strict=True):
+            if not all(math.isfinite(value) for row in after for value in row):
+                raise ModelUnavailable(f"{server.address} answers with numbers that are none.", "Promote its edits again.")
+            if not differs([after], asked):
+                what = "the plugin of ke-tools is missing there" if one.has_codebook else "it was started without these modules"
+                raise Unsupported(f"{server.address} loads it, and answers as without: {what}.", "docs/vllm.md says how to start it.")
+            server.ask(Request(prompt="The", max_tokens=_GENERATED), one.name, 1)
+        return asked
+
+    def _refuse_ignoring(self, replica: Replica, texts: list[list[int]], base: list[Scores]) -> None:
+        """Refuse a server that ignores some of the modules that the reader changes; those of a release are all of one kind.
+
+        Raises:
+            Unsupported: it does.
+        """
+        ignored = []
+        for kind, piece in self._pieces.items():
+            load(replica.server, piece)
+            try:
+                after = forced(replica.server, piece.name, texts)
+            finally:
+                self._take_out(replica, piece.name)
+            if not differs([after], base):
+                ignored.append(kind)
+        if ignored:
+            raise Unsupported(
+                f"{replica.server.address} ignores the reader's {', '.join(ignored)}: it was started without.",
+                "Name all modules by --lora-target-modules, as docs/vllm.md says.",
+            )
+
+    def _take_out(self, replica: Replica, name: str) -> bool:
+        """Whether the server has it no more; one that is away may have it when it is back, under a name that is not asked for again."""
+        server = replica.server
+        try:
+            server.post("/unload_lora_adapter", {"lora_name": name}, is_json=False)
+        except KeToolsError as error:
+            with suppress(KeToolsError):
+                if all(card["id"] != name for card in server.cards()):
+                    return True
+            log.info("%s may still have %s: %s", server.address, name, error)
+            return False
+        return True
+
+    # -- coming back ---------------------------------------------------------------------------------------------------------------
+
+    def _bring_up(self, replica: Replica, *, waits: bool = False) -> bool:
+        """Give a server that was away what it lacks, and say whether it has all; ``waits`` for who is at that already."""
+        if replica.is_current:
+            return True
+        if not self.changing.acquire(timeout=_PATIENCE_SECONDS if waits else 0):
+            return False
+        if replica.is_current or time.monotonic() < replica.again:
+            self.changing.release()
+            return replica.is_current
+        try:
+            replica.again = time.monotonic() + _AGAIN_SECONDS
+            self._catch_up(replica)
+        except KeToolsError as error:
+            log.warning("%s gets no requests: %s", replica.server.address, error)
+            return False
+        finally:
+            self.changing.release()
+        log.info("%s has all that is wanted, and gets requests", replica.server.address)
+        return True
+
+    def _catch_up(self, replica: Replica) -> None:
+        listed = {str(card["id"]) for card in replica.server.cards()}
+        if self.model_id not in listed:
+            raise Unsupported(f"{replica.server.address} serves {', '.join(sorted(listed))}.", "Start it with the model again.")
+        self._check(replica.server)
+        for key, served in self.wanted.items():
+            if served.name not in listed:
+                self._give(replica, {key: served}, self._probes[key])
+        replica.is_current = True

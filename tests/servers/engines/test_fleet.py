@@ -1,0 +1,173 @@
+"""Several servers of one model, each given the same (issue 7, §2): by servers in memory whose answers are numbers that a test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
+from ke_tools.memory.router import READER
+from ke_tools.models.engine import Generation, Request
+from ke_tools.servers.engines._fleet import Fleet
+from ke_tools.servers.engines._served import Served
+from ke_tools.servers.engines._server import Server
+
+BASE = "base"
+TEXTS = [[1, 2]]
+RELEASE, READERS, Q, DOWN = ("ke-" + letter * 24 for letter in "abcd")
+
+
+class Memory(Server):
+    """Says of each text one log-probability: that of the model asked for, in their turn where there are several."""
+
+    def __init__(self, name: str, says: Mapping[str, list[float]]) -> None:
+        super().__init__(f"http://{name}:1")
+        self.loaded = {BASE}
+        self.ignored: set[str] = set()  # adapters that it loads, and answers as without
+        self.is_away = False
+        self._says = {model: chain(values, repeat(values[-1])) for model, values in says.items()}
+
+    def cards(self) -> list[Mapping[str, Any]]:
+        self._answer()
+        return [{"id": name} for name in sorted(self.loaded)]
+
+    def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True) -> Any:  # noqa: ARG002  as Server has it
+        self._answer()
+        if path == "/load_lora_adapter":
+            self.loaded.add(body["lora_name"])
+        elif path == "/unload_lora_adapter":
+            if body["lora_name"] not in self.loaded:
+                raise ModelUnavailable("404", "")
+            self.loaded.discard(body["lora_name"])
+        else:
+            model = BASE if body["model"] in self.ignored else body["model"]
+            rows = [None, *({str(token): {"logprob": next(self._says[model])}} for token in TEXTS[0][1:])]
+            return {"choices": [{"prompt_logprobs": rows}]}
+        return None
+
+    def ask(self, request: Request, model: str, prompt_tokens: int) -> Generation:
+        assert model in self.loaded
+        return Generation("x", "stop", prompt_tokens, request.max_tokens)
+
+    def _answer(self) -> None:
+        if self.is_away:
+            raise ModelUnavailable("away", "")
+
+
+@pytest.fixture
+def fleet_of() -> Iterator[Callable[..., Fleet]]:
+    """Makes fleets that have met their servers."""
+    made: list[Fleet] = []
+
+    def make(*servers: Server) -> Fleet:
+        made.append(Fleet(servers, check=lambda _: None))
+        made[-1].meet()
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+def served(root: Path, name: str) -> Served:
+    """A folder to be loaded."""
+    (root / name).mkdir()
+    return Served(name, root / name, 1, 0.0, has_codebook=False)
+
+
+def test_what_is_given_is_loaded_everywhere_and_wanted(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, §2: push to every replica, probe, flip."""
+    servers = [Memory(name, {BASE: [-1.0], RELEASE: [-0.5]}) for name in "ab"]
+    fleet = fleet_of(*servers)
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    assert all(RELEASE in server.loaded for server in servers)
+    assert set(fleet.wanted) == {"rel"}
+    fleet.withdraw(["rel"])
+    assert all(server.loaded == {BASE} for server in servers)
+    assert not (tmp_path / RELEASE).exists()
+
+
+def test_where_one_server_fails_none_has_it_and_nothing_is_left_on_the_disk(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, §2: partial failure rolls back and says which replica."""
+    well, idle = (Memory(name, {BASE: [-1.0], RELEASE: [-0.5]}) for name in ("well", "idle"))
+    idle.ignored.add(RELEASE)
+    fleet = fleet_of(well, idle)
+    with pytest.raises(Unsupported, match="http://idle:1"):
+        fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    assert (well.loaded, idle.loaded, dict(fleet.wanted)) == ({BASE}, {BASE}, {})
+    assert not (tmp_path / RELEASE).exists()
+
+
+@pytest.mark.parametrize("base", [[-1.0, -1.0, -1.02, -1.01], [-1.0, -1.0, -1.02, -1.0]])
+def test_a_base_model_that_wobbles_is_no_other_model(fleet_of: Callable[..., Fleet], tmp_path: Path, base: list[float]) -> None:
+    """On a GPU under traffic the same question has not always the same answer; the first two may agree by chance."""
+    fleet = fleet_of(Memory("a", {BASE: base, RELEASE: [-0.1]}))
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    assert set(fleet.wanted) == {"rel"}
+
+
+def test_a_base_model_that_moved_is_refused(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, §2: base unchanged."""
+    fleet = fleet_of(server := Memory("a", {BASE: [-1.0, -1.001, -1.5, -1.501, -1.5], RELEASE: [-0.1]}))
+    with pytest.raises(ModelUnavailable, match="differently as the base model"):
+        fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    assert server.loaded == {BASE}
+
+
+def test_what_does_no_more_than_the_wobble_is_refused(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """A server that ignores an adapter answers a little differently too, where it wobbles."""
+    fleet = fleet_of(Memory("a", {BASE: [-1.0, -1.0, -1.02, -1.01], RELEASE: [-1.03]}))
+    with pytest.raises(Unsupported, match="answers as without"):
+        fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+
+
+def test_a_server_that_came_back_and_ignores_a_part_of_the_reader_gets_no_requests(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, §4: modules that the server does not target are ignored silently, so check; also after a restart with other flags."""
+    says = {BASE: [-1.0], READERS: [-0.2], Q: [-0.5], DOWN: [-0.6]}
+    servers = [Memory(name, says) for name in "ab"]
+    fleet = fleet_of(*servers)
+    fleet.publish({READER: served(tmp_path, READERS)}, TEXTS, {"q_proj": served(tmp_path, Q), "down_proj": served(tmp_path, DOWN)})
+    fleet.lost(fleet.replicas[1])
+    servers[1].loaded, servers[1].ignored = {BASE}, {DOWN}
+    assert [is_well for is_well, _ in fleet.told()] == [True, False]
+    assert servers[1].loaded == {BASE}
+
+
+def test_a_server_that_is_away_is_brought_up_to_date_when_it_comes(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, §2: a replica that restarts is brought up to date before it gets traffic."""
+    servers = [Memory(name, {BASE: [-1.0], RELEASE: [-0.5]}) for name in "ab"]
+    fleet = fleet_of(*servers)
+    fleet.lost(fleet.replicas[1])
+    servers[1].is_away = True
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    assert servers[1].loaded == {BASE}
+    servers[1].is_away, fleet.replicas[1].again = False, 0.0
+    assert [is_well for is_well, _ in fleet.told()] == [True, True]
+    assert RELEASE in servers[1].loaded
+
+
+def test_what_another_adapter_has_too_stays_when_one_goes(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """What is the same by its content has one name; two releases may hold the same."""
+    fleet = fleet_of(server := Memory("a", {BASE: [-1.0], RELEASE: [-0.5]}))
+    one = served(tmp_path, RELEASE)
+    fleet.publish({"rel_1": one}, TEXTS)
+    fleet.publish({"rel_2": one}, TEXTS)
+    fleet.withdraw(["rel_1"])
+    assert RELEASE in server.loaded
+    assert (tmp_path / RELEASE).exists()
+
+
+def test_a_failed_second_release_of_the_same_content_leaves_the_first(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Nothing that is served goes with what failed."""
+    fleet = fleet_of(server := Memory("a", {BASE: [-1.0], RELEASE: [-0.5]}))
+    one = served(tmp_path, RELEASE)
+    fleet.publish({"rel_1": one}, TEXTS)
+    server.ignored.add(RELEASE)
+    with pytest.raises(KeToolsError):
+        fleet.publish({"rel_2": one}, TEXTS)
+    assert RELEASE in server.loaded
+    assert set(fleet.wanted) == {"rel_1"}
