@@ -27,7 +27,7 @@ from ke_tools import releases
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Piece, Request
-from ke_tools.servers.engines._probing import TOO_HIGH, Scores, asked_about, forced, furthest, load, noise_of, tokens
+from ke_tools.servers.engines._probing import TOO_HIGH, Scores, asked_about, codebooks, forced, furthest, load, noise_of, tokens
 from ke_tools.servers.engines._served import NAME, Served, by_module, serve
 from ke_tools.servers.engines._server import TIMEOUT, Server
 from ke_tools.servers.engines._template import Template
@@ -317,8 +317,7 @@ class VLLM:
         for replica in self._replicas:
             address, is_well = replica.server.address, self._bring_up(replica)
             if is_well:
-                plugin = "with" if replica.server.has("/ke/status") else "without"
-                said.append((True, f"{address} answers, {plugin} the plugin that codebooks need"))
+                said.append((True, f"{address} answers, {codebooks(replica.server)}"))
             else:
                 said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
         return said

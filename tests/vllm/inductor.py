@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from ke_tools_vllm.codebook import Book
-from ke_tools_vllm.places import Places, put_behind, room_of
+from ke_tools_vllm.places import SETTING, Places, put_behind, room_of
 from vllm import LLM, SamplingParams
-from vllm.compilation.counter import compilation_counter
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 SLOTS, TOKENS, NOBODY = 2, 2048, -1
@@ -30,6 +29,11 @@ def said(llm: LLM, texts: list[list[int]]) -> list[list[float]]:
     ]
 
 
+def frames() -> int:
+    """How often something was compiled in this process."""
+    return int(torch._dynamo.utils.counters["frames"]["total"])
+
+
 def main() -> None:
     """Ask with the places empty, filled for others, for nobody, for all, emptied; and with a hook that came too late."""
     asked = json.load(sys.stdin)
@@ -38,19 +42,26 @@ def main() -> None:
     put_in: list[Any] = []
     load = BaseModelLoader.load_model
 
-    def load_with_places(self: Any, *args: Any, **named: Any) -> Any:
-        model = load(self, *args, **named)
+    def load_with_places(self: Any, vllm_config: Any, **named: Any) -> Any:
+        model = load(self, vllm_config=vllm_config, **named)
         blocks = model.model.layers
-        [(layer, room)] = room_of({"ke_codebooks": {str(book.layer): asked["room"]}}, len(blocks)).items()
+        [(layer, room)] = room_of(vllm_config.additional_config, len(blocks)).items()
         put_in.append((blocks[layer], Places(SLOTS, room, book.keys.shape[1], tokens, torch.float32)))
         put_behind(*put_in[0])
         return model
 
     BaseModelLoader.load_model = load_with_places
-    llm = LLM(asked["model"], dtype="float32", max_model_len=512, max_num_batched_tokens=TOKENS, enable_prefix_caching=False)
+    llm = LLM(
+        asked["model"],
+        dtype="float32",
+        max_model_len=512,
+        max_num_batched_tokens=TOKENS,
+        enable_prefix_caching=False,
+        additional_config={SETTING: {str(book.layer): asked["room"]}},
+    )
     compilation = llm.llm_engine.vllm_config.compilation_config
     [(block, places)] = put_in
-    compiled = compilation_counter.stock_torch_compile_count, compilation_counter.num_graphs_seen
+    compiled = [frames()]
     found = {"empty": said(llm, texts)}
     places.fill(1, book)
     found["nobody"] = said(llm, texts)
@@ -63,9 +74,9 @@ def main() -> None:
     calls: list[int] = []
     block.register_forward_hook(lambda *_: calls.append(1))
     found["late"] = said(llm, texts)
-    told = {"mode": compilation.mode.name, "backend": compilation.backend, "calls": len(calls)}
-    frames = torch._dynamo.utils.counters["frames"]["total"], torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    sys.stdout.write("\n" + json.dumps({"said": found, "compiled": compiled, "frames": frames, **told}) + "\n")
+    compiled.append(frames())
+    told = {"mode": compilation.mode.name, "backend": compilation.backend, "compiled": compiled, "late": len(calls)}
+    sys.stdout.write("\n" + json.dumps({"said": found, **told}) + "\n")
 
 
 if __name__ == "__main__":
