@@ -90,7 +90,7 @@ def prepare(manager: Any, _nothing: None, *_args: Any, vllm_config: Any, **_name
         if type(blocks[layer]).__name__ != "PPMissingLayer":
             width, dtype = vllm_config.model_config.get_hidden_size(), manager.lora_config.lora_dtype
             manager.ke_places[layer] = _places.Places(manager.lora_slots, room, width, _slots_of_tokens(manager), dtype)
-            _places.put_behind(blocks[layer], manager.ke_places[layer])
+    _places.put_in(manager.ke_places, blocks, vllm_config.additional_config)
 
 
 def read(workers: Any, lora: Any, request: Any) -> Any:

@@ -1,8 +1,8 @@
 """Room for codebooks in a compiled model: behind a block lie places of a fixed number, at addresses that never change.
 
-A model is compiled once, with what stands behind its blocks by then; a hook that comes later is not called. So the places are put in before,
-empty, and written in place when an adapter comes to its slot. An empty place is infinitely far from every state, and the number of no
-adapter is nobody's slot. All is a fixed sequence of operations on tensors, as a CUDA graph needs it.
+A model is compiled once, with what stands behind its blocks by then; a hook that comes later is not called. So the places are put in
+before, empty, and written in place when an adapter comes to its slot. An empty place is infinitely far from every state, and the number of
+no adapter is nobody's slot. All is a fixed sequence of operations on tensors, as a CUDA graph needs it.
 """
 
 from __future__ import annotations
@@ -106,22 +106,35 @@ def room_of(setting: Any, blocks: int) -> dict[int, int]:
     wanted = setting.get(SETTING, {}) if isinstance(setting, Mapping) else {}
     try:
         found = {int(block): int(room) for block, room in wanted.items()}
-        if any(not 0 <= block < blocks or room < 1 for block, room in found.items()):
-            raise ValueError
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError):
+        found = {-1: 0}
+    if any(not 0 <= block < blocks or room < 1 for block, room in found.items()):
         raise ValueError(
             f"--additional-config says {SETTING} = {wanted!r}; expected blocks (0 to {blocks - 1}) with the keys that an adapter may have "
             f"there, as {advice(blocks - 1, 0)}."
-        ) from error
+        )
     return found
 
 
 def advice(block: int, keys: int) -> str:
     """What to start vLLM with."""
-    return f"--additional-config '{{\"{SETTING}\": {{\"{block}\": {max(1024, 1 << (keys - 1).bit_length())}}}}}'"
+    return f'--additional-config \'{{"{SETTING}": {{"{block}": {max(1024, 1 << (keys - 1).bit_length())}}}}}\''
 
 
-def put_behind(block: Any, places: Places) -> None:
-    """Have a block's output looked up from now on; before it is compiled."""
-    block.ke_places = places
-    block.register_forward_hook(lambda _block, _inputs, output: places(*output))
+def put_in(places: Mapping[int, Places], blocks: Any, setting: Any) -> None:
+    """Have what blocks give out looked up from now on; before they are compiled.
+
+    Args:
+        places: by block.
+        blocks: of the model.
+        setting: vLLM's additional configuration. It is told that the places are in, as vLLM does not see it, and would else go on with what
+            it compiled when the plugin was not there.
+    """
+    for layer, one in places.items():
+        blocks[layer].ke_places = one
+        blocks[layer].register_forward_hook(_behind)
+        setting[f"{SETTING} put in"] = sorted(places)
+
+
+def _behind(block: Any, _inputs: Any, output: Any) -> Any:
+    return block.ke_places(*output)

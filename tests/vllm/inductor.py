@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from ke_tools_vllm.codebook import Book
-from ke_tools_vllm.places import SETTING, Places, put_behind, room_of
+from ke_tools_vllm.places import SETTING, Places, put_in, room_of
 from vllm import LLM, SamplingParams
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -39,15 +39,15 @@ def main() -> None:
     asked = json.load(sys.stdin)
     book, texts = Book(asked["book"], torch.float32), asked["texts"]
     tokens = torch.full((TOKENS,), NOBODY)
-    put_in: list[Any] = []
+    there: list[Any] = []
     load = BaseModelLoader.load_model
 
     def load_with_places(self: Any, vllm_config: Any, **named: Any) -> Any:
         model = load(self, vllm_config=vllm_config, **named)
         blocks = model.model.layers
         [(layer, room)] = room_of(vllm_config.additional_config, len(blocks)).items()
-        put_in.append((blocks[layer], Places(SLOTS, room, book.keys.shape[1], tokens, torch.float32)))
-        put_behind(*put_in[0])
+        there.append((blocks[layer], Places(SLOTS, room, book.keys.shape[1], tokens, torch.float32)))
+        put_in({layer: there[0][1]}, blocks, vllm_config.additional_config)
         return model
 
     BaseModelLoader.load_model = load_with_places
@@ -60,7 +60,7 @@ def main() -> None:
         additional_config={SETTING: {str(book.layer): asked["room"]}},
     )
     compilation = llm.llm_engine.vllm_config.compilation_config
-    [(block, places)] = put_in
+    [(block, places)] = there
     compiled = [frames()]
     found = {"empty": said(llm, texts)}
     places.fill(1, book)

@@ -11,7 +11,7 @@ import torch
 
 from ke_tools.editors.codebook import Codebook
 from ke_tools.servers.vllm_plugin.codebook import Book, fill, prepare, read, told
-from ke_tools.servers.vllm_plugin.places import SETTING, Places, put_behind, room_of
+from ke_tools.servers.vllm_plugin.places import SETTING, Places, put_in, room_of
 
 WIDTH, KEYS, EDITS, ROOM, SLOTS, TOKENS, LAYER = 16, 5, 3, 8, 3, 64, 1
 
@@ -110,7 +110,7 @@ class Model(torch.nn.Module):
     def __init__(self, places: Places) -> None:
         super().__init__()
         self.block = Block()
-        put_behind(self.block, places)
+        put_in({0: places}, [self.block], {})
 
     def forward(self, added: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the block gives out."""
@@ -250,6 +250,15 @@ def test_a_setting_that_names_no_block_or_no_number_ends_the_start(setting: Any)
     """Issue 7, §3: never silently without."""
     with pytest.raises(ValueError, match=r"expected blocks \(0 to 1\)"):
         room_of({SETTING: setting}, 2)
+
+
+def test_what_vllm_compiles_with_places_has_a_key_of_its_own() -> None:
+    """Its key of compiled models holds the additional configuration, and nothing of what stands in the model."""
+    setting: dict[str, Any] = {SETTING: {"1": ROOM}}
+    put_in({}, [], setting)
+    assert setting == {SETTING: {"1": ROOM}}
+    put_in({1: places_of(torch.zeros(TOKENS, dtype=torch.long))}, [Block(), Block()], setting)
+    assert setting == {SETTING: {"1": ROOM}, f"{SETTING} put in": [1]}
 
 
 def test_a_worker_tells_the_room_and_one_without_adapters_that_none_acts() -> None:
