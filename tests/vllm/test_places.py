@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["world"]
 
-COMPILING_SECONDS = 800  # with two cores of which other programs have their share; a quiet machine takes one minute
+COMPILING_SECONDS = 1800  # a quiet machine takes one or two minutes; of two cores that six other servers share, twenty
 ROOM = 2  # keys of the codebooks here
 
 
