@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
+import torch
 
+from ke_tools import releases
+from ke_tools.editors.codebook import Codebook
 from ke_tools.errors import Unsupported
+from ke_tools.memory.ledger import Ledger
 from ke_tools.models import checkpoint
 from ke_tools.models.engine import Request
 from ke_tools.servers.engines._probing import furthest
 from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.testing import thimble_path
 from tests.vllm.conftest import COMMAND, ENVIRONMENT, LORA, OURS, PLACES_URL, Server, let_go
-from tests.vllm.test_releases import EXACT, LAYER, World, asked, expected, texts, world
-
-if TYPE_CHECKING:
-    from ke_tools.models.causal import CausalModel
+from tests.vllm.test_releases import EXACT, FACTS, LAYER, World, asked, expected, texts, world
 
 __all__ = ["world"]
 
@@ -127,27 +129,11 @@ def test_a_slot_that_had_a_codebook_leaves_nothing_to_the_next_adapter(world: Wo
         engine.unload_adapter(release.name)
 
 
-def larger(world: World) -> Any:
-    """The codebook with a key twice, so that there are more than places."""
-    import dataclasses
-
-    import torch
-
-    parts = {name: torch.cat([getattr(world.plain, name)] * 2) for name in ("keys", "epsilons", "owners")}
-    return dataclasses.replace(world.plain, **parts)
-
-
-def refused(world: World, engine: VLLM, codebook: Any, tmp_path: Path) -> str:
+def refused(world: World, engine: VLLM, codebook: Codebook, folder: Path) -> str:
     """What is said against a release of a codebook."""
-    from ke_tools import releases
-    from ke_tools.facts import Edit
-    from ke_tools.memory.ledger import Ledger
-    from tests.vllm.test_releases import FACTS
-
-    model: CausalModel = world.model
     with Ledger(":memory:") as ledger:
-        edits: list[Edit] = ledger.edit("default", FACTS, actor="tests")
-    release = releases.build(tmp_path / "releases", model, edits=edits, how={}, codebook=codebook)
+        edits = ledger.edit("default", FACTS, actor="tests")
+    release = releases.build(folder, world.model, edits=edits, how={}, codebook=codebook)
     with pytest.raises(Unsupported) as error:
         engine.load_adapter(release.name, release.folder)
     return str(error.value)
@@ -157,7 +143,8 @@ def test_a_codebook_of_more_keys_than_places_reaches_nobody_and_the_server_goes_
     """Issue 7, §3: refused with what to set, and nothing is left of it."""
     before = asked(engine, "", world.model)
     listed = [card["id"] for card in engine.cards()]
-    said = refused(world, engine, larger(world), tmp_path)
+    twice: dict[str, Any] = {name: torch.cat([getattr(world.plain, name)] * 2) for name in ("keys", "epsilons", "owners")}
+    said = refused(world, engine, dataclasses.replace(world.plain, **twice), tmp_path / "releases")
     assert f'--additional-config \'{{"ke_codebooks": {{"{LAYER}": 1024}}}}\'' in said.replace("\\", "")
     assert [card["id"] for card in engine.cards()] == listed
     assert asked(engine, "", world.model) == before
