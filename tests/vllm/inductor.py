@@ -29,9 +29,9 @@ def said(llm: LLM, texts: list[list[int]]) -> list[list[float]]:
     ]
 
 
-def frames() -> int:
-    """How often something was compiled in this process."""
-    return int(torch._dynamo.utils.counters["frames"]["total"])
+def graphs() -> int:
+    """How many were compiled in this process: the model's, and what the log-probabilities of prompts are ranked with."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def main() -> None:
@@ -61,8 +61,8 @@ def main() -> None:
     )
     compilation = llm.llm_engine.vllm_config.compilation_config
     [(block, places)] = there
-    compiled = [frames()]
     found = {"empty": said(llm, texts)}
+    compiled = [graphs()]
     places.fill(1, book)
     found["nobody"] = said(llm, texts)
     tokens.fill_(0)
@@ -74,7 +74,7 @@ def main() -> None:
     calls: list[int] = []
     block.register_forward_hook(lambda *_: calls.append(1))
     found["late"] = said(llm, texts)
-    compiled.append(frames())
+    compiled.append(graphs())
     told = {"mode": compilation.mode.name, "backend": compilation.backend, "compiled": compiled, "late": len(calls)}
     sys.stdout.write("\n" + json.dumps({"said": found, **told}) + "\n")
 

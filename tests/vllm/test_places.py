@@ -87,7 +87,7 @@ def test_in_a_model_that_inductor_compiled_a_codebook_acts_for_its_slot_alone(wo
     for when in ("nobody", "another", "emptied", "late"):
         assert said[when] == said["empty"]
     assert found["late"] == 0  # why places: a hook that comes after compiling is not called
-    assert found["compiled"][0] == found["compiled"][1]
+    assert found["compiled"][0] == found["compiled"][1] > 0
     print({"inductor": furthest(said["theirs"], wanted), "base": furthest(said["empty"], base)})  # noqa: T201  for benchmarks/LOG.md
 
 
