@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
-from ke_tools.servers.engines._probing import Scores, differs, forced, load
+from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, load
 from ke_tools.servers.engines._served import NAME, Served
 from ke_tools.servers.engines._server import Server
 
@@ -129,8 +129,7 @@ class Fleet:
         for replica in self.replicas:
             address, is_well = replica.server.address, self._bring_up(replica)
             if is_well:
-                plugin = "with" if replica.server.has("/ke/status") else "without"
-                said.append((True, f"{address} answers, {plugin} the plugin that codebooks need"))
+                said.append((True, f"{address} answers, {codebooks(replica.server)}"))
             else:
                 said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
         return said

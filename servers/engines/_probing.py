@@ -16,7 +16,7 @@ from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
 from ke_tools.servers.engines._template import Template
 
-__all__ = ["TOO_HIGH", "Scores", "asked_about", "differs", "forced", "furthest", "load", "tokens"]
+__all__ = ["TOO_HIGH", "Scores", "asked_about", "codebooks", "differs", "forced", "furthest", "load", "tokens"]
 
 TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
 Scores = list[list[float]]
@@ -64,6 +64,20 @@ def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores
         raise ModelUnavailable(
             f"{server.address} tells no log-probabilities of a prompt: {error!r}", "Serve the model by vLLM 0.32."
         ) from error
+
+
+def codebooks(server: Server) -> str:
+    """How codebooks act there, in words."""
+    said = server.told("/ke/status")
+    if said is None:
+        return "without the plugin that codebooks need"
+    form = said.get("form", "eager")  # what a plugin does that says nothing of forms
+    if form == "compiled":
+        room = ", ".join(f"{keys} keys behind block {block}" for block, keys in said["room"].items())
+        return f"with the plugin that codebooks need; compiled, with places for {room}"
+    if form == "eager":
+        return "with the plugin that codebooks need; run eagerly"
+    return "with the plugin that codebooks need, but compiled without places for them: see docs/vllm.md"
 
 
 def furthest(one: Scores, other: Scores) -> float:

@@ -116,12 +116,14 @@ class Server:
             refuse(answer, self.address)
         return answer.status_code == httpx.codes.OK
 
-    def has(self, path: str) -> bool:
-        """Whether there is something to get at a path; not where it does not answer."""
+    def told(self, path: str) -> Mapping[str, Any] | None:
+        """What there is to get at a path; ``None`` where there is nothing, or nobody answers."""
         try:
-            return self._asked("GET", path).status_code == httpx.codes.OK
-        except ModelUnavailable:
-            return False
+            answer = self._asked("GET", path, timeout=_ASKING_SECONDS)
+            said = answer.json() if answer.status_code == httpx.codes.OK else None
+        except (ModelUnavailable, ValueError):
+            return None
+        return said if isinstance(said, dict) else None
 
     def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True) -> Any:
         """Ask for something, and give the answer read, or the text where it ``is_json`` not.

@@ -2,69 +2,147 @@
 
 A codebook lies as ``grace.safetensors`` in the adapter's folder, so that vLLM's own loading, unloading and prefix cache (which knows
 adapters by name and path) hold for it too. vLLM's blocks give out what they add and the residual stream apart; their sum is the state that
-keys were made from. Tokens of other requests are not touched, to the bit. The hooks need eager execution, which LoRA on a CPU has anyway.
+keys were made from. Tokens of other requests are not touched, to the bit.
+
+There are two forms. Where vLLM runs eagerly, a hook is put behind the block that a codebook names when it comes. Where it compiles, the
+blocks and the room behind them are said at the start (``places``), and a codebook without a place is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger("vllm.ke_tools")
+_places = import_module(".places", __package__)
 
 FILE = "grace.safetensors"
 
 
 class Book:
-    """One release's codebook on one device."""
+    """One release's codebook."""
 
-    def __init__(self, path: str, device: Any, dtype: Any) -> None:
+    def __init__(self, path: str, dtype: Any) -> None:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
             self.layer = int(file.metadata()["layer"])
             keys, values, epsilons, owners = (file.get_tensor(name) for name in ("keys", "values", "epsilons", "owners"))
-        self.keys, self.values = keys.to(device).float(), values.to(device, dtype)
-        self.epsilons, self.owners = epsilons.to(device).float(), owners.to(device)
+        self.keys, self.values, self.epsilons, self.owners = keys.float(), values.to(dtype), epsilons.float(), owners
         self.squares = self.keys.pow(2).sum(1)
+
+    def to(self, device: Any) -> Book:
+        """The same on a device."""
+        moved = copy.copy(self)
+        for name in ("keys", "values", "epsilons", "owners", "squares"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
 
     def act(self, added: Any, residual: Any, rows: Any) -> tuple[Any, Any]:
         """Replace the states that are near a key, of these rows (a mask)."""
-        import torch
-
-        states = (added + residual).float()
-        distances = (states.pow(2).sum(-1, keepdim=True) - 2 * states @ self.keys.T + self.squares).clamp_min(0).sqrt()  # ‖h − k_j‖
-        nearest, which = distances.min(-1)
-        hit = ((nearest <= self.epsilons[which]) & rows)[:, None]
-        values = self.values[self.owners[which]].to(added.dtype)
-        return torch.where(hit, values, added), torch.where(hit, torch.zeros_like(residual), residual)
+        hit, which = _places.near((added + residual).float(), self.keys, self.squares, self.epsilons, rows[:, None])
+        found: tuple[Any, Any] = _places.replaced(hit, self.values[self.owners[which]], added, residual)
+        return found
 
 
 def register() -> None:
-    """Read a codebook with each adapter that has one."""
+    """Read a codebook with each adapter that has one, and have it act while the adapter is in a slot."""
+    from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.v1.worker.worker_base import WorkerBase
 
-    load = WorkerLoRAManager._load_adapter
-    if getattr(load, "of_ke_tools", False):
+    if hasattr(WorkerBase, "ke_codebooks"):
         return
+    WorkerBase.ke_codebooks = lambda self: told(getattr(self.get_model(), "lora_manager", None))
+    _then(LoRAModelManager, "__init__", prepare)
+    _then(LoRAModelManager, "activate_adapter", fill)
+    _then(WorkerLoRAManager, "_load_adapter", read)
 
-    @functools.wraps(load)
-    def load_with_book(self: Any, request: Any) -> Any:
-        lora = load(self, request)
-        path = Path(request.lora_path) / FILE
-        if path.exists():
-            manager = self._adapter_manager
-            lora.ke_book = Book(str(path), manager.device, self.lora_config.lora_dtype)
-            _hook(manager, lora.ke_book.layer)
-            _log.info(
-                "ke-tools: %s has a codebook of %d keys behind block %d", request.lora_name, len(lora.ke_book.keys), lora.ke_book.layer
-            )
+
+def _then(owner: Any, name: str, more: Callable[..., Any]) -> None:
+    """Have a method go on: ``more`` gets its object, its result and its arguments, and gives the result."""
+    method = getattr(owner, name)
+
+    @functools.wraps(method)
+    def longer(self: Any, *args: Any, **named: Any) -> Any:
+        return more(self, method(self, *args, **named), *args, **named)
+
+    setattr(owner, name, longer)
+
+
+def prepare(manager: Any, _nothing: None, *_args: Any, vllm_config: Any, **_named: Any) -> None:
+    """Put the places in that the start asked for; of a model in several parts behind the blocks that are here.
+
+    Raises:
+        ValueError: the setting is none.
+    """
+    compilation = vllm_config.compilation_config
+    manager.ke_is_eager = compilation.mode.name == "NONE" and compilation.cudagraph_mode.name == "NONE"
+    manager.ke_places = {}
+    blocks = getattr(getattr(manager.model, "model", None), "layers", ())
+    manager.ke_room = _places.room_of(vllm_config.additional_config, len(blocks))
+    for layer, room in manager.ke_room.items():
+        if type(blocks[layer]).__name__ != "PPMissingLayer":
+            width, dtype = vllm_config.model_config.get_hidden_size(), manager.lora_config.lora_dtype
+            manager.ke_places[layer] = _places.Places(manager.lora_slots, room, width, _slots_of_tokens(manager), dtype)
+    _places.put_in(manager.ke_places, blocks, vllm_config.additional_config)
+
+
+def read(workers: Any, lora: Any, request: Any) -> Any:
+    """Read an adapter's codebook, if it has one.
+
+    Raises:
+        ValueError: it could not act.
+    """
+    path = Path(request.lora_path) / FILE
+    if not path.exists():
         return lora
+    manager = workers._adapter_manager
+    book = Book(str(path), manager.lora_config.lora_dtype)
+    room = manager.ke_room.get(book.layer)
+    if room is None and manager.ke_is_eager:
+        book = book.to(manager.device)
+        _hook(manager, book.layer)
+    elif room is None or room < len(book.keys):
+        has, else_ = ("no", " or --enforce-eager") if room is None else (room, "")
+        raise ValueError(
+            f"a codebook of {len(book.keys)} keys, and {has} places for it behind block {book.layer} of the compiled model. "
+            f"Start vLLM with {_places.advice(book.layer, len(book.keys))}{else_}."
+        )
+    lora.ke_book = book
+    _log.info("ke-tools: %s has a codebook of %d keys behind block %d", request.lora_name, len(book.keys), book.layer)
+    return lora
 
-    load_with_book.of_ke_tools = True  # type: ignore[attr-defined]
-    WorkerLoRAManager._load_adapter = load_with_book
+
+def fill(manager: Any, is_new: bool, lora_id: int) -> bool:
+    """Write what an adapter has into the places of the slot that it came to; what another left there is gone."""
+    if is_new:
+        slot, book = manager.lora_index_to_id.index(lora_id), _book(manager, lora_id)
+        for layer, places in manager.ke_places.items():
+            places.fill(slot, book if book is not None and book.layer == layer else None)
+    return is_new
+
+
+def told(manager: Any | None) -> dict[str, Any]:
+    """How codebooks act in this worker: ``eager``, ``compiled`` (keys of an adapter at most, by block), or ``none``."""
+    if manager is None:
+        return {"form": "none", "room": {}}
+    form = "compiled" if manager.ke_room else "eager" if manager.ke_is_eager else "none"
+    return {"form": form, "room": {str(layer): room for layer, room in manager.ke_room.items()}}
+
+
+def _book(manager: Any, lora_id: int | None) -> Any | None:
+    return getattr(manager._registered_adapters.cache.get(lora_id), "ke_book", None)
+
+
+def _slots_of_tokens(manager: Any) -> Any:
+    """The slot of each token of a batch, and -1 of those without adapter; vLLM writes it before each batch."""
+    return next(iter(manager.punica_wrapper_mapping.values()))._token_lora_indices
 
 
 def _hook(manager: Any, layer: int) -> None:
@@ -76,13 +154,11 @@ def _hook(manager: Any, layer: int) -> None:
 
 def _behind(manager: Any, layer: int, _module: Any, _inputs: Any, output: Any) -> Any:
     added, residual = output
-    slots = None
+    slots = _slots_of_tokens(manager)[: added.shape[0]]
     for slot, lora_id in enumerate(manager.lora_index_to_id):
-        book = getattr(manager._registered_adapters.cache.get(lora_id), "ke_book", None) if lora_id is not None else None
+        book = _book(manager, lora_id)
         if book is None or book.layer != layer:
             continue
-        if slots is None:
-            slots = next(iter(manager.punica_wrapper_mapping.values()))._token_lora_indices[: added.shape[0]]
         rows = slots == slot
         if bool(rows.any()):
             added, residual = book.act(added, residual, rows)

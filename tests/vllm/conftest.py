@@ -22,6 +22,7 @@ from ke_tools.testing import thimble_path
 
 COMMAND: Final = os.environ.get("KE_VLLM") or shutil.which("vllm")  # read before a test takes KE_* away
 RUNNING: Final = os.environ.get("KE_VLLM_URL", "")
+PLACES_URL: Final = os.environ.get("KE_VLLM_PLACES_URL", "")
 START_SECONDS: Final = 300
 LORA: Final = (
     *("--enable-lora", "--lora-target-modules", "q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),

@@ -53,6 +53,9 @@ class Memory(Server):
         assert model in self.loaded
         return Generation("x", "stop", prompt_tokens, request.max_tokens)
 
+    def told(self, path: str) -> Mapping[str, Any] | None:  # noqa: ARG002
+        return None
+
     def _answer(self) -> None:
         if self.is_away:
             raise ModelUnavailable("away", "")

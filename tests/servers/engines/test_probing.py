@@ -1,0 +1,26 @@
+"""What servers of vLLM are asked, and how the answer is put."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ke_tools.servers.engines._probing import codebooks
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "without the plugin that codebooks need"),
+        ({"plugin": "ke-tools", "codebooks": True}, "with the plugin that codebooks need; run eagerly"),
+        ({"form": "eager", "room": {}}, "with the plugin that codebooks need; run eagerly"),
+        ({"form": "compiled", "room": {"3": 64, "5": 8}}, "places for 64 keys behind block 3, 8 keys behind block 5"),
+        ({"form": "none", "room": {}}, "compiled without places for them"),
+    ],
+)
+def test_doctor_is_told_which_form_of_codebooks_a_server_has(status: Any, words: str) -> None:
+    """Issue 7, §3: that the plugin is really active, and how; a plugin of before there were forms is an eager one."""
+    server: Any = SimpleNamespace(told=lambda path: status if path == "/ke/status" else None)
+    assert words in codebooks(server)
