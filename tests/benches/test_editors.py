@@ -347,6 +347,21 @@ def test_the_thimble_is_edited_in_what_it_knows_and_has_bars_of_its_own(settings
     assert [bar["bar"] for bar in report["bars"] if bar["name"].startswith("same subject")] == [0.90]
 
 
+def test_a_codebook_has_bars_of_its_own(tiny: Make, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 5, bars: GRACE, greedy: statement, wordings not used as keys, neighbours, same subject; none as published."""
+    monkeypatch.setattr(editors, "_point", lambda *_: POINT)
+
+    report = measured(settings, tiny("llama"), method="grace", how={"layer": "2"})
+
+    assert {bar["name"].partition(":")[0]: bar["bar"] for bar in report["bars"]} == {
+        "statement": 1.0,
+        "paraphrase": 0.50,
+        "neighbour": 0.99,
+        "same subject": 0.98,
+    }
+    assert all("starts with" in bar["name"] for bar in report["bars"])
+
+
 def test_bars_that_the_data_cannot_measure_are_not_printed() -> None:
     """A file without paraphrases, neighbours or true objects."""
     bare = {"as published": {}, "free generation": {"statement": RATE}, "perplexity": 1.0}
