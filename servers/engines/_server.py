@@ -224,9 +224,8 @@ async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Resp
 def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> bool:
     """Whether a request that got no byte of an answer may be sent once more.
 
-    It may where no connection came about in time: it may be this process that was held up, not the server. And it may where a server
-    closed the connection, if nothing but an answer comes of it: uvicorn under uvloop, by which vLLM answers, closes an idle one that it
-    is asked by just then, when it was held up itself.
+    It may where no connection came about in time: it may be this process that was held up, not the server. And it may where the server
+    closed the connection, if nothing but an answer comes of it: vLLM under load closes an idle one also when it was just asked by it.
     """
     if isinstance(error, httpx.ConnectTimeout):
         return True
