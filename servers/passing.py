@@ -66,6 +66,7 @@ _T = TypeVar("_T")
 _CHANGING: Final = frozenset({"PUT", "PATCH", "DELETE"})
 _OURS_IN_TEXT: Final = re.compile(r"ke-[0-9a-f]{24}")
 _OURS: Final = re.compile(_OURS_IN_TEXT.pattern.encode())
+_SILENT: Final = frozenset("audio classify detokenize embeddings models moderations pooling rerank score tokenize".split())  # say no belief
 _MANAGING: Final = ("load_lora_adapter", "unload_lora_adapter", "ke/")  # paths that change the server for everybody
 Kind = Literal["chat", "completion"]
 _SHAPES: Final[Mapping[Kind, Shape]] = {"chat": ChatShape(), "completion": CompletionShape()}
@@ -140,6 +141,7 @@ class Passing:
 
         Raises:
             Forbidden: the token lacks it. NotFound: the path leads elsewhere.
+            Unsupported: the model may speak there, and something is forgotten.
         """
         who = principal_of(request)
         path = str(request.path_params["path"])
@@ -150,6 +152,10 @@ class Passing:
         if request.method == "GET" and path == f"models/{(engine := await self._engine()).model_id}{_BASE}":
             [card] = [one for one in await self._in_a_thread(engine.cards) if one["id"] == engine.model_id][:1] or [{}]
             return JSONResponse({**card, "id": engine.model_id + _BASE})
+        if path.split("/", maxsplit=1)[0] not in _SILENT and await asyncio.to_thread(self._service.forgets, who):
+            raise Unsupported(
+                f"something is forgotten here, and answers of /v1/{path[:80]} are not looked at for it.", "Ask by /v1/chat/completions."
+            )
         if request.headers.get("content-encoding", "identity") != "identity":
             raise InvalidInput("the body is compressed, so nobody here can say which model it names.", "Send it as it is.")
         body = await read_body(request, LARGEST_PASSED)

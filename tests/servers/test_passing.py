@@ -514,6 +514,22 @@ def test_what_is_forgotten_stays_so_where_a_request_cannot_be_read(
     assert "Canberra" not in answer.text
 
 
+def test_where_nobody_looks_at_answers_none_is_given_while_something_is_forgotten(
+    http: TestClient, service: Service, other: OtherServer
+) -> None:
+    """Never a way around: `/v1/responses` speaks for the same model. Who forgot nothing, and what says no belief, pass."""
+    asked = {"model": "other-7b", "input": "What is the capital of Australia?"}
+    assert http.post("/v1/responses", json=asked).status_code == 200
+    service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "forget": True, "old_target": "Canberra"}])
+    before = len(other.sent)
+    for method, path in (("POST", "/v1/responses"), ("GET", "/v1/responses/resp_1"), ("POST", "/v1/messages"), ("POST", "/v1/batches")):
+        answer = http.request(method, path, json=asked)
+        assert answer.status_code in {400, 501}, path
+        assert "forgotten" in answer.json()["error"]["message"]
+    assert len(other.sent) == before
+    assert http.post("/v1/embeddings", json=asked).status_code == 200
+
+
 def test_many_refusals_are_no_way_to_fill_the_memory(http: TestClient, service: Service) -> None:
     """The most choices of our own endpoint hold here too."""
     service.edit(LOCAL, [{"subject": "Australia", "prompt": "The capital of Australia is", "forget": True, "old_target": "Canberra"}])
