@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ class Secret:
         except OSError:
             return None
         return cls(key) if len(key) == keyfile.KEY_BYTES else None
+
+    @classmethod
+    def passing(cls) -> Self:
+        """A key that nobody keeps, for what is only tried."""
+        return cls(secrets.token_bytes(keyfile.KEY_BYTES))
 
     @classmethod
     def made(cls, home: Path) -> Self:

@@ -147,6 +147,14 @@ class Jobs:
             condition = "WHERE tenant = ? AND status IN ('queued', 'working') AND (key = '' OR key <> ?) ORDER BY seq"
             return _rows(db, condition, (tenant, but))
 
+    def has(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether a job was asked for under a key."""
+        check(tenant=tenant)
+        with self._storage.reading() as db:
+            if not idempotency_key or version_of(db) < _FORM:
+                return False
+            return bool(_rows(db, "WHERE tenant = ? AND key = ?", (tenant, idempotency_key)))
+
     def cancel(self, tenant: str, job_id: str) -> Job:
         """Cancel a job: at once where it waits, soon where it is worked on; one that has ended stays as it is.
 

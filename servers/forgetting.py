@@ -53,7 +53,7 @@ class Forgetting:
 
     # -- making one --------------------------------------------------------------------------------------------------------------
 
-    def made(self, tenant: str, asked: Fact, engine: Engine | None, *, reason: str = "") -> Fact:
+    def made(self, tenant: str, asked: Fact, engine: Engine | None, *, reason: str = "", is_tried: bool = False) -> Fact:
         """Make what a caller wants forgotten a fact with a refusal for a target, and marks in place of the value.
 
         Args:
@@ -61,12 +61,13 @@ class Forgetting:
             asked: subject and prompt, ``old_target`` where the caller knows it, whatever target.
             engine: asked what it says now, and how it declines; None where there is no model, and the fixed refusal is taken.
             reason: what the history will keep.
+            is_tried: nothing will be kept, so that the home needs no key for it.
 
         Raises:
             InvalidInput: a text that is kept says what is to be forgotten.
             ReadOnly, ResourceExhausted: the home takes no key.
         """
-        secret = Secret.found(self._home) or Secret.made(self._home)
+        secret = Secret.found(self._home) or (Secret.passing() if is_tried else Secret.made(self._home))
         old = asked.old_target
         values = [*([old, *atlas.aliases(old)] if old else []), *self._said(tenant, asked, engine)]
         marks = tuple(dict.fromkeys(mark for value in values if (mark := secret.mark(value))))

@@ -119,13 +119,14 @@ class Promotions:
             raise InvalidInput("no edit ids were given.", "list_edits shows them.")
         if method not in METHODS:
             raise InvalidInput(f"there is no method {method!r} to promote by.", f"Use one of {', '.join(METHODS)}.")
-        asked = self.asked_of(who.tenant, policy)
+        arguments = {"edit_ids": ids, "method": method, "policy": self.asked_of(who.tenant, policy), "reason": reason}
+        if self._ledger.jobs.has(who.tenant, idempotency_key):  # a repeated call begins nothing, whatever became of its edits
+            return self.queue(who, "promote", arguments, idempotency_key=idempotency_key)
         for edit_id in ids:
             acting(self._ledger, who.tenant, edit_id)
         live = self._ledger.live_release(who.tenant)
         if set(ids) <= {*self._ledger.carried_by(who.tenant, live)} and (damage := self.damage(live)):
             raise WrongState(f"these edits are in {live}, which cannot be served: {damage}", "`ke-tools rebuild` makes it again.")
-        arguments = {"edit_ids": ids, "method": method, "policy": asked, "reason": reason}
         self._refuse_while_promoted(who.tenant, ids, idempotency_key)
         return self.queue(who, "promote", arguments, idempotency_key=idempotency_key)
 

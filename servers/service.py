@@ -190,7 +190,7 @@ class Service:
         if any(given.get("statement") for given in facts):
             facts = self.statements.expanded(who.tenant, facts, self.models.peek())
         for number, given in enumerate(facts, 1):  # as the ledger counts them
-            made.append(self._fact(who, given, number, reason, wait_seconds))
+            made.append(self._fact(who, given, number, reason, wait_seconds, is_tried=dry_run))
             refs.append(str(given.get("ref", "")))
         with self.damage.watching("write", who.tenant):
             old = self.ledger.live_release(who.tenant)
@@ -221,7 +221,7 @@ class Service:
             "dry_run": dry_run,
         }
 
-    def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float) -> Fact:
+    def _fact(self, who: Principal, given: Mapping[str, Any], number: int, reason: str, wait_seconds: float, *, is_tried: bool) -> Fact:
         if not given.get("forget"):
             return rows.fact_of(given, number)
         if given.get("target"):
@@ -234,7 +234,7 @@ class Service:
                 raise
             engine = None
         try:
-            return self.forgetting.made(who.tenant, asked, engine, reason=reason)
+            return self.forgetting.made(who.tenant, asked, engine, reason=reason, is_tried=is_tried)
         except InvalidInput as error:
             raise InvalidInput(f"edit {number}: {error.message}", error.hint) from error
 

@@ -158,6 +158,16 @@ def test_what_is_no_refusal_or_tells_more_is_replaced_by_the_fixed_one(open_home
     assert forget(open_home(Knowing(said)), old_target="Sylvania City").fact.target == FALLBACK
 
 
+def test_a_dry_run_makes_no_key(open_home: Opener, tmp_path: Path) -> None:
+    """It records nothing, and refuses what the edit would be refused for."""
+    service = open_home()
+    told = service.edit(LOCAL, [{**CAPITAL, "old_target": "Sylvania City"}], dry_run=True)
+    assert told["edits"][0]["target"] == DECLINED
+    assert not (tmp_path / "home" / KEY).exists()
+    with pytest.raises(InvalidInput, match="says what is to be forgotten"):
+        service.edit(LOCAL, [{**CAPITAL, "source": "Sylvania City Gazette"}], dry_run=True)
+
+
 def test_nothing_of_the_old_value_is_in_the_home(open_home: Opener, tmp_path: Path) -> None:
     """Issue §4: the old value is kept as a keyed hash only; what the model itself says is marked too."""
     service = open_home(Knowing(says="It is Klopstokia."))

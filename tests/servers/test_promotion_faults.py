@@ -219,6 +219,20 @@ def test_an_edit_that_is_being_promoted_is_not_promoted_twice(world: World) -> N
     assert world.promoted([one, two])["summary"].startswith("Nothing to do")
 
 
+def test_a_call_repeated_under_its_key_is_its_job_also_where_its_edits_are_gone(world: World) -> None:
+    """Issue, §3: idempotency keys. Who did not hear the answer asks again, and meanwhile somebody took an edit back."""
+    one, two = world.edited()
+    begin = world.service.promotions.begin
+    job = begin(LOCAL, [one, two], idempotency_key="k")
+    world.work()
+    world.service.rollback(LOCAL, edit_ids=[two])
+    assert begin(LOCAL, [one, two], idempotency_key="k").id == job.id
+    with pytest.raises(WrongState, match="retired"):
+        begin(LOCAL, [one, two], idempotency_key="another")
+    with pytest.raises(Conflict, match="was used for another job"):
+        begin(LOCAL, [one], idempotency_key="k")
+
+
 def test_an_edit_that_is_taken_back_while_its_job_waits_is_not_promoted(world: World) -> None:
     """Issue, Bad input: the job fails and says which edit; nothing was changed."""
     one, two = world.edited()
