@@ -199,7 +199,7 @@ class Passing:
         if not asked.requests:
             return await self._unread(request, who, asked, engine)
         view: Literal["edited", "base"] = "base" if asked.is_base else "edited"
-        routed = [await asyncio.to_thread(self._service.routed, who, one, engine, view) for one in asked.requests]
+        routed = [await self._routed(who, one, engine, view, is_short=len(body) <= _SHORT) for one in asked.requests]
         if asked.is_adapter:
             routed = [replace(one, reason=one.reason or "adapter") for one in routed]
         for one in routed:
@@ -212,6 +212,12 @@ class Passing:
         if any(one.watched for one in routed):
             return await self._looked_at(who, asked, routed, engine, response)
         return response
+
+    async def _routed(self, who: Principal, request: Request, engine: Remote, view: Literal["edited", "base"], *, is_short: bool) -> Routed:
+        """Route in a thread, which takes longer than to see that a short request names nobody."""
+        if is_short and view == "edited" and (routed := self._service.routed_at_once(who, request)) is not None:
+            return routed
+        return await asyncio.to_thread(self._service.routed, who, request, engine, view)
 
     async def _asked_in(self, kind: Kind, body: bytes, engine: Remote) -> _Asked:
         """Read a request; in a thread where that takes its time, or a server is asked whether it has what is named."""

@@ -551,6 +551,23 @@ class Service:
         who.require("chat")
         return self._asked(who, request, engine, view, "auto")
 
+    def routed_at_once(self, who: Principal, request: Request) -> Routed | None:
+        """The same for an event loop, where no subject is named and no release is live; ``None`` where deciding might take its time."""
+        who.require("chat")
+        began = time.perf_counter()
+        try:
+            if self._scope is None or self.settings.via == "weights" or self.ledger.live_release(who.tenant):
+                return None
+            revision = self._scope.out_at_once(who.tenant, reading_of(request))
+        except KeToolsError:
+            return None
+        if revision is None:
+            return None
+        self.latencies.note(who.tenant, "routing", time.perf_counter() - began)
+        self.hourly.note(who.tenant, 0)
+        self.damage.forget(("scope", who.tenant))
+        return Routed.untouched(request, "", revision)
+
     def forgets(self, who: Principal) -> bool:
         """Whether something is forgotten for ``who``, so that also what cannot be read as a question has to be looked at."""
         if self._scope is None:

@@ -197,6 +197,22 @@ class Scope:
             told = {**told, "index": note}
         return replace(decision, stages={**decision.stages, **told}) if told else decision
 
+    def out_at_once(self, tenant: str, reading: Reading) -> int | None:
+        """For who may not block: the revision at which a reading is about no edit, as it names no subject; ``None`` where that takes more.
+
+        It takes more where edits are new, or one may be meant without being named.
+        """
+        state = self._state(tenant)
+        seen = state.seen
+        if seen < 0 or state.risky or state.forgetting or state.following.locked():
+            return None
+        try:
+            is_current = self._ledger.head() == seen
+        except KeToolsError:
+            return None
+        is_named = any(state.find(text[-_LONGEST:]).mentions for text in (reading.text, *reading.carried))
+        return seen if is_current and not is_named else None
+
     def named(self, tenant: str, text: str) -> list[tuple[int, int]]:
         """Where a text names subjects of the tenant's live edits, as the ledger stands."""
         state = self._state(tenant)

@@ -105,6 +105,30 @@ def test_a_request_out_of_scope_passes_byte_for_byte(http: TestClient, other: Ot
     assert (answer.headers["ke-route"], answer.headers["ke-edits"]) == ("base", "")
 
 
+def test_what_names_nobody_is_routed_at_once_and_all_else_in_a_thread(
+    http: TestClient, service: Service, edited: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 7, bars: added latency; a thread takes longer than to see that nobody is named."""
+    threaded: list[str] = []
+    routed = service.routed
+
+    def seen(who: Principal, one: Any, *more: Any) -> Any:
+        threaded.append(one.messages[-1]["content"])
+        return routed(who, one, *more)
+
+    monkeypatch.setattr(service, "routed", seen)
+    ask(http, OUT_OF_SCOPE)  # follows the ledger
+    threaded.clear()
+    for messages in (
+        OUT_OF_SCOPE,
+        IN_SCOPE,
+        [*IN_SCOPE, {"role": "assistant", "content": "x"}, {"role": "user", "content": "And its anthem?"}],
+    ):
+        ask(http, messages)
+    assert threaded == [IN_SCOPE[0]["content"], "And its anthem?"]
+    assert edited in ask(http, IN_SCOPE).headers["ke-edits"]
+
+
 def test_a_fact_goes_into_the_last_user_turn_and_all_else_stays(http: TestClient, other: OtherServer, edited: str) -> None:
     """Issue 7, §0: edit and endpoint work by the IKE form; tools, response_format and image parts pass through."""
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]

@@ -79,6 +79,43 @@ def test_how_far_it_is_behind_is_told_of_the_tenants_own_edits(ledger: Ledger, s
     assert scope.behind("t") == 0
 
 
+@given(
+    st.lists(st.sampled_from("What is its the capital ruler currency of Australia Freedonia and Sylvania ?".split()), max_size=8),
+    st.booleans(),
+)
+def test_what_is_out_at_once_is_out(words: list[str], is_carried: bool) -> None:
+    """Issue 7, bars: added latency. What an event loop decides without waiting is what the whole decision says."""
+    with memory_ledger() as ledger:
+        scope = cosine(ledger, HashingEmbedder(), within=0.55, grey=0.5)
+        write(ledger, FREEDONIA, AUSTRALIA)
+        reading = Reading("And its currency?", (" ".join(words),)) if is_carried else Reading(" ".join(words))
+        assert scope.out_at_once("t", reading) is None  # nothing is known yet
+        decision = scope.decide("t", reading)
+        revision = scope.out_at_once("t", reading)
+        names = {"Australia", "Freedonia"} & set(words)
+        assert (revision is None) == bool(names)
+        if revision is not None:
+            assert (decision.zone, decision.hits, decision.revision) == ("out", (), revision)
+
+
+def test_nothing_is_out_at_once_where_more_has_to_be_looked_at(ledger: Ledger, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new edit, somebody who reads the ledger, what is forgotten, and what may be meant without being named take their time."""
+    reading = Reading("Who rules Sylvania?")
+    write(ledger, FREEDONIA)
+    asked(scope, "x")
+    assert scope.out_at_once("t", reading) == ledger.head()
+    with scope._state("t").following:
+        assert scope.out_at_once("t", reading) is None
+    write(ledger, AUSTRALIA)
+    assert scope.out_at_once("t", reading) is None
+    asked(scope, "x")
+    assert scope.out_at_once("t", reading) == ledger.head()
+    monkeypatch.setattr("ke_tools.memory.corrections.is_alias_risky", lambda _fact: True)
+    write(ledger, Fact(subject="Latveria", prompt="The ruler of Latveria is", target="Doom"))
+    asked(scope, "x")
+    assert scope.out_at_once("t", reading) is None
+
+
 def test_a_decision_tells_what_an_edits_own_calibration_reached(ledger: Ledger) -> None:
     """Issue 4 §3: the threshold that the bound gave it, the share of its negatives that pass, the recall of its own wordings."""
     embedder = HashingEmbedder()
