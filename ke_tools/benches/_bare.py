@@ -16,14 +16,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ke_tools.servers.engines._server import limits
-from ke_tools.servers.engines._transport import Transport
 
 __all__ = ["app"]
 
 
 def app(address: str) -> Starlette:
     """Before the server at ``address``, which ends in ``/v1``."""
-    client = httpx.AsyncClient(timeout=600, transport=Transport(address, limits()))
+    client = httpx.AsyncClient(timeout=600, limits=limits())
 
     async def chat(request: Request) -> Response:
         headers = {"content-type": "application/json", "accept-encoding": "identity"}

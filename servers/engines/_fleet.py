@@ -56,7 +56,7 @@ class Replica:
 
 
 class Fleet:
-    """Servers of one model. Thread safe.
+    """Servers of one model. Thread safe. What is given to them is this process's alone: its owner is part of each name.
 
     Args:
         servers: that serve it.
@@ -221,32 +221,34 @@ class Fleet:
             Unsupported: a server cannot serve it.
             ModelUnavailable: one answers nonsense, or none answers.
         """
-        before = self._pieces
-        self._pieces = before if pieces is None else pieces
-        replicas = list(self._current())
-        try:
-            self._give_all(replicas, served, texts)
-        except KeToolsError:
-            self._pieces = before
-            self._drop([*served.values(), *(pieces or {}).values()], replicas)
-            raise
-        self._probes.update(dict.fromkeys(served, texts))
-        self.wanted = {**self.wanted, **served}
+        with self.changing:
+            replicas = list(self._current())
+            if not replicas:
+                raise self.nobody()
+            try:
+                self._give_all(replicas, served, texts, pieces or {})
+            except KeToolsError:
+                self._drop([*served.values(), *(pieces or {}).values()], replicas)
+                raise
+            self._pieces = pieces or self._pieces
+            self._probes.update(dict.fromkeys(served, texts))
+            self.wanted = {**self.wanted, **served}
 
     def withdraw(self, keys: Collection[str]) -> None:
         """Take out of every server what is wanted no more, and its folders off the disk; what is under way goes on."""
-        out = {key: self.wanted[key] for key in keys}
-        self.wanted = {key: served for key, served in self.wanted.items() if key not in out}
-        for key in out:
-            self._probes.pop(key, None)
-        pieces = self._pieces.values() if READER in out else ()
-        self._drop([*out.values(), *pieces], self.replicas)
+        with self.changing:
+            out = {key: self.wanted[key] for key in keys}
+            self.wanted = {key: served for key, served in self.wanted.items() if key not in out}
+            for key in out:
+                self._probes.pop(key, None)
+            pieces, self._pieces = (self._pieces, {}) if READER in out else ({}, self._pieces)
+            self._drop([*out.values(), *pieces.values()], self.replicas)
 
-    def _give_all(self, replicas: Sequence[Replica], served: Mapping[str, Served], texts: list[list[int]]) -> None:
-        if not replicas:
-            raise self.nobody()
+    def _give_all(
+        self, replicas: Sequence[Replica], served: Mapping[str, Served], texts: list[list[int]], pieces: Mapping[str, Served]
+    ) -> None:
         with ThreadPoolExecutor(len(replicas), "ke-vllm-give") as at_once:
-            given = [at_once.submit(self._give, replica, served, texts) for replica in replicas]
+            given = [at_once.submit(self._give, replica, served, texts, pieces) for replica in replicas]
         failed = next((error for done in given if (error := done.exception()) is not None), None)
         if failed is not None:
             raise failed
@@ -261,7 +263,7 @@ class Fleet:
             if all(is_out):
                 shutil.rmtree(served.folder, ignore_errors=True)
 
-    def _give(self, replica: Replica, served: Mapping[str, Served], texts: list[list[int]]) -> None:
+    def _give(self, replica: Replica, served: Mapping[str, Served], texts: list[list[int]], pieces: Mapping[str, Served]) -> None:
         """Load what one server lacks and ask it about all; where this fails, it is as it was.
 
         Raises:
@@ -277,7 +279,7 @@ class Fleet:
                     fresh.append(one.name)
             base = self._refuse_idle(server, list(served.values()), texts, before)
             if READER in served and served[READER].name in fresh:
-                self._refuse_ignoring(replica, texts, base)
+                self._refuse_ignoring(replica, texts, base, pieces)
         except KeToolsError:
             for name in fresh:
                 self._take_out(replica, name)
@@ -307,14 +309,14 @@ class Fleet:
             server.ask(Request(prompt="The", max_tokens=_GENERATED), one.name, 1)
         return asked
 
-    def _refuse_ignoring(self, replica: Replica, texts: list[list[int]], base: list[Scores]) -> None:
+    def _refuse_ignoring(self, replica: Replica, texts: list[list[int]], base: list[Scores], pieces: Mapping[str, Served]) -> None:
         """Refuse a server that ignores some of the modules that the reader changes; those of a release are all of one kind.
 
         Raises:
             Unsupported: it does.
         """
         ignored = []
-        for kind, piece in self._pieces.items():
+        for kind, piece in pieces.items():
             load(replica.server, piece)
             try:
                 after = forced(replica.server, piece.name, texts)
@@ -370,5 +372,5 @@ class Fleet:
         self._check(replica.server)
         for key, served in self.wanted.items():
             if served.name not in listed:
-                self._give(replica, {key: served}, self._probes[key])
+                self._give(replica, {key: served}, self._probes[key], self._pieces)
         replica.is_current = True

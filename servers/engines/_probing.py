@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from itertools import combinations
@@ -71,13 +72,13 @@ def codebooks(server: Server) -> str:
     said = server.told("/ke/status")
     if said is None:
         return "without the plugin that codebooks need"
-    form = said.get("form", "eager")  # what a plugin does that says nothing of forms
-    if form == "compiled":
-        room = ", ".join(f"{keys} keys behind block {block}" for block, keys in said["room"].items())
-        return f"with the plugin that codebooks need; compiled, with places for {room}"
-    if form == "eager":
-        return "with the plugin that codebooks need; run eagerly"
-    return "with the plugin that codebooks need, but compiled without places for them: see docs/vllm.md"
+    form = said.get("form", "hooks")  # what a plugin does that says nothing of forms
+    if form == "places":
+        room = ", ".join(f"{keys} keys behind block {block}" for block, keys in said.get("room", {}).items())
+        return f"with the plugin that codebooks need; with places for {room}"
+    if form == "hooks":
+        return "with the plugin that codebooks need; they are hooked in as they come"
+    return "with the plugin that codebooks need, but none can act: no adapters, or compiled without places for them; see docs/vllm.md"
 
 
 def furthest(one: Scores, other: Scores) -> float:
@@ -86,7 +87,9 @@ def furthest(one: Scores, other: Scores) -> float:
 
 
 def differs(now: Sequence[Scores], before: Sequence[Scores]) -> bool:
-    """Whether answers differ by more than those to one question do, of which each side holds some."""
+    """Whether answers differ by more than those to one question do, of which each side holds some; what is no number differs."""
+    if not all(math.isfinite(value) for scores in (*now, *before) for row in scores for value in row):
+        return True
     nearest = min(furthest(one, other) for one in now for other in before)
     among = (furthest(one, other) for side in (now, before) for one, other in combinations(side, 2))
     return nearest > max(_SAME, _NOISE * max(among, default=0.0))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -14,7 +15,6 @@ import httpx
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._circuit import Circuit
-from ke_tools.servers.engines._transport import Transport
 from ke_tools.servers.engines._wire import body_of, generation_of, path_of, pieces_of
 
 __all__ = ["IDLE_SECONDS", "Server", "address_of", "key_of", "limits"]
@@ -25,7 +25,7 @@ _MOST_CONNECTIONS: Final = 2048
 IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
-_ANSWERED: Final = ("/completions", "/tokenize", "/embeddings")  # ends of paths that are posted to for an answer, which changes nothing
+_ANSWERED: Final = ("/completions", "/tokenize", "/embeddings")  # ends of paths that are posted to for an answer
 
 
 def address_of(url: str) -> str:
@@ -65,7 +65,7 @@ class Server:
         self.circuit = Circuit(f"the server at {self.address}")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._timeout = timeout
-        self._client = httpx.Client(headers=self._headers, timeout=timeout, limits=limits())
+        self._client = httpx.Client(headers=self._headers, timeout=timeout, limits=limits(), cookies=_no_cookies())
 
     def card(self, model: str = "") -> Mapping[str, Any]:
         """What it tells of one of its models, which may be left unnamed where it serves one.
@@ -192,23 +192,25 @@ class Server:
         patience = content.pop("timeout", httpx.USE_CLIENT_DEFAULT)
         request = self._client.build_request(method, self.address + path, timeout=patience, **content)
         try:
-            answer = self._sent(request)
+            with closing(self._opened(request)) as answer:
+                answer.read()
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
         self.circuit.worked()
         return answer
 
-    def _sent(self, request: httpx.Request) -> httpx.Response:
+    def _opened(self, request: httpx.Request) -> httpx.Response:
+        """As :func:`_open`, for who may block."""
         try:
-            return self._client.send(request)
+            return self._client.send(request, stream=True)
         except httpx.TransportError as error:
             if not _is_worth_repeating(error, request):
                 raise
-            return self._client.send(request)
+            return self._client.send(request, stream=True)
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, transport=Transport(self.address, limits()))
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_no_cookies())
 
 
 async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
@@ -225,12 +227,17 @@ def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> 
     """Whether a request that got no byte of an answer may be sent once more.
 
     It may where no connection came about in time: it may be this process that was held up, not the server. And it may where the server
-    closed the connection, if nothing but an answer comes of it: vLLM under load closes an idle one also when it was just asked by it.
+    closed the connection, if only an answer comes of it: vLLM under load closes an idle one also when it was just asked by it.
     """
     if isinstance(error, httpx.ConnectTimeout):
         return True
     was_closed = isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError)
     return was_closed and (request.method == "GET" or request.url.path.endswith(_ANSWERED))
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes none: one that a server sets for one caller must not go with the next one's request."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def limits() -> httpx.Limits:

@@ -111,7 +111,7 @@ def read(workers: Any, lora: Any, request: Any) -> Any:
     elif room is None or room < len(book.keys):
         has, else_ = ("no", " or --enforce-eager") if room is None else (room, "")
         raise ValueError(
-            f"a codebook of {len(book.keys)} keys, and {has} places for it behind block {book.layer} of the compiled model. "
+            f"a codebook of {len(book.keys)} keys, and {has} places for it behind block {book.layer}. "
             f"Start vLLM with {_places.advice(book.layer, len(book.keys))}{else_}."
         )
     lora.ke_book = book
@@ -129,10 +129,10 @@ def fill(manager: Any, is_new: bool, lora_id: int) -> bool:
 
 
 def told(manager: Any | None) -> dict[str, Any]:
-    """How codebooks act in this worker: ``eager``, ``compiled`` (keys of an adapter at most, by block), or ``none``."""
+    """How codebooks act in this worker: by ``hooks``, in ``places`` (keys of an adapter at most, by block), or ``none`` do."""
     if manager is None:
         return {"form": "none", "room": {}}
-    form = "compiled" if manager.ke_room else "eager" if manager.ke_is_eager else "none"
+    form = "places" if manager.ke_room else "hooks" if manager.ke_is_eager else "none"
     return {"form": form, "room": {str(layer): room for layer, room in manager.ke_room.items()}}
 
 

@@ -153,7 +153,7 @@ def test_a_codebook_of_more_keys_than_places_reaches_nobody_and_the_server_goes_
 def test_the_server_and_doctor_say_which_form_is_active(replica: Server, engine: VLLM) -> None:
     """Issue 7, §3: a status route under /v1, asked of the workers themselves."""
     status = httpx.get(f"{replica.url}/v1/ke/status").json()
-    assert (status["form"], status["room"], status["codebooks"]) == ("compiled", {str(LAYER): ROOM}, True)
+    assert (status["form"], status["room"], status["codebooks"]) == ("places", {str(LAYER): ROOM}, True)
     [(is_well, said)] = engine.told()
     assert is_well
     assert f"places for {ROOM} keys behind block {LAYER}" in said

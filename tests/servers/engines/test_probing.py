@@ -14,10 +14,10 @@ from ke_tools.servers.engines._probing import codebooks
     ("status", "words"),
     [
         (None, "without the plugin that codebooks need"),
-        ({"plugin": "ke-tools", "codebooks": True}, "with the plugin that codebooks need; run eagerly"),
-        ({"form": "eager", "room": {}}, "with the plugin that codebooks need; run eagerly"),
-        ({"form": "compiled", "room": {"3": 64, "5": 8}}, "places for 64 keys behind block 3, 8 keys behind block 5"),
-        ({"form": "none", "room": {}}, "compiled without places for them"),
+        ({"plugin": "ke-tools", "codebooks": True}, "with the plugin that codebooks need; they are hooked in as they come"),
+        ({"form": "hooks", "room": {}}, "with the plugin that codebooks need; they are hooked in as they come"),
+        ({"form": "places", "room": {"3": 64, "5": 8}}, "places for 64 keys behind block 3, 8 keys behind block 5"),
+        ({"form": "none", "room": {}}, "none can act: no adapters, or compiled without places for them"),
     ],
 )
 def test_doctor_is_told_which_form_of_codebooks_a_server_has(status: Any, words: str) -> None:

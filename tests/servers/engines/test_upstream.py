@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -243,23 +243,70 @@ def test_what_a_server_closed_the_connection_on_is_asked_once_more_if_nothing_bu
     assert sent == tries
 
 
+class Scripted:
+    """Gives each connection its answers, one a request, and remembers what it was sent."""
+
+    def __init__(self, *connections: list[bytes]) -> None:
+        self.sent: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, args=connections, daemon=True)
+        self._thread.start()
+
+    def _serve(self, *connections: list[bytes]) -> None:
+        for answers in connections:
+            connection, _ = self._listener.accept()
+            with connection:
+                for answer in answers:
+                    self.sent.append(connection.recv(65536))
+                    connection.sendall(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+
+MODELS = b'HTTP/1.1 200 OK\r\ncontent-length: 21\r\nset-cookie: who=me; path=/\r\n\r\n{"data":[{"id":"m"}]}'
+
+
 def test_a_closed_connection_is_no_error_where_the_server_answers_the_second_time() -> None:
     """The same for what ke-tools itself asks, over real connections."""
-
-    def serve(listener: socket.socket) -> None:
-        listener.accept()[0].close()
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(65536)
-            connection.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 21\r\n\r\n{"data":[{"id":"m"}]}')
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
-        thread.start()
-        server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    with Scripted([b""], [MODELS]) as scripted:
+        server = Server(scripted.url)
         assert [card["id"] for card in server.cards()] == ["m"]
         server.close()
-        thread.join(10)
+
+
+def test_an_answer_that_breaks_off_is_not_computed_again() -> None:
+    """It had begun: what the server did for it was done."""
+    half = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"
+    with Scripted([half], [half]) as scripted:
+        server = Server(scripted.url)
+        with pytest.raises(ModelUnavailable):
+            server.post("/completions", {})
+        server.close()
+        assert len(scripted.sent) == 1
+
+
+def test_a_cookie_of_the_servers_is_kept_by_nobody() -> None:
+    """Never another tenant's: all callers share the connections, and would share what the server set for one."""
+
+    async def passed_on(server: Server) -> None:
+        async with server.new_client() as client:
+            for _ in range(2):
+                answer = await server.send(client, "GET", "/models")
+                await answer.aread()
+
+    with Scripted([MODELS, MODELS], [MODELS, MODELS]) as scripted:
+        server = Server(scripted.url)
+        asyncio.run(passed_on(server))
+        server.cards()
+        server.cards()
+        server.close()
+        assert len(scripted.sent) == 4
+        assert not any(b"cookie:" in sent.lower() for sent in scripted.sent)
 
 
 def test_after_three_failures_the_server_is_left_alone_for_a_while() -> None:

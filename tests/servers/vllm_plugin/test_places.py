@@ -214,17 +214,17 @@ def test_an_adapters_codebook_is_in_the_places_of_its_slot_and_leaves_none_to_th
 def test_a_codebook_of_more_keys_than_there_are_places_is_refused_with_what_to_set(tmp_path: Path) -> None:
     """Issue 7, §3: not cut, and found when it is loaded, not when it is asked for: then it would end the engine."""
     book_of(tmp_path, keys=ROOM + 1)
-    with pytest.raises(ValueError, match=r"9 keys, and 8 places .* block 1 .*'\{\"ke_codebooks\": \{\"1\": 1024\}\}'\."):
+    with pytest.raises(ValueError, match=r"9 keys, and 8 places .* block 1\. .*'\{\"ke_codebooks\": \{\"1\": 1024\}\}'\."):
         given(manager_of({str(LAYER): ROOM}), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("setting", "mode", "recorded", "form"),
     [
-        (None, "NONE", "NONE", "eager"),
+        (None, "NONE", "NONE", "hooks"),
         (None, "VLLM_COMPILE", "NONE", "none"),
         (None, "NONE", "FULL", "none"),
-        ({"0": ROOM}, "VLLM_COMPILE", "FULL_AND_PIECEWISE", "compiled"),
+        ({"0": ROOM}, "VLLM_COMPILE", "FULL_AND_PIECEWISE", "places"),
     ],
 )
 def test_a_codebook_for_a_block_without_places_acts_in_an_eager_model_only(
@@ -233,8 +233,8 @@ def test_a_codebook_for_a_block_without_places_acts_in_an_eager_model_only(
     """Issue 7, §3: a compiled model ignores a hook that comes later without a word, so the codebook is refused."""
     book, manager = book_of(tmp_path), manager_of(setting, mode, recorded)
     assert told(manager)["form"] == form
-    if form != "eager":
-        with pytest.raises(ValueError, match=r"no places .* block 1 .*--additional-config .* or --enforce-eager\."):
+    if form != "hooks":
+        with pytest.raises(ValueError, match=r"no places .* block 1\. .*--additional-config .* or --enforce-eager\."):
             given(manager, tmp_path)
         return
     manager._registered_adapters.cache[7] = given(manager, tmp_path)
@@ -263,5 +263,5 @@ def test_what_vllm_compiles_with_places_has_a_key_of_its_own() -> None:
 
 def test_a_worker_tells_the_room_and_one_without_adapters_that_none_acts() -> None:
     """Issue 7, §3: the status says which form is active."""
-    assert told(manager_of({"1": ROOM})) == {"form": "compiled", "room": {"1": ROOM}}
+    assert told(manager_of({"1": ROOM})) == {"form": "places", "room": {"1": ROOM}}
     assert told(None) == {"form": "none", "room": {}}
