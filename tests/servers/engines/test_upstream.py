@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -254,18 +255,21 @@ class Scripted:
         self._thread.start()
 
     def _serve(self, *connections: list[bytes]) -> None:
-        for answers in connections:
-            connection, _ = self._listener.accept()
-            with connection:
-                for answer in answers:
-                    self.sent.append(connection.recv(65536))
-                    connection.sendall(answer)
+        with suppress(OSError):  # closed while nobody has come
+            for answers in connections:
+                connection, _ = self._listener.accept()
+                with connection:
+                    for answer in answers:
+                        self.sent.append(connection.recv(65536))
+                        connection.sendall(answer)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes who waits for a connection
         self._listener.close()
+        self._thread.join(10)
 
 
 MODELS = b'HTTP/1.1 200 OK\r\ncontent-length: 21\r\nset-cookie: who=me; path=/\r\n\r\n{"data":[{"id":"m"}]}'
