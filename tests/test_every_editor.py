@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = {"site": "last", "contexts": 2, "tokens": 400, "objectiv
 EDITORS: dict[str, Any] = {
     "memit": MEMIT(layers=(2, 3), regularisation=1e-3, **QUICK),
     "emmet": EMMET(layers=(3,), **QUICK),
-    "alphaedit": AlphaEdit(layers=(3,), threshold=1.0, ridge=1e-6, **QUICK),
+    "alphaedit": AlphaEdit(layers=(3,), share=0.75, ridge=1e-6, **QUICK),
     "pmet": PMET(layers=(2, 3), regularisation=1e-3, **QUICK),
     "rome": ROME(layer=3, **QUICK),
     "rome, reference": ROME(layer=3, key="reference", **QUICK),
@@ -351,6 +351,13 @@ def test_a_method_refuses_what_makes_no_sense_and_says_what_does(wrong: dict[str
     """Style §4 no. 2: invariants are checked where the fields are."""
     with pytest.raises(InvalidInput, match="Give"):
         MEMIT(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.5}, {"ridge": 0.0}])
+def test_alphaedit_refuses_a_share_of_directions_that_is_none(wrong: dict[str, float]) -> None:
+    """Style §4 no. 2: invariants are checked where the fields are."""
+    with pytest.raises(InvalidInput, match="Give a"):
+        AlphaEdit(**wrong)
 
 
 def test_a_layer_that_the_model_has_not_is_named(tiny: Make) -> None:
