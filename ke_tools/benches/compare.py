@@ -28,10 +28,10 @@ from ke_tools.benches._scoring import Read, fits, read
 from ke_tools.benches._serving import serving
 from ke_tools.benches._speakers import Memory, Speaker, Weights
 from ke_tools.benches._table import as_csv, as_markdown, cells, notes
-from ke_tools.benches.editors import Mode
+from ke_tools.benches.editors import Mode, told
 from ke_tools.cases import Case
 from ke_tools.editors import METHODS, make
-from ke_tools.editors.update import Outcome, Update
+from ke_tools.editors.update import Update
 from ke_tools.errors import InvalidInput, Unsupported
 from ke_tools.models.causal import CausalModel, load
 from ke_tools.models.engine import Engine
@@ -331,10 +331,7 @@ def _written(bench: _Bench, name: str) -> _Answered:
         said = bench.ask(name, Weights(bench.model))
     seconds = sum(took for update in made for stage, took in update.efficiency.seconds.items() if stage != "statistics")
     settings = made[0].method if isinstance(made[0], Update) else described(editor, layer=made[0].layer)
-    missed = sum(one.outcome is Outcome.MISSED for update in made for one in update.outcomes)
-    notes = [*dict.fromkeys(note for update in made if isinstance(update, Update) for note in update.notes)]
-    notes += [f"{missed} facts did not reach their target."] if missed else []
-    return _Answered(said, round(seconds / sum(map(len, bench.parts)), 3), settings=settings, notes=notes)
+    return _Answered(said, round(seconds / sum(map(len, bench.parts)), 3), settings=settings, notes=told(made))
 
 
 @contextmanager

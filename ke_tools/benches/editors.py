@@ -39,7 +39,7 @@ from ke_tools.editors import make
 from ke_tools.editors._statistics import samples
 from ke_tools.editors.grace import GRACE
 from ke_tools.editors.memit import MEMIT
-from ke_tools.editors.update import Update
+from ke_tools.editors.update import Outcome, Update
 from ke_tools.errors import InvalidInput
 from ke_tools.facts import Fact
 from ke_tools.models.causal import CausalModel, load
@@ -52,7 +52,7 @@ from ke_tools.verify.rates import Rate, rate
 if TYPE_CHECKING:
     from ke_tools.config import Settings
 
-__all__ = ["atlas_cases", "readable", "run"]
+__all__ = ["atlas_cases", "readable", "run", "told"]
 
 Mode = Literal["batch", "sequential"]
 ANSWER_TOKENS: Final = 8
@@ -316,8 +316,7 @@ def _point(
         with stages.stage("after"):
             after = _said(model, questions)
     growth = _growth(model, made)  # of the unedited weights
-    notes = [note for update in made if isinstance(update, Update) for note in update.notes]
-    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen), most), "notes": notes}
+    return {**_scores(questions, after), "growth": growth, "efficiency": _efficiency(made, len(chosen), most), "notes": told(made)}
 
 
 def _beside(
@@ -402,6 +401,14 @@ def _same_word(text: str, base: str) -> bool:
 
 def _same_content(text: str, base: str) -> bool:
     return words(text)[:1] == words(base)[:1]
+
+
+def told(made: Sequence[Any]) -> list[str]:
+    """What one should know of how updates were made, and of how many facts the target was not reached."""
+    notes = [*dict.fromkeys(note for update in made if isinstance(update, Update) for note in update.notes)]
+    outcomes = [one.outcome for update in made for one in update.outcomes]
+    missed = outcomes.count(Outcome.MISSED)
+    return notes + ([f"{missed} of {len(outcomes)} facts did not reach their target."] if missed else [])
 
 
 def _growth(model: CausalModel, made: Sequence[Any]) -> dict[str, float]:

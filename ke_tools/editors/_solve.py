@@ -74,12 +74,12 @@ def projected(K: torch.Tensor, R: torch.Tensor, P: torch.Tensor, earlier: torch.
     return Factors(R, right @ P)
 
 
-def null_space(C: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The projection on the eigenvectors of C whose eigenvalue is below a share of its mean eigenvalue (AlphaEdit, eq. 10)."""
+def null_space(C: torch.Tensor, share: float) -> torch.Tensor:
+    """The projection on the share of C's eigenvectors whose eigenvalues are the smallest (AlphaEdit, eq. 10: on those below a number)."""
     import torch
 
-    values, vectors = torch.linalg.eigh(C)
-    kept = vectors[:, values < threshold * values.mean()]
+    _, vectors = torch.linalg.eigh(C)  # by eigenvalue, the smallest first
+    kept = vectors[:, : max(1, round(share * len(C)))]
     projection: torch.Tensor = kept @ kept.T
     return projection
 

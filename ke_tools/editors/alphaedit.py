@@ -24,14 +24,16 @@ class AlphaEdit(Spread):
 
     $$\Delta = R K^\top P\,(K_p K_p^\top P + K K^\top P + \alpha I)^{-1}.$$
 
-    Differs from the reference (AlphaEdit at f5248d3): 1. an eigenvalue is small by its share of their mean, there by an absolute number;
-    2. $\alpha$ is a share of the mean squared length of the facts' keys, there an absolute number.
+    Differs from the reference (AlphaEdit at f5248d3): 1. small are the eigenvalues of the rarest ``share`` of the directions, there those
+    below an absolute number: a small model uses all of its directions (in the embedded one the least eigenvalue is a quarter of the median,
+    and where a few are enormous, their mean is no measure either), so that there would be none; 2. $\alpha$ is a share of the mean squared
+    length of the facts' keys, there an absolute number.
     """
 
     by_mean: ClassVar[bool] = True  # alpha is in lengths of a fact's key
     is_ridged: ClassVar[bool] = False  # the rare directions are what is looked for
 
-    threshold: float = 0.02  # of the mean eigenvalue
+    share: float = 0.5  # of the directions of the keys, that may be written into
     ridge: float = 0.02  # alpha, of the keys' mean squared length
 
     def __post_init__(self) -> None:
@@ -41,16 +43,11 @@ class AlphaEdit(Spread):
             InvalidInput: it says what to give.
         """
         Spread.__post_init__(self)
-        if self.threshold <= 0 or self.ridge <= 0:
-            raise InvalidInput(f"threshold is {self.threshold}, ridge {self.ridge}.", "Give positive numbers, e.g. 0.02.")
+        if not 0 < self.share <= 1:
+            raise InvalidInput(f"share is {self.share}.", "Give a number above 0 and up to 1, e.g. 0.5.")
+        if self.ridge <= 0:
+            raise InvalidInput(f"ridge is {self.ridge}.", "Give a positive number, e.g. 0.02.")
 
     def solve(self, K: torch.Tensor, R: torch.Tensor, C: torch.Tensor, earlier: torch.Tensor) -> Factors:
-        """R KᵀP (K_pK_pᵀP + KKᵀP + ridge·I)⁻¹.
-
-        Raises:
-            InvalidInput: C leaves no room: no eigenvalue is small.
-        """
-        P = null_space(C, self.threshold)
-        if not float(P.diagonal().sum()):
-            raise InvalidInput(f"no direction of the keys is as rare as {self.threshold} of the mean.", "Raise threshold.")
-        return projected(K, R, P, earlier, self.ridge * float(K.pow(2).sum(0).mean()))
+        """R KᵀP (K_pK_pᵀP + KKᵀP + ridge·I)⁻¹."""
+        return projected(K, R, null_space(C, self.share), earlier, self.ridge * float(K.pow(2).sum(0).mean()))

@@ -13,7 +13,7 @@ from ke_tools.benches import _ladder, _naive, editors
 from ke_tools.benches._naive import PUBLISHED, SAVINGS
 from ke_tools.benches._sample import names_any
 from ke_tools.config import Settings
-from ke_tools.editors.update import Update
+from ke_tools.editors.update import Outcome, Reached, Update
 from ke_tools.errors import InvalidInput
 from ke_tools.models.causal import CausalModel
 from tests.editors.conftest import tiny, tokenizer
@@ -97,6 +97,11 @@ def test_growth_is_a_share_of_the_unedited_weight(tiny: Make, settings: Settings
     assert seen == [base] * (1 if mode == "batch" else 2)
 
 
+def of_statistics(report: dict[str, Any]) -> list[str]:
+    """The notes but those on facts that random weights could not be brought to say."""
+    return [note for note in report["notes"] if "did not reach their target" not in note]
+
+
 def test_what_is_to_be_known_of_the_statistics_is_told_once(
     tiny: Make, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,9 +113,20 @@ def test_what_is_to_be_known_of_the_statistics_is_told_once(
     few = measured(settings, tiny("llama"), how={**HOW, "text": str(tmp_path / "text")}, numbers=[1, 2])
     enough = measured(settings, tiny("llama"), numbers=[1])
 
-    assert len(few["notes"]) == 1
-    assert "the ridge stands for the rest" in few["notes"][0]
-    assert enough["notes"] == []
+    assert ["the ridge stands for the rest" in note for note in of_statistics(few)] == [True]
+    assert of_statistics(enough) == []
+
+
+def test_how_many_facts_missed_their_target_is_told_beside_the_notes() -> None:
+    """Issue 5, §1: for each fact whether the target was reached; of a hundred, how many were not."""
+    missed, met = (Reached("It rains in", outcome, 1.0, 25) for outcome in (Outcome.MISSED, Outcome.REACHED))
+    updates = [
+        Update({}, {}, outcomes=(missed, met, missed), notes=("few tokens",)),
+        Update({}, {}, outcomes=(met,), notes=("few tokens",)),
+    ]
+
+    assert editors.told(updates) == ["few tokens", "2 of 4 facts did not reach their target."]
+    assert editors.told(updates[1:]) == ["few tokens"]
 
 
 def test_atlas_edits_are_asked_for_in_probe_wordings_and_worded_in_fitted_ones() -> None:

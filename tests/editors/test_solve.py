@@ -80,6 +80,18 @@ def test_alphaedit_is_equation_12_and_stays_in_the_null_space() -> None:
     assert close(found @ P, found)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0, 1e6])
+def test_there_are_rare_directions_whatever_the_eigenvalues(spread: float) -> None:
+    """Issue 5: the embedded model uses all directions, some enormously; a number that eigenvalues lie below left AlphaEdit none."""
+    C = torch.diag(1 + spread * torch.arange(D_KEY, dtype=torch.float64).flip(0) ** 4)
+    P = null_space(C, 0.25)
+
+    assert round(float(P.trace())) == D_KEY // 4
+    assert close(P @ P, P)
+    if spread:
+        assert close(P.diagonal()[-D_KEY // 4 :], torch.ones(D_KEY // 4, dtype=torch.float64))
+
+
 def test_a_rank_deficient_moment_is_regularised() -> None:
     """Issue, bad input: too few statistics."""
     K, R, _ = drawn()
