@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -57,7 +57,6 @@ class Spread(ABC):
     chat: bool = False  # whether prompts are asked as chat turns too
     objective: Objective = field(default_factory=Objective)
     damping: float | Literal["none"] = 0.1  # of the natural gradient in the search for z (ke_tools.editors._fisher)
-    again: float = 0.3  # nats a target token that the changed model may lack; a fact that lacks more is written once more, by as much
     text: Path | None = None  # to take C from; else the model's samples
     tokens: int | None = None  # of it; else ten a dimension of the key
     seed: int = 0
@@ -128,36 +127,14 @@ class Spread(ABC):
         wanted = goals(prepared.model, facts, prepared.contexts, site=where.site, chat=self.chat)
         with clock.stage("z"):
             found = found or self.targets(prepared, facts, tell=tell)
-        delta = (found.z - found.h).double().cpu()
         with clock.stage("solve"):
-            changes, keys = self._spread(prepared, facts, wanted, delta, earlier)
-        with clock.stage("again"):
-            short, lacking = self._lacking(prepared, facts, wanted, changes, tell)
-            if short:
-                delta[short] += lacking
-                changes, keys = self._spread(prepared, facts, wanted, delta, earlier)
+            changes, keys = self._spread(prepared, facts, wanted, (found.z - found.h).double().cpu(), earlier)
         seconds = {"statistics": round(prepared.seconds, 2), **clock.seconds}
         outcomes = reached(facts, found, self.objective)
         method, efficiency = described(self, **where._asdict()), Efficiency(seconds=seconds)
         made = Update(method, changes, outcomes, prepared.model.fingerprint, efficiency, keys, prepared.moments.notes())
         made.check(prepared.model)
         return made
-
-    def _lacking(
-        self, prepared: Prepared, facts: Sequence[Fact], wanted: Sequence[Goal], changes: Mapping[int, Factors], tell: Progress | None
-    ) -> tuple[list[int], torch.Tensor]:
-        """Facts whose target the changed model still finds unlikely, by number, and what has to come on top of what it holds for them."""
-        model, where = prepared.model, prepared.where
-
-        def find(which: Sequence[int], objective: Objective) -> Targets:
-            some, their = [facts[n] for n in which], [wanted[n] for n in which]
-            return values(model, some, their, where.layers[-1], objective, at=self.at, inverse=prepared.inverse, tell=tell)
-
-        with Update({}, changes).hooked(model):
-            now = find(range(len(facts)), replace(self.objective, steps=0))
-            short = [n for n, nll in enumerate(now.nll.tolist()) if nll >= self.again]
-            more = find(short, self.objective) if short else now.only(short)
-        return short, (more.z - more.h).double().cpu()
 
     def _spread(
         self, prepared: Prepared, facts: Sequence[Fact], wanted: Sequence[Goal], delta: torch.Tensor, earlier: Sequence[Update]

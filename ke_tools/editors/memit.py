@@ -22,11 +22,8 @@ class MEMIT(LeastSquares):
     fact's prompts. $P$ columns of one
     fact have the weight $1/P$ each, and the same residual, the mean of theirs, so that Δ has a rank a fact.
 
-    What $\lambda$ and the other facts keep from its target is planned twice: where the changed model finds a target less likely than
-    ``again`` allows, a value is found there once more, and what that adds comes on top of $Z$ in a second solve, on the unedited weights.
-
     Differs from the reference (memit at 80426fd): 1. earlier keys are kept ($K_p$; as AlphaEdit does), there a later batch forgets them;
     2. each prompt of a fact is a column, there the mean over them is one, in which the bare prompt weighs as much as the others together;
     3. statistics come from ten tokens a dimension of the key, not from 100,000 articles; 4. paraphrases that come with a fact are among
-    its prompts; 5. the second solve.
+    its prompts.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -42,7 +41,6 @@ class PMET(LeastSquares):
     at: ClassVar[At] = "parts"
     sharing: ClassVar[float] = 0.5
 
-    again: float = math.inf  # what the attention would have to do is meant to be lacking
     damping: float | Literal["none"] = "none"  # of two δ, the metric is right of the MLP's only
     objective: Objective = field(default_factory=lambda: Objective(kl=1.0, weight_decay=0.5))  # the reference's for GPT-J
     regularisation: float = 6000.0  # λ, the reference's for GPT-J
