@@ -18,6 +18,8 @@ from ke_tools.config import Settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other cores have workers of their own
 
 hypothesis_settings.register_profile("ke-tools", deadline=None, database=None)
 hypothesis_settings.load_profile("ke-tools")
