@@ -130,6 +130,22 @@ def reader_train(
     return show(call, {"path": str(made)})
 
 
+@verb(reader_app, "average")
+def reader_average(
+    call: Call,
+    readers: Annotated[list[Path], typer.Argument(exists=True, file_okay=False, help="Folders of readers of one model.")],
+    *,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Where to write it; else among your readers in --home.")] = None,
+) -> int:
+    """Take the mean of what several trainings taught the model; it obeys orders in facts less than each, and heeds facts as well."""
+    from ke_tools.models.reader import averaging
+
+    settings = call.settings()
+    made = out or settings.home / "readers" / checkpoint_of(settings).name
+    lost = averaging.average(readers, made)
+    return show(call, {"path": str(made), "lost": round(lost, 4)})
+
+
 @verb(reader_app, "show")
 def reader_show(call: Call) -> int:
     """Show how the model's reader was made."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools.editors import codebook as codebooks
 from ke_tools.editors import peft_folder
 from ke_tools.errors import ModelUnavailable, Unsupported, cannot_write
+from ke_tools.models.lora import Factors, joined, lowered
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ __all__ = ["NAME", "Served", "by_module", "serve"]
 NAME: Final = re.compile(r"ke-[0-9a-f]{24}")
 MOST_LOSS: Final = 0.01  # of the change's norm, that a lower rank may cost
 _PARTS: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_Factors = tuple["torch.Tensor", "torch.Tensor"]  # A [rank, in], B [out, rank]; B A is what is added
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +59,20 @@ def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_
         ModelUnavailable: a part is damaged.
         ResourceExhausted, ReadOnly: the folder cannot be written.
     """
-    factors: dict[str, list[_Factors]] = defaultdict(list)
+    factors: dict[str, list[Factors]] = defaultdict(list)
     for part in parts:
         for module, pair in _read(part).items():
             factors[module].append(pair)
-    joined = {module: _joined(pairs) for module, pairs in sorted(factors.items())}
-    lowered = (
-        {module: _lowered(pair, most_rank) for module, pair in joined.items()} if most_rank else {m: (p, 0.0) for m, p in joined.items()}
-    )
-    loss = max((lost for _, lost in lowered.values()), default=0.0)
+    whole = {module: joined(pairs) for module, pairs in sorted(factors.items())}
+    less = {module: lowered(pair, most_rank) for module, pair in whole.items()} if most_rank else {m: (p, 0.0) for m, p in whole.items()}
+    loss = max((lost for _, lost in less.values()), default=0.0)
     if loss > MOST_LOSS:
         raise Unsupported(
             f"the server takes rank {most_rank} at most; lowering the edits' to that would cost {loss:.1%} of what they add.",
-            f"Start it with --max-lora-rank {_next_rank(max(pair[0].shape[0] for pair in joined.values()))}.",
+            f"Start it with --max-lora-rank {_next_rank(max(pair[0].shape[0] for pair in whole.values()))}.",
         )
     book = next((part / codebooks.WEIGHTS for part in parts if (part / codebooks.WEIGHTS).is_file()), None)
-    return _written(root, {module: pair for module, (pair, _) in lowered.items()} or _zero(config), book, loss, owner)
+    return _written(root, {module: pair for module, (pair, _) in less.items()} or _zero(config), book, loss, owner)
 
 
 def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dict[str, Served]:
@@ -84,13 +82,13 @@ def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dic
         ModelUnavailable: it is damaged.
         ResourceExhausted, ReadOnly: as :func:`serve`.
     """
-    kinds: dict[str, dict[str, _Factors]] = defaultdict(dict)
+    kinds: dict[str, dict[str, Factors]] = defaultdict(dict)
     for module, pair in _read(part).items():
-        kinds[module.rpartition(".")[2]][module] = _lowered(pair, most_rank)[0]
+        kinds[module.rpartition(".")[2]][module] = lowered(pair, most_rank)[0]
     return {kind: _written(root, factors, None, 0.0, owner) for kind, factors in sorted(kinds.items())}
 
 
-def _read(folder: Path) -> dict[str, _Factors]:
+def _read(folder: Path) -> dict[str, Factors]:
     """An adapter's factors with its scaling in B; none of a release that is a codebook alone."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -110,28 +108,7 @@ def _read(folder: Path) -> dict[str, _Factors]:
         raise ModelUnavailable(f"the adapter in {folder} cannot be read: {error}", "Make it again.") from error
 
 
-def _joined(pairs: Sequence[_Factors]) -> _Factors:
-    import torch
-
-    return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
-
-
-def _lowered(pair: _Factors, rank: int) -> tuple[_Factors, float]:
-    """The best factors of that rank (0: any) for B A, and what they leave out of its norm; no product of full size is made."""
-    import torch
-
-    a, b = pair
-    if not rank or a.shape[0] <= rank:
-        return pair, 0.0
-    q_b, r_b = torch.linalg.qr(b.double())  # [out, n], [n, n]
-    q_a, r_a = torch.linalg.qr(a.double().T)  # [in, n], [n, n]
-    u, s, v = torch.linalg.svd(r_b @ r_a.T)  # B A = q_b (u s v) q_aᵀ
-    kept_b, kept_a = (q_b @ u[:, :rank]) * s[:rank], v[:rank] @ q_a.T
-    loss = float((s[rank:].square().sum() / s.square().sum()).sqrt())
-    return (kept_a.float(), kept_b.float()), loss
-
-
-def _zero(config: Mapping[str, Any]) -> dict[str, _Factors]:
+def _zero(config: Mapping[str, Any]) -> dict[str, Factors]:
     import torch
 
     try:
@@ -143,7 +120,7 @@ def _zero(config: Mapping[str, Any]) -> dict[str, _Factors]:
     return {"model.layers.0.mlp.down_proj": (torch.zeros(1, inner), torch.zeros(width, 1))}
 
 
-def _written(root: Path, factors: Mapping[str, _Factors], book: Path | None, loss: float, owner: str) -> Served:
+def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss: float, owner: str) -> Served:
     from safetensors.torch import save
 
     rank = max(a.shape[0] for a, _ in factors.values())

@@ -68,6 +68,11 @@ def install(tuned: Any, card: Card, partial: Path, out: Path) -> None:
     (made / "README.md").unlink(missing_ok=True)
     (made / CARD).write_text(json.dumps(asdict(card), indent=1) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
+    put(made, out)
+
+
+def put(made: Path, out: Path) -> None:
+    """Rename a folder to ``out``, on the same disk; what was there is deleted afterwards."""
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
