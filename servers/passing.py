@@ -231,13 +231,14 @@ class Passing:
     async def _unread(self, request: HTTPRequest, who: Principal, asked: _Asked, engine: Remote) -> Response:
         """Pass on what no edit can go into; what is forgotten is kept out of it all the same, by all that it says anywhere."""
         path, told = _PATHS[asked.kind], plain_headers(f"base; reason={asked.reason}", self._service)
+        body = _changed(asked, (), engine.model_id, engine.model_id)
         if not await asyncio.to_thread(self._service.forgets, who):
-            return await self._passed(request, "POST", path, asked.body, told)
+            return await self._passed(request, "POST", path, body, told)
         routed = await asyncio.to_thread(self._service.watched, who, "\n".join(rendered.strings_in(asked.raw)))
         if routed.route == "forget":
             [(_, made)] = await asyncio.to_thread(self._service.generated, who, [routed], engine)
             return _rendered(asked, [made], engine, headers_of([routed], self._service))
-        response = await self._passed(request, "POST", path, asked.body, told, is_plain=bool(routed.watched))
+        response = await self._passed(request, "POST", path, body, told, is_plain=bool(routed.watched))
         return await self._looked_at(who, asked, [routed], engine, response) if routed.watched else response
 
     async def _replied(self, who: Principal, asked: _Asked) -> str | None:
@@ -264,7 +265,7 @@ class Passing:
                 request,
                 "POST",
                 _PATHS[asked.kind],
-                _changed(asked, routed, model),
+                _changed(asked, routed, model, engine.model_id),
                 told,
                 adapter=adapter,
                 is_plain=is_plain or bool(hidden),
@@ -333,7 +334,8 @@ class Passed(Response):
         self.status_code = answer.status_code
         self.background = None
         self.body = b""
-        kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower().decode("latin-1") not in _NOT_PASSED_BACK]
+        left_out = _NOT_PASSED_BACK | told.keys()
+        kept = [(name.lower(), value) for name, value in answer.headers.raw if name.lower().decode("latin-1") not in left_out]
         self.raw_headers = [*kept, *((name.encode(), value.encode("latin-1", "replace")) for name, value in told.items())]
         self.on_end: Callable[[], None] = lambda: None
         self._hidden: tuple[bytes, bytes] | None = None
@@ -523,12 +525,11 @@ def _adapter_of(routed: Sequence[Routed]) -> str:
     return "+".join(part for part in parts[0] if all(part in others for others in parts))
 
 
-def _changed(asked: _Asked, routed: Sequence[Routed], model: str) -> bytes:
-    """The body to send: the very bytes that came, unless something goes in or another name is meant."""
+def _changed(asked: _Asked, routed: Sequence[Routed], model: str, known: str) -> bytes:
+    """The body to send: the very bytes that came, unless something goes in or another name is meant than ``known``, or the one given."""
     told = [one.request for one in routed]
     is_told = any((new.messages, new.prompt) != (old.messages, old.prompt) for new, old in zip(told, asked.requests, strict=False))
-    named = asked.raw.get("model")
-    is_renamed = bool(named) and named != model and (bool(told) or asked.is_base)
+    is_renamed = (asked.raw.get("model") or known) != model and (bool(told) or asked.is_base)
     if not is_told and not is_renamed:
         return asked.body
     raw = dict(asked.raw)

@@ -48,6 +48,7 @@ class OtherServer:
     fails_with: int = 0  # a status, for every generation
     breaks_off: bool = False
     redirects_to: str = ""
+    headers: dict[str, str] = field(default_factory=dict)  # of a whole generation
     sent: list[Sent] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -95,7 +96,8 @@ class OtherServer:
         if asked.get("stream"):
             return StreamingResponse(self._stream(asked, texts[0]), media_type="text/event-stream")
         return JSONResponse(
-            {"id": "x", "choices": [_choice(asked, text, n) for n, text in enumerate(texts)], "usage": {"prompt_tokens": 7}}
+            {"id": "x", "choices": [_choice(asked, text, n) for n, text in enumerate(texts)], "usage": {"prompt_tokens": 7}},
+            headers=self.headers,
         )
 
     def _text(self, asked: dict[str, Any], prompt: Any) -> str:

@@ -346,6 +346,40 @@ def test_tenants_do_not_share_edits(service: Service, other: OtherServer) -> Non
     assert other.generations[1].json["messages"] == IN_SCOPE
 
 
+@pytest.mark.parametrize("name", [{}, {"model": None}, {"model": ""}, {"model": "other-7b"}])
+def test_a_release_answers_also_where_a_request_names_no_model(
+    http: TestClient, service: Service, other: OtherServer, edited: str, monkeypatch: pytest.MonkeyPatch, name: dict[str, Any]
+) -> None:
+    """Issue 7, bars: no answer of a wrong release; vLLM answers by the base model where no name is given."""
+    routed = service.routed
+
+    def with_release(*given: Any) -> Any:
+        found = routed(*given)
+        return dataclasses.replace(found, request=dataclasses.replace(found.request, adapter="rel_1"), route="weights")
+
+    monkeypatch.setattr(service, "routed", with_release)
+    monkeypatch.setattr(service.models.engine(wait_seconds=1), "served_as", lambda adapter: "ke-1" if adapter else "other-7b")
+    answer = http.post(CHAT, json={**name, "messages": OUT_OF_SCOPE})
+    assert edited
+    assert answer.headers["ke-route"] == "weights"
+    assert other.generations[0].json == {"model": "ke-1", "messages": OUT_OF_SCOPE}
+
+
+def test_the_base_name_is_known_where_a_prompt_cannot_be_read(http: TestClient, other: OtherServer) -> None:
+    """The name is ours alone, so the server would find no such model."""
+    answer = http.post(COMPLETE, json={"model": "other-7b:base", "prompt": [1, 2, 3]})
+    assert answer.headers["ke-route"] == "base; reason=unread"
+    assert other.generations[0].json == {"model": "other-7b", "prompt": [1, 2, 3]}
+
+
+def test_what_was_applied_is_said_once_where_the_server_says_so_too(http: TestClient, other: OtherServer) -> None:
+    """The server may be another ke-tools; docs/vllm.md has the headers say what was applied here."""
+    other.headers = {"ke-route": "memory", "KE-Edits": "ed_theirs"}
+    answer = ask(http, OUT_OF_SCOPE)
+    assert answer.headers.get_list("ke-route") == ["base"]
+    assert answer.headers.get_list("ke-edits") == [""]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_forgotten_is_refused_without_asking_the_server(
     http: TestClient, service: Service, other: OtherServer, stream: bool
