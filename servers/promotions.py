@@ -42,6 +42,8 @@ _LOOK_SECONDS: Final = 0.2
 _SILENT_SECONDS: Final = 1.5  # at most, before who waits hears again where a job is
 _MOST_KEPT: Final = 4  # releases in the engine, so that the one before is there at once when it is flipped back to
 
+_PATIENCE_SECONDS: Final = 5.0  # that a request waits for a release to be loaded before the memory answers it
+
 _PROMOTING: Final = frozenset({"promote", "rebuild"})  # kinds of jobs that change what is in the weights
 _MOST_READ: Final = 256  # releases of which it is known what they answer
 
@@ -72,6 +74,7 @@ class Promotions:
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings, self._ledger = settings, ledger
         self._lock = threading.Lock()
+        self._loading = threading.Lock()  # held as long as an engine takes
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
         self._unserved = Unserved()
         self._answered: dict[tuple[str, str], Mapping[str, Sequence[str]]] = {}  # (tenant, release) → edit → kinds of question
@@ -257,9 +260,9 @@ class Promotions:
         if not name:
             self._unserved.forget(tenant)
             return ""
+        if name not in engine.adapters and not self._has_loaded(tenant, name, engine):
+            return ""
         with self._lock:
-            if name not in engine.adapters and not self._load(tenant, name, engine):
-                return ""
             self._loaded[name] = None
             self._loaded.move_to_end(name)
             self._unserved.forget(tenant)
@@ -313,6 +316,16 @@ class Promotions:
         shown: Mapping[str, Sequence[str]] = card.get("answered", {})
         return shown
 
+    def _has_loaded(self, tenant: str, name: str, engine: Engine) -> bool:
+        """Load a release, unless somebody else is at one and takes longer than all others can wait."""
+        if not self._loading.acquire(timeout=_PATIENCE_SECONDS):
+            log.info("%s is not served yet, the memory answers: another release is still being loaded", name)
+            return False
+        try:
+            return name in engine.adapters or self._load(tenant, name, engine)
+        finally:
+            self._loading.release()
+
     def _load(self, tenant: str, name: str, engine: Any) -> bool:
         folder = self._settings.releases / name
         written = folder.stat().st_mtime_ns if folder.exists() else 0  # a folder is written once; another one may be sound
@@ -324,9 +337,10 @@ class Promotions:
             why = str(error) if isinstance(error, KeToolsError) else f"{type(error).__name__}: {error}"
             self._unserved.note(tenant, (name, written), f"{why} `ke-tools rebuild` makes it again.")
             return False
-        while len(self._loaded) >= _MOST_KEPT:
-            oldest, _ = self._loaded.popitem(last=False)
-            threading.Thread(target=_forget, args=(engine, oldest), daemon=True).start()  # waits for requests under way
+        with self._lock:
+            while len(self._loaded) >= _MOST_KEPT:
+                oldest, _ = self._loaded.popitem(last=False)
+                threading.Thread(target=_forget, args=(engine, oldest), daemon=True).start()  # waits for requests under way
         return True
 
 

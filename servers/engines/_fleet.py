@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
+_UNLOADING_SECONDS: Final = 10.0
 _GENERATED: Final = 4  # tokens
 _LOOKS: Final = 3  # at a base model that seems to have moved, each of which tells more of what it differs by anyway
 _T = TypeVar("_T")
@@ -270,9 +271,9 @@ class Fleet:
             Unsupported: it cannot serve it. ModelUnavailable: it does not answer, or answers nonsense.
         """
         server, fresh = replica.server, list[str]()
-        before = [forced(server, self.model_id, texts) for _ in range(2)]
-        listed = {str(card["id"]) for card in server.cards()}
         try:
+            before = [forced(server, self.model_id, texts) for _ in range(2)]
+            listed = {str(card["id"]) for card in server.cards()}
             for one in served.values():
                 if one.name not in listed:
                     load(server, one)
@@ -281,6 +282,8 @@ class Fleet:
             if READER in served and served[READER].name in fresh:
                 self._refuse_ignoring(replica, texts, base, pieces)
         except KeToolsError:
+            if server.circuit.told:  # it is gone, or hangs: the next try does without it
+                self.lost(replica)
             for name in fresh:
                 self._take_out(replica, name)
             raise
@@ -334,7 +337,7 @@ class Fleet:
         """Whether the server has it no more; one that is away may have it when it is back, under a name that is not asked for again."""
         server = replica.server
         try:
-            server.post("/unload_lora_adapter", {"lora_name": name}, is_json=False)
+            server.post("/unload_lora_adapter", {"lora_name": name}, is_json=False, seconds=_UNLOADING_SECONDS)
         except KeToolsError as error:
             with suppress(KeToolsError):
                 if all(card["id"] != name for card in server.cards()):

@@ -22,6 +22,7 @@ __all__ = ["TOO_HIGH", "Scores", "asked_about", "codebooks", "differs", "forced"
 TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
 Scores = list[list[float]]
 _PROBED: Final = 4  # edits of a release that a server is asked about before it is used
+_SECONDS: Final = 60.0  # that a server may take for one of these answers; one that hangs must not hold up what others wait for
 _SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
 _NOISE: Final = 4.0  # times what answers to the same question differ by, on hardware whose batches count
 
@@ -41,8 +42,9 @@ def load(server: Server, served: Served) -> None:
 
 def _refusal(server: Server, served: Served) -> str:
     """What the server says against an adapter; "" where it has it."""
+    body = {"lora_name": served.name, "lora_path": str(served.folder.resolve())}
     try:
-        server.post("/load_lora_adapter", {"lora_name": served.name, "lora_path": str(served.folder.resolve())}, is_json=False)
+        server.post("/load_lora_adapter", body, is_json=False, seconds=_SECONDS)
     except KeToolsError as error:
         if server.circuit.told:  # nobody answered
             raise
@@ -55,7 +57,7 @@ def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores
     if not texts:
         return []
     body = {"model": model, "prompt": [list(text) for text in texts], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    answer = server.post("/completions", body)
+    answer = server.post("/completions", body, seconds=_SECONDS)
     try:
         return [
             [float(row[str(token)]["logprob"]) for token, row in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)]
@@ -96,9 +98,17 @@ def differs(now: Sequence[Scores], before: Sequence[Scores]) -> bool:
 
 
 def tokens(server: Server, model: str, text: str) -> list[int] | None:
-    """A text's tokens as the server reads it; ``None`` where it does not say."""
+    """A text's tokens as the server reads it; ``None`` where it does not say.
+
+    Raises:
+        ModelUnavailable, InvalidInput: it does not answer, or refuses.
+    """
     body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
-    found = server.post("/completions", body)["choices"][0].get("prompt_token_ids")
+    answer = server.post("/completions", body, seconds=_SECONDS)
+    try:
+        found = answer["choices"][0].get("prompt_token_ids")
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"{server.address} completes no text: it answers {str(answer)[:200]!r}.", "Check --vllm-url.") from error
     return list(found) if isinstance(found, list) else None
 
 

@@ -125,13 +125,13 @@ class Server:
             return None
         return said if isinstance(said, dict) else None
 
-    def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True) -> Any:
-        """Ask for something, and give the answer read, or the text where it ``is_json`` not.
+    def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:
+        """Ask for something, and give the answer read, or the text where it ``is_json`` not; ``seconds`` where less is waited than ever.
 
         Raises:
             ModelUnavailable, InvalidInput: it does not answer, or refuses.
         """
-        answer = self._asked("POST", path, json=body)
+        answer = self._asked("POST", path, json=body, **({} if seconds is None else {"timeout": seconds}))
         if answer.status_code != httpx.codes.OK:
             refuse(answer, self.address)
         if not is_json:

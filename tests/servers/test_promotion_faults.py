@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -385,6 +387,38 @@ def test_one_tenants_damage_is_told_though_anothers_release_is_served(world: Wor
     world.service.rollback(LOCAL, edit_ids=ids)
     world.asked()
     assert world.service.trouble == ""
+
+
+def test_while_one_release_is_loaded_what_is_loaded_answers_and_for_the_rest_the_memory_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 7, bad input, dead or slow: a server that hangs at one tenant's release holds nobody else up."""
+    world.promoted(world.edited())
+    world.service.edit(OTHER, FACTS[:1])
+    world.service.promotions.begin(OTHER, [edit.id for edit in world.ledger.live("bolt")])
+    world.work()
+    world.restarted()
+    at, theirs, load = world.service.promotions, world.ledger.live_release("bolt"), world.engine.load_adapter
+    assert at.adapter("bolt", world.engine) == theirs
+    began, goes_on = threading.Event(), threading.Event()
+
+    def hanging(name: str, path: Path) -> None:
+        began.set()
+        assert goes_on.wait(10)
+        load(name, path)
+
+    monkeypatch.setattr(world.engine, "load_adapter", hanging)
+    monkeypatch.setattr(promotions, "_PATIENCE_SECONDS", 0.0)
+    with ThreadPoolExecutor(2) as others:
+        first = others.submit(at.adapter, LOCAL.tenant, world.engine)
+        assert began.wait(10)
+        try:
+            assert others.submit(at.adapter, "bolt", world.engine).result(5) == theirs
+            assert at.adapter(LOCAL.tenant, world.engine) == ""
+        finally:
+            goes_on.set()
+        assert first.result(10) == world.live()
+    assert at.adapter(LOCAL.tenant, world.engine) == world.live()
 
 
 def test_a_loader_that_breaks_leaves_the_memory_to_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,14 +29,17 @@ class Memory(Server):
         self.loaded = {BASE}
         self.ignored: set[str] = set()  # adapters that it loads, and answers as without
         self.is_away = False
+        self.hangs_at = ""  # a path
         self._says = {model: chain(values, repeat(values[-1])) for model, values in says.items()}
 
     def cards(self) -> list[Mapping[str, Any]]:
         self._answer()
         return [{"id": name} for name in sorted(self.loaded)]
 
-    def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True) -> Any:  # noqa: ARG002  as Server has it
+    def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:  # noqa: ARG002  as Server has it
         self._answer()
+        if path == self.hangs_at:
+            raise self.circuit.failed("it took too long")
         if path == "/load_lora_adapter":
             self.loaded.add(body["lora_name"])
         elif path == "/unload_lora_adapter":
@@ -151,6 +154,43 @@ def test_a_server_that_is_away_is_brought_up_to_date_when_it_comes(fleet_of: Cal
     servers[1].is_away, fleet.replicas[1].again = False, 0.0
     assert [is_well for is_well, _ in fleet.told()] == [True, True]
     assert RELEASE in servers[1].loaded
+
+
+@pytest.mark.parametrize("path", ["/completions", "/load_lora_adapter"])
+def test_a_server_that_hangs_while_it_is_given_something_is_left_out_of_the_next_try(
+    fleet_of: Callable[..., Fleet], tmp_path: Path, path: str
+) -> None:
+    """Issue 7, bad input, dead or slow: it holds nobody up twice, and is brought up to date when it answers again."""
+    good, slow = Memory("good", {BASE: [0.0], RELEASE: [1.0]}), Memory("slow", {BASE: [0.0], RELEASE: [1.0]})
+    fleet = fleet_of(good, slow)
+    one, slow.hangs_at = served(tmp_path, RELEASE), path
+    with pytest.raises(ModelUnavailable, match="slow"):
+        fleet.publish({"release": one}, TEXTS)
+    fleet.replicas[1].again = float("inf")  # not looked at meanwhile
+    assert good.loaded == {BASE}
+    fleet.publish({"release": one}, TEXTS)
+    assert RELEASE in good.loaded
+    fleet.replicas[1].again, slow.hangs_at = 0.0, ""
+    assert [is_asked for is_asked, _ in fleet.told()] == [True, True]
+    assert RELEASE in slow.loaded
+
+
+def test_every_question_about_what_a_server_was_given_has_an_end(tmp_path: Path) -> None:
+    """An answer to a user may take minutes; these may not, since a flip waits for them."""
+    waited: list[float | None] = []
+
+    class Noting(Memory):
+        def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:
+            waited.append(seconds)
+            return super().post(path, body, is_json=is_json)
+
+    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None)
+    fleet.meet()
+    fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
+    fleet.withdraw(["release"])
+    fleet.close()
+    assert all(seconds is not None and seconds <= 60 for seconds in waited)
+    assert len(waited) >= 5
 
 
 def test_what_another_adapter_has_too_stays_when_one_goes(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ke_tools.servers.engines._probing import codebooks
+from ke_tools.errors import ModelUnavailable
+from ke_tools.servers.engines._probing import codebooks, tokens
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,11 @@ def test_doctor_is_told_which_form_of_codebooks_a_server_has(status: Any, words:
     """Issue 7, §3: that the plugin is really active, and how; a plugin of before there were forms is an eager one."""
     server: Any = SimpleNamespace(told=lambda path: status if path == "/ke/status" else None)
     assert words in codebooks(server)
+
+
+@pytest.mark.parametrize("answer", [{}, [], "hi", {"choices": []}, {"choices": [7]}, None])
+def test_what_completes_no_text_is_no_server_of_the_model(answer: Any) -> None:
+    """Issue 7, bad input: an address of something else is told as such."""
+    server: Any = SimpleNamespace(address="http://one:1/v1", post=lambda *_, **__: answer)
+    with pytest.raises(ModelUnavailable, match="--vllm-url"):
+        tokens(server, "base", "text")
