@@ -203,7 +203,7 @@ class VLLM:
         async for replica in self._fleet.current():
             for _ in range(2):
                 try:
-                    answer = await replica.server.send(client, method, path, **content)
+                    answer = await self._fleet.answered(replica, replica.server.send(client, method, path, **content))
                 except ModelUnavailable:
                     self._fleet.lost(replica)
                     break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, repeat
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Request
+from ke_tools.servers.engines import _fleet
 from ke_tools.servers.engines._fleet import Fleet
 from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
@@ -30,9 +33,13 @@ class Memory(Server):
         self.ignored: set[str] = set()  # adapters that it loads, and answers as without
         self.is_away = False
         self.hangs_at = ""  # a path
+        self.asked = 0  # times, for its models
+        self.was_asked = threading.Event()
         self._says = {model: chain(values, repeat(values[-1])) for model, values in says.items()}
 
     def cards(self) -> list[Mapping[str, Any]]:
+        self.asked += 1
+        self.was_asked.set()
         self._answer()
         return [{"id": name} for name in sorted(self.loaded)]
 
@@ -173,6 +180,49 @@ def test_a_server_that_hangs_while_it_is_given_something_is_left_out_of_the_next
     fleet.replicas[1].again, slow.hangs_at = 0.0, ""
     assert [is_asked for is_asked, _ in fleet.told()] == [True, True]
     assert RELEASE in slow.loaded
+
+
+def test_who_waits_at_a_server_that_hangs_is_told(fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 7, bad input, dead or slow: not after the ten minutes that an answer may take, and not all who wait look."""
+    monkeypatch.setattr(_fleet, "_HANGING_SECONDS", 0.2)
+    hanging = Memory("slow", {BASE: [0.0]})
+    [replica] = (fleet := fleet_of(hanging)).replicas
+    hanging.is_away, hanging.asked = True, 0
+
+    async def waiting() -> list[Any]:
+        return await asyncio.gather(*(fleet.answered(replica, asyncio.Event().wait()) for _ in range(20)), return_exceptions=True)
+
+    assert {type(error) for error in asyncio.run(waiting())} == {ModelUnavailable}
+    assert hanging.asked < 5
+
+
+def test_a_slow_answer_of_a_server_that_is_there_is_waited_for(fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer's first byte may take minutes, and who leaves meanwhile ends it."""
+    monkeypatch.setattr(_fleet, "_HANGING_SECONDS", 0.0)
+    slow = Memory("slow", {BASE: [0.0]})
+    [replica] = (fleet := fleet_of(slow)).replicas
+    slow.was_asked.clear()
+    ended = []
+
+    async def answer() -> str:
+        try:
+            assert await asyncio.to_thread(slow.was_asked.wait, 10)
+        finally:
+            ended.append(1)
+        return "said"
+
+    async def left() -> None:
+        task = asyncio.ensure_future(fleet.answered(replica, answer()))
+        await asyncio.sleep(0)
+        task.cancel()
+        slow.was_asked.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert asyncio.run(fleet.answered(replica, answer())) == "said"
+    slow.was_asked.clear()
+    asyncio.run(left())
+    assert len(ended) == 2
 
 
 def test_every_question_about_what_a_server_was_given_has_an_end(tmp_path: Path) -> None:
