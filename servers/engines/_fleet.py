@@ -65,15 +65,18 @@ class Fleet:
     Args:
         servers: that serve it.
         check: refuses a server that serves another model under the same name, by Unsupported.
+        mend: writes the folder of what is wanted under a key again, where it was damaged; raises ModelUnavailable where it cannot.
         own: who runs the server, where that is ke-tools.
     """
 
-    def __init__(self, servers: Sequence[Server], *, check: Callable[[Server], None], own: Own | None = None) -> None:
+    def __init__(
+        self, servers: Sequence[Server], *, check: Callable[[Server], None], mend: Callable[[str], None], own: Own | None = None
+    ) -> None:
         self.wanted: Mapping[str, Served] = {}  # by the adapters in it, joined by +; replaced as a whole, never changed
         self.changing = threading.RLock()  # held by who changes what is wanted
         self.model_id = ""
         self.replicas = tuple(Replica(server) for server in servers)
-        self._check, self._own = check, own
+        self._check, self._mend, self._own = check, mend, own
         self._looking = ThreadPoolExecutor(1, "ke-vllm-look")
         self._turn = 0
         self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module
@@ -416,6 +419,16 @@ class Fleet:
             raise Unsupported(f"{replica.server.address} serves {', '.join(sorted(listed))}.", "Start it with the model again.")
         self._check(replica.server)
         for key, served in self.wanted.items():
-            if served.name not in listed:
+            if served.name not in listed and self._is_whole(key):
                 self._give(replica, {key: served}, self._probes[key], self._pieces)
         replica.is_current = True
+
+    def _is_whole(self, key: str) -> bool:
+        """Whether a folder can be loaded again; what cannot is wanted no more, so that it keeps no server from all else."""
+        try:
+            self._mend(key)
+        except KeToolsError as error:
+            log.warning("%s is not served any more: %s", key, error)
+            self.withdraw([key])
+            return False
+        return True

@@ -70,7 +70,9 @@ class VLLM:
         timeout: httpx.Timeout = TIMEOUT,
     ) -> None:
         self.fingerprint = fingerprint
-        self._fleet = Fleet([Server(url, key=key, timeout=timeout) for url in urls], check=self._refuse_another_tokenizer, own=own)
+        servers = [Server(url, key=key, timeout=timeout) for url in urls]
+        self._fleet = Fleet(servers, check=self._refuse_another_tokenizer, mend=self._write_again, own=own)
+        self._made: dict[str, tuple[Sequence[Path], int]] = {}  # of what, and up to which rank, by what is wanted
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
         self._root, self._owner = root, owner
         self._readers = [reader] if reader is not None else []  # one or none
@@ -248,6 +250,8 @@ class VLLM:
             if not gone:
                 raise InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._fleet.wanted)) or 'none'}.")
             self._fleet.withdraw(gone)
+            for key in gone:
+                self._made.pop(key, None)
 
     def close(self) -> None:
         """Let the connections go; what is loaded stays in the servers, for whoever else asks them. One of our own ends."""
@@ -298,6 +302,7 @@ class VLLM:
         served = {key: serve(self._root, of, config=self._config, most_rank=most_rank, owner=self._owner) for key, of in parts.items()}
         reader = served.get(READER)
         pieces = by_module(self._root, parts[READER][0], most_rank=reader.rank, owner=self._owner) if reader else None
+        self._made.update({key: (of, most_rank) for key, of in parts.items()})
         try:
             self._fleet.publish(served, texts, pieces)
         except Unsupported as error:
@@ -309,6 +314,21 @@ class VLLM:
         for key, one in served.items():
             if one.loss:
                 log.warning("%s is served at rank %d, which costs %.2g of what it adds", key, one.rank, one.loss)
+
+    def _write_again(self, key: str) -> None:
+        """Write a folder again that was damaged since it was loaded.
+
+        Raises:
+            ModelUnavailable: what it was made of is damaged too.
+            ResourceExhausted, ReadOnly: the folder cannot be written.
+        """
+        parts, most_rank = self._made[key]
+        for part in parts:
+            if part not in self._readers:
+                releases.read(part)
+        served = serve(self._root, parts, config=self._config, most_rank=most_rank, owner=self._owner)
+        if key == READER:
+            by_module(self._root, parts[0], most_rank=served.rank, owner=self._owner)
 
     def _fitted(self, request: Request) -> tuple[Request, int]:
         """The request with room for its answer in the context; gives its tokens too."""

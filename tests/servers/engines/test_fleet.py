@@ -76,8 +76,8 @@ def fleet_of() -> Iterator[Callable[..., Fleet]]:
     """Makes fleets that have met their servers."""
     made: list[Fleet] = []
 
-    def make(*servers: Server) -> Fleet:
-        made.append(Fleet(servers, check=lambda _: None))
+    def make(*servers: Server, mend: Callable[[str], None] = lambda _: None) -> Fleet:
+        made.append(Fleet(servers, check=lambda _: None, mend=mend))
         made[-1].meet()
         return made[-1]
 
@@ -182,6 +182,40 @@ def test_a_server_that_hangs_while_it_is_given_something_is_left_out_of_the_next
     assert RELEASE in slow.loaded
 
 
+def test_a_folder_that_was_damaged_is_written_again_for_a_server_that_was_started_again(
+    fleet_of: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    """Issue 7, bars: adapter directory damaged; it recovers by itself."""
+    server = Memory("one", {BASE: [0.0], RELEASE: [1.0]})
+    mended: list[tuple[str, bool]] = []
+    fleet = fleet_of(server, mend=lambda key: mended.append((key, RELEASE in server.loaded)))
+    fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
+    assert not mended
+    server.loaded = {BASE}
+    fleet.lost(fleet.replicas[0])
+    assert [is_asked for is_asked, _ in fleet.told()] == [True]
+    assert mended == [("release", False)]
+    assert RELEASE in server.loaded
+
+
+def test_what_cannot_be_written_again_keeps_no_server_from_all_else(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Design §4.8, fail towards the base model: one tenant's damage is no other's outage."""
+    server = Memory("one", {BASE: [0.0], RELEASE: [1.0], Q: [1.0]})
+
+    def mend(key: str) -> None:
+        if key == "bad":
+            raise ModelUnavailable("it is damaged.", "")
+
+    fleet = fleet_of(server, mend=mend)
+    fleet.publish({"bad": served(tmp_path, RELEASE)}, TEXTS)
+    fleet.publish({"good": served(tmp_path, Q)}, TEXTS)
+    server.loaded = {BASE}
+    fleet.lost(fleet.replicas[0])
+    assert [is_asked for is_asked, _ in fleet.told()] == [True]
+    assert set(fleet.wanted) == {"good"}
+    assert server.loaded == {BASE, Q}
+
+
 def test_who_waits_at_a_server_that_hangs_is_told(fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 7, bad input, dead or slow: not after the ten minutes that an answer may take, and not all who wait look."""
     monkeypatch.setattr(_fleet, "_HANGING_SECONDS", 0.2)
@@ -234,7 +268,7 @@ def test_every_question_about_what_a_server_was_given_has_an_end(tmp_path: Path)
             waited.append(seconds)
             return super().post(path, body, is_json=is_json)
 
-    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None)
+    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None, mend=lambda _: None)
     fleet.meet()
     fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
     fleet.withdraw(["release"])
