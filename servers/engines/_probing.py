@@ -72,7 +72,7 @@ def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores
 def codebooks(server: Server) -> str:
     """How codebooks act there, in words."""
     said = server.told("/ke/status")
-    if said is None:
+    if said is None or said.get("plugin") != "ke-tools":  # some servers answer at any path
         return "without the plugin that codebooks need"
     form = said.get("form", "hooks")  # what a plugin does that says nothing of forms
     if form == "places":

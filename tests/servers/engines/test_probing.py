@@ -15,10 +15,12 @@ from ke_tools.servers.engines._probing import codebooks, tokens
     ("status", "words"),
     [
         (None, "without the plugin that codebooks need"),
+        ({"choices": []}, "without the plugin that codebooks need"),
+        ({"plugin": "another's", "form": "hooks"}, "without the plugin that codebooks need"),
         ({"plugin": "ke-tools", "codebooks": True}, "with the plugin that codebooks need; they are hooked in as they come"),
-        ({"form": "hooks", "room": {}}, "with the plugin that codebooks need; they are hooked in as they come"),
-        ({"form": "places", "room": {"3": 64, "5": 8}}, "places for 64 keys behind block 3, 8 keys behind block 5"),
-        ({"form": "none", "room": {}}, "none can act: no adapters, or compiled without places for them"),
+        ({"plugin": "ke-tools", "form": "hooks", "room": {}}, "with the plugin that codebooks need; they are hooked in as they come"),
+        ({"plugin": "ke-tools", "form": "places", "room": {"3": 64, "5": 8}}, "places for 64 keys behind block 3, 8 keys behind block 5"),
+        ({"plugin": "ke-tools", "form": "none", "room": {}}, "none can act: no adapters, or compiled without places for them"),
     ],
 )
 def test_doctor_is_told_which_form_of_codebooks_a_server_has(status: Any, words: str) -> None:
