@@ -26,7 +26,8 @@ VERBS = [
     "serve", "demo", "chat", "edit", "rollback", "proposals", "approve", "reject", "protect", "unprotect", "purge",
     "promote", "rebuild", "job", "query", "route", "verify", "scorecard", "list",
     "history", "doctor", "export", "import",
-    "model fetch", "model show", "model prepare", "model fingerprint", "reader train", "reader average", "reader show", "scope train", "scope show",
+    "model fetch", "model show", "model prepare", "model fingerprint", "reader train", "reader average", "reader show",
+    "scope train", "scope show",
     "locate", "statistics", "bench model", "bench answers", "bench editors", "bench compare", "bench forget", "bench statements",
 ]  # fmt: skip
 
