@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
-from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, load
+from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, is_of_other_weights, load
 from ke_tools.servers.engines._served import NAME, Served
 from ke_tools.servers.engines._server import Server
 
@@ -81,6 +81,7 @@ class Fleet:
         self._turn = 0
         self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
+        self._said: dict[str, Scores] = {}  # how likely they were to the base model, by the same
 
     def meet(self) -> Mapping[str, Any]:
         """Give the card of the model; servers that are away are met when they come.
@@ -272,12 +273,13 @@ class Fleet:
             if not replicas:
                 raise self.nobody()
             try:
-                self._give_all(replicas, served, texts, pieces or {})
+                said = self._give_all(replicas, served, texts, pieces or {})
             except KeToolsError:
                 self._drop([*served.values(), *(pieces or {}).values()], replicas)
                 raise
             self._pieces = pieces or self._pieces
             self._probes.update(dict.fromkeys(served, texts))
+            self._said.update(dict.fromkeys(served, said))
             self.wanted = {**self.wanted, **served}
 
     def withdraw(self, keys: Collection[str]) -> None:
@@ -287,17 +289,23 @@ class Fleet:
             self.wanted = {key: served for key, served in self.wanted.items() if key not in out}
             for key in out:
                 self._probes.pop(key, None)
+                self._said.pop(key, None)
             pieces, self._pieces = (self._pieces, {}) if READER in out else ({}, self._pieces)
             self._drop([*out.values(), *pieces.values()], self.replicas)
 
     def _give_all(
         self, replicas: Sequence[Replica], served: Mapping[str, Served], texts: list[list[int]], pieces: Mapping[str, Served]
-    ) -> None:
+    ) -> Scores:
+        """Give each server the same at once; gives how likely the texts are to the base model."""
         with ThreadPoolExecutor(len(replicas), "ke-vllm-give") as at_once:
             given = [at_once.submit(self._give, replica, served, texts, pieces) for replica in replicas]
         failed = next((error for done in given if (error := done.exception()) is not None), None)
         if failed is not None:
             raise failed
+        said = given[0].result()
+        for replica, one in zip(replicas[1:], given[1:], strict=True):
+            _refuse_other_weights(replica.server, one.result(), said, f"{replicas[0].server.address} does")
+        return said
 
     def _drop(self, gone: Sequence[Served], replicas: Sequence[Replica]) -> None:
         """Take folders' content out of servers, and off the disk where no server may read it again: vLLM reads a registered one so."""
@@ -309,15 +317,34 @@ class Fleet:
             if all(is_out):
                 shutil.rmtree(served.folder, ignore_errors=True)
 
-    def _give(self, replica: Replica, served: Mapping[str, Served], texts: list[list[int]], pieces: Mapping[str, Served]) -> None:
+    def _give(
+        self,
+        replica: Replica,
+        served: Mapping[str, Served],
+        texts: list[list[int]],
+        pieces: Mapping[str, Served],
+        said: Scores | None = None,
+    ) -> Scores:
         """Load what one server lacks and ask it about all; where this fails, it is as it was.
 
+        Args:
+            replica: the server.
+            served: by the adapters in it.
+            texts: whose likelihood that changes.
+            pieces: of the reader.
+            said: how likely the texts were to the base model when it was given first.
+
+        Returns:
+            How likely the texts are to its base model.
+
         Raises:
-            Unsupported: it cannot serve it. ModelUnavailable: it does not answer, or answers nonsense.
+            Unsupported: it cannot serve it, or has other weights. ModelUnavailable: it does not answer, or answers nonsense.
         """
         server, fresh = replica.server, list[str]()
         try:
             before = [forced(server, self.model_id, texts) for _ in range(2)]
+            if said is not None:
+                _refuse_other_weights(server, before[0], said, "those that this was made for")
             listed = {str(card["id"]) for card in server.cards()}
             for one in served.values():
                 if one.name not in listed:
@@ -332,6 +359,7 @@ class Fleet:
             for name in fresh:
                 self._take_out(replica, name)
             raise
+        return before[0]
 
     def _refuse_idle(self, server: Server, served: Sequence[Served], texts: list[list[int]], before: list[Scores]) -> list[Scores]:
         """Refuse what does nothing, or what is nonsense, or moves the base model; gives what the base model answered so far.
@@ -420,7 +448,7 @@ class Fleet:
         self._check(replica.server)
         for key, served in self.wanted.items():
             if served.name not in listed and self._is_whole(key):
-                self._give(replica, {key: served}, self._probes[key], self._pieces)
+                self._give(replica, {key: served}, self._probes[key], self._pieces, self._said[key])
         replica.is_current = True
 
     def _is_whole(self, key: str) -> bool:
@@ -432,3 +460,16 @@ class Fleet:
             self.withdraw([key])
             return False
         return True
+
+
+def _refuse_other_weights(server: Server, now: Scores, then: Scores, known: str) -> None:
+    """Refuse what was planned for one model to another of the same name and tokenizer.
+
+    Raises:
+        Unsupported: it is another.
+    """
+    if is_of_other_weights(now, then):
+        raise Unsupported(
+            f"{server.address} serves other weights under the same name than {known}.",
+            "Start it with the checkpoint of --model, or start ke-tools again with the one that it serves.",
+        )

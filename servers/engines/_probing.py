@@ -17,12 +17,13 @@ from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
 from ke_tools.servers.engines._template import Template
 
-__all__ = ["TOO_HIGH", "Scores", "asked_about", "codebooks", "differs", "forced", "furthest", "load", "tokens"]
+__all__ = ["TOO_HIGH", "Scores", "asked_about", "codebooks", "differs", "forced", "furthest", "is_of_other_weights", "load", "tokens"]
 
 TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
 Scores = list[list[float]]
 _PROBED: Final = 4  # edits of a release that a server is asked about before it is used
 _SECONDS: Final = 60.0  # that a server may take for one of these answers; one that hangs must not hold up what others wait for
+_FURTHEST: Final = 0.5  # nats a token that one model's weights may differ by from server to server: quantised here, not there
 _SAME: Final = 1e-6  # in log-probability: an adapter that changes less does nothing
 _NOISE: Final = 4.0  # times what answers to the same question differ by, on hardware whose batches count
 
@@ -95,6 +96,12 @@ def differs(now: Sequence[Scores], before: Sequence[Scores]) -> bool:
     nearest = min(furthest(one, other) for one in now for other in before)
     among = (furthest(one, other) for side in (now, before) for one, other in combinations(side, 2))
     return nearest > max(_SAME, _NOISE * max(among, default=0.0))
+
+
+def is_of_other_weights(now: Scores, then: Scores) -> bool:
+    """Whether these texts are so much likelier or less likely to a base model than they were that it is another one."""
+    apart = [abs(a - b) for row, known in zip(now, then, strict=True) for a, b in zip(row, known, strict=True)]
+    return bool(apart) and not sum(apart) / len(apart) <= _FURTHEST  # also what is no number
 
 
 def tokens(server: Server, model: str, text: str) -> list[int] | None:

@@ -150,6 +150,29 @@ def test_a_server_that_came_back_and_ignores_a_part_of_the_reader_gets_no_reques
     assert servers[1].loaded == {BASE}
 
 
+def test_servers_of_other_weights_under_one_name_are_given_nothing(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, bad input: another base model; each alone is well, so only their answers beside each other tell."""
+    one, other = Memory("one", {BASE: [-1.0], RELEASE: [-0.5]}), Memory("other", {BASE: [-2.0], RELEASE: [-0.5]})
+    fleet = fleet_of(one, other)
+    with pytest.raises(Unsupported, match=r"serves other weights under the same name than http://(one|other):1"):
+        fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    assert (one.loaded, other.loaded, dict(fleet.wanted)) == ({BASE}, {BASE}, {})
+
+
+@pytest.mark.parametrize(("says", "is_well"), [(-1.3, True), (-1.6, False), (float("nan"), False)])
+def test_a_server_that_came_back_with_other_weights_gets_no_requests(
+    fleet_of: Callable[..., Fleet], tmp_path: Path, says: float, is_well: bool
+) -> None:
+    """Issue 7, §5: what was promoted for one base model never acts in another; the same weights quantised are no other."""
+    servers = [Memory("a", {BASE: [-1.0], RELEASE: [-0.5]}), Memory("b", {BASE: [-1.0] * 3 + [says], RELEASE: [-0.5]})]
+    fleet = fleet_of(*servers)
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    fleet.lost(fleet.replicas[1])
+    servers[1].loaded = {BASE}
+    assert [well for well, _ in fleet.told()] == [True, is_well]
+    assert (RELEASE in servers[1].loaded) is is_well
+
+
 def test_a_server_that_is_away_is_brought_up_to_date_when_it_comes(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
     """Issue 7, §2: a replica that restarts is brought up to date before it gets traffic."""
     servers = [Memory(name, {BASE: [-1.0], RELEASE: [-0.5]}) for name in "ab"]
