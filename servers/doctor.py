@@ -122,7 +122,7 @@ def _vllm(service: Service) -> tuple[bool, str]:
         return True, f"{recipe.name} in {recipe.model}; {recipe.program} serves it as soon as `ke-tools serve` or a question asks for it"
     engine: Any = load_engine(service.settings, lambda _message: None)
     try:
-        told = engine.told()
+        told = [*engine.told(), *engine.tried()]
         lacks = (
             "" if READER in engine.adapters or not engine.has_reader else "; the reader is not served, so facts go in with demonstrations"
         )

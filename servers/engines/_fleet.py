@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
-from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, is_of_other_weights, load
+from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, is_of_other_weights, load, plugin_of
 from ke_tools.servers.engines._served import NAME, Served
 from ke_tools.servers.engines._server import Server
 
@@ -142,6 +142,34 @@ class Fleet:
             else:
                 said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
         return said
+
+    def tried(self, text: list[int], book: Callable[[str | None], Served]) -> list[tuple[bool, str]]:
+        """Have every server where codebooks act serve one that changes all that is said, and take it out again: whether it does.
+
+        Args:
+            text: to ask about, as tokens.
+            book: makes the codebook behind a block that is named, or any.
+        """
+        with self.changing:
+            found = [(replica, plugin_of(replica.server) or {"form": "none"}) for replica in self._current()]
+            return [
+                self._tried(replica, text, book(next(iter(said.get("room") or {}), None)))
+                for replica, said in found
+                if said.get("form") != "none"
+            ]
+
+    def _tried(self, replica: Replica, text: list[int], book: Served) -> tuple[bool, str]:
+        server = replica.server
+        try:
+            load(server, book)
+            acts = differs([forced(server, book.name, [text])], [forced(server, self.model_id, [text]) for _ in range(2)])
+        except KeToolsError as error:
+            return False, f"{server.address} does not serve a codebook for a test: {error}"
+        finally:
+            self._drop([book], [replica])
+        if acts:
+            return True, f"a codebook for a test acted in {server.address}"
+        return False, f"{server.address} serves a codebook for a test, and answers as without: the plugin does not act in its workers"
 
     def nobody(self) -> ModelUnavailable:
         """Give the error for when no server answers."""

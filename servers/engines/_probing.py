@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ke_tools import releases
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
@@ -17,7 +17,19 @@ from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
 from ke_tools.servers.engines._template import Template
 
-__all__ = ["TOO_HIGH", "Scores", "asked_about", "codebooks", "differs", "forced", "furthest", "is_of_other_weights", "load", "tokens"]
+__all__ = [
+    "TOO_HIGH",
+    "Scores",
+    "asked_about",
+    "codebooks",
+    "differs",
+    "forced",
+    "furthest",
+    "is_of_other_weights",
+    "load",
+    "plugin_of",
+    "tokens",
+]
 
 TOO_HIGH: Final = re.compile(r"rank \d+ is greater than max_lora_rank (\d+)", re.IGNORECASE)
 Scores = list[list[float]]
@@ -72,16 +84,23 @@ def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores
 
 def codebooks(server: Server) -> str:
     """How codebooks act there, in words."""
-    said = server.told("/ke/status")
-    if said is None or said.get("plugin") != "ke-tools":  # some servers answer at any path
+    said = plugin_of(server)
+    if said is None:
         return "without the plugin that codebooks need"
+    there = f"with the plugin that codebooks need in vLLM {said.get('vllm', 'of a version that is not told')}"
     form = said.get("form", "hooks")  # what a plugin does that says nothing of forms
     if form == "places":
         room = ", ".join(f"{keys} keys behind block {block}" for block, keys in said.get("room", {}).items())
-        return f"with the plugin that codebooks need; with places for {room}"
+        return f"{there}; with places for {room}"
     if form == "hooks":
-        return "with the plugin that codebooks need; they are hooked in as they come"
-    return "with the plugin that codebooks need, but none can act: no adapters, or compiled without places for them; see docs/vllm.md"
+        return f"{there}; they are hooked in as they come"
+    return f"{there}, but none can act: no adapters, or compiled without places for them; see docs/vllm.md"
+
+
+def plugin_of(server: Server) -> Mapping[str, Any] | None:
+    """What the plugin in a server says of itself; ``None`` where there is none."""
+    said = server.told("/ke/status")
+    return said if said is not None and said.get("plugin") == "ke-tools" else None  # some servers answer at any path
 
 
 def furthest(one: Scores, other: Scores) -> float:

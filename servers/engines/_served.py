@@ -26,9 +26,10 @@ from ke_tools.models.lora import Factors, joined, lowered
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NAME", "Served", "by_module", "serve"]
+__all__ = ["NAME", "Served", "by_module", "self_test", "serve"]
 
 NAME: Final = re.compile(r"ke-[0-9a-f]{24}")
+_EVERYWHERE: Final = 1e6  # farther from 0 is no state of a model
 MOST_LOSS: Final = 0.01  # of the change's norm, that a lower rank may cost
 _PARTS: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -86,6 +87,30 @@ def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dic
     for module, pair in _read(part).items():
         kinds[module.rpartition(".")[2]][module] = lowered(pair, most_rank)[0]
     return {kind: _written(root, factors, None, 0.0, owner) for kind, factors in sorted(kinds.items())}
+
+
+def self_test(root: Path, layer: int, *, config: Mapping[str, Any], owner: str = "") -> Served:
+    """A codebook behind a block whose one key is near to every state, so that it changes all that is said; to ask a server about.
+
+    Raises:
+        Unsupported: the model's configuration does not tell its widths.
+        ResourceExhausted, ReadOnly: as :func:`serve`.
+    """
+    import torch
+
+    zero = _zero(config)
+    width = int(config["hidden_size"])
+    book = codebooks.Codebook(
+        layer=layer,
+        keys=torch.zeros(1, width),
+        epsilons=torch.full((1,), _EVERYWHERE),
+        owners=torch.zeros(1, dtype=torch.long),
+        values=torch.zeros(1, width),
+        edits=("self-test",),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        book.save(Path(folder))
+        return _written(root, zero, Path(folder) / codebooks.WEIGHTS, 0.0, owner)
 
 
 def _read(folder: Path) -> dict[str, Factors]:

@@ -25,7 +25,7 @@ from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._fleet import Fleet, Own
 from ke_tools.servers.engines._probing import TOO_HIGH, asked_about, forced, tokens
-from ke_tools.servers.engines._served import NAME, by_module, serve
+from ke_tools.servers.engines._served import NAME, Served, by_module, self_test, serve
 from ke_tools.servers.engines._server import TIMEOUT, Server
 from ke_tools.servers.engines._template import Template
 
@@ -271,6 +271,15 @@ class VLLM:
     def told(self) -> list[tuple[bool, str]]:
         """How each server stands: whether it is asked, and what it has, in words."""
         return self._fleet.told()
+
+    def tried(self) -> list[tuple[bool, str]]:
+        """Whether a codebook acts in each server with the plugin: by one that changes all that is said, which is taken out again."""
+        middle = int(self._config.get("num_hidden_layers", 0)) // 2
+
+        def book(block: str | None) -> Served:
+            return self_test(self._root, middle if block is None else int(block), config=self._config, owner=self._owner)
+
+        return self._fleet.tried(self._template.encode(Request(prompt=_TEXT)), book)
 
     # -- inside --------------------------------------------------------------------------------------------------------------------
 

@@ -157,3 +157,5 @@ def test_the_server_and_doctor_say_which_form_is_active(replica: Server, engine:
     [(is_well, said)] = engine.told()
     assert is_well
     assert f"places for {ROOM} keys behind block {LAYER}" in said
+    [(is_well, said)] = engine.tried()
+    assert is_well, said

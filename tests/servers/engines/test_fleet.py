@@ -35,6 +35,7 @@ class Memory(Server):
         self.hangs_at = ""  # a path
         self.asked = 0  # times, for its models
         self.was_asked = threading.Event()
+        self.plugin: Mapping[str, Any] | None = None
         self._says = {model: chain(values, repeat(values[-1])) for model, values in says.items()}
 
     def cards(self) -> list[Mapping[str, Any]]:
@@ -63,8 +64,8 @@ class Memory(Server):
         assert model in self.loaded
         return Generation("x", "stop", prompt_tokens, request.max_tokens)
 
-    def told(self, path: str) -> Mapping[str, Any] | None:  # noqa: ARG002
-        return None
+    def told(self, path: str) -> Mapping[str, Any] | None:
+        return self.plugin if path == "/ke/status" else None
 
     def _answer(self) -> None:
         if self.is_away:
@@ -148,6 +149,26 @@ def test_a_server_that_came_back_and_ignores_a_part_of_the_reader_gets_no_reques
     servers[1].loaded, servers[1].ignored = {BASE}, {DOWN}
     assert [is_well for is_well, _ in fleet.told()] == [True, False]
     assert servers[1].loaded == {BASE}
+
+
+def test_a_codebook_for_a_test_shows_whether_the_plugin_acts_and_is_gone_afterwards(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """Issue 7, §3: servers without the plugin ignore codebooks silently, so doctor tries one with a known effect."""
+    acts, idle, bare, full = (Memory(name, {BASE: [-1.0], RELEASE: [-9.0]}) for name in ("acts", "idle", "bare", "full"))
+    acts.plugin, idle.plugin = {"plugin": "ke-tools", "form": "places", "room": {"5": 8}}, {"plugin": "ke-tools", "form": "hooks"}
+    idle.ignored.add(RELEASE)
+    full.plugin = {"plugin": "ke-tools", "form": "none"}
+    fleet, blocks = fleet_of(acts, idle, bare, full), list[str | None]()
+
+    def book(block: str | None) -> Served:
+        blocks.append(block)
+        (tmp_path / RELEASE).mkdir()
+        return Served(RELEASE, tmp_path / RELEASE, 1, 0.0, has_codebook=True)
+
+    tried = {said.partition("http://")[2].partition(":")[0]: is_well for is_well, said in fleet.tried(TEXTS[0], book)}
+    assert tried == {"acts": True, "idle": False}
+    assert sorted(blocks, key=str) == ["5", None]
+    assert all(server.loaded == {BASE} for server in (acts, idle, bare, full))
+    assert not (tmp_path / RELEASE).exists()
 
 
 def test_servers_of_other_weights_under_one_name_are_given_nothing(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
