@@ -65,12 +65,15 @@ def _refusal(server: Server, served: Served) -> str:
     return ""
 
 
-def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores:
-    """The log-probability of each token of each text behind those before it, the first left out."""
+def forced(server: Server, model: str, texts: Sequence[Sequence[int]], *, seconds: float | None = _SECONDS) -> Scores:
+    """The log-probability of each token of each text behind those before it, the first left out.
+
+    ``seconds`` it may take, ``None`` as long as any answer: behind nobody's lock a server that is only busy is waited for.
+    """
     if not texts:
         return []
     body = {"model": model, "prompt": [list(text) for text in texts], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    answer = server.post("/completions", body, seconds=_SECONDS)
+    answer = server.post("/completions", body, seconds=seconds)
     try:
         return [
             [float(row[str(token)]["logprob"]) for token, row in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)]

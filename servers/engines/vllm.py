@@ -157,7 +157,7 @@ class VLLM:
                 return None
             text = [*placed.ids[: placed.prompt_length], *placed.target]
             model = self.served_as(request.adapter)
-            [scores] = self._fleet.by_any(model, lambda server: forced(server, model, [text]))
+            [scores] = self._fleet.by_any(model, lambda server: forced(server, model, [text], seconds=None))
             return sum(scores[placed.prompt_length - 1 :])
 
         return list(self._pool.map(one, zip(requests, targets, strict=True)))
