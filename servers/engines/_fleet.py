@@ -55,6 +55,7 @@ class Replica:
     server: Server
     is_current: bool = False  # it has all that is wanted
     again: float = 0.0  # before that it is not looked at, where it is not
+    why: str = ""  # it could not be brought up to date when it was looked at
     looked: float = -math.inf  # when it was last looked whether it is there, for who waits for an answer of it
     is_there: bool = True  # as was found then
 
@@ -140,7 +141,8 @@ class Fleet:
             if is_well:
                 said.append((True, f"{address} answers, {codebooks(replica.server)}"))
             else:
-                said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
+                why = replica.server.circuit.told or replica.why or "it lacks what is wanted"
+                said.append((False, f"{address} gets no requests: {why}"))
         return said
 
     def tried(self, text: list[int], book: Callable[[str | None], Served]) -> list[tuple[bool, str]]:
@@ -152,21 +154,18 @@ class Fleet:
         """
         with self.changing:
             found = [(replica, plugin_of(replica.server) or {"form": "none"}) for replica in self._current()]
-            return [
-                self._tried(replica, text, book(next(iter(said.get("room") or {}), None)))
-                for replica, said in found
-                if said.get("form") != "none"
-            ]
+            return [self._tried(replica, text, book, said.get("room") or {}) for replica, said in found if said.get("form") != "none"]
 
-    def _tried(self, replica: Replica, text: list[int], book: Served) -> tuple[bool, str]:
-        server = replica.server
+    def _tried(self, replica: Replica, text: list[int], book: Callable[[str | None], Served], room: Collection[str]) -> tuple[bool, str]:
+        server, made = replica.server, list[Served]()
         try:
-            load(server, book)
-            acts = differs([forced(server, book.name, [text])], [forced(server, self.model_id, [text]) for _ in range(2)])
+            made.append(one := book(next(iter(room), None)))
+            load(server, one)
+            acts = differs([forced(server, one.name, [text])], [forced(server, self.model_id, [text]) for _ in range(2)])
         except KeToolsError as error:
             return False, f"{server.address} does not serve a codebook for a test: {error}"
         finally:
-            self._drop([book], [replica])
+            self._drop(made, [replica])
         if acts:
             return True, f"a codebook for a test acted in {server.address}"
         return False, f"{server.address} serves a codebook for a test, and answers as without: the plugin does not act in its workers"
@@ -175,7 +174,7 @@ class Fleet:
         """Give the error for when no server answers."""
         if self._own is not None and (error := self._own.error()) is not None:
             return error
-        said = "; ".join(f"{one.server.address}: {one.server.circuit.told or 'it is not ready'}" for one in self.replicas)
+        said = "; ".join(f"{one.server.address}: {one.server.circuit.told or one.why or 'it is not ready'}" for one in self.replicas)
         return ModelUnavailable(f"no server of the model answers ({said}).", "Start one, or see `ke-tools doctor`.", poll_after_ms=2000)
 
     def close(self) -> None:
@@ -462,6 +461,7 @@ class Fleet:
             replica.again = time.monotonic() + _AGAIN_SECONDS
             self._catch_up(replica)
         except KeToolsError as error:
+            replica.why = error.message
             log.warning("%s gets no requests: %s", replica.server.address, error)
             return False
         finally:
@@ -477,7 +477,7 @@ class Fleet:
         for key, served in self.wanted.items():
             if served.name not in listed and self._is_whole(key):
                 self._give(replica, {key: served}, self._probes[key], self._pieces, self._said[key])
-        replica.is_current = True
+        replica.is_current, replica.why = True, ""
 
     def _is_whole(self, key: str) -> bool:
         """Whether a folder can be loaded again; what cannot is wanted no more, so that it keeps no server from all else."""

@@ -192,7 +192,10 @@ def _padded(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
 
 
 def _is_whole(place: Path, files: Mapping[str, bytes]) -> bool:
-    return all((place / name).is_file() and (place / name).read_bytes() == content for name, content in files.items())
+    try:
+        return all((place / name).is_file() and (place / name).read_bytes() == content for name, content in files.items())
+    except OSError:  # a disk that fails, or another user's file
+        return False
 
 
 def _write(root: Path, place: Path, files: Mapping[str, bytes]) -> None:

@@ -171,6 +171,19 @@ def test_a_codebook_for_a_test_shows_whether_the_plugin_acts_and_is_gone_afterwa
     assert not (tmp_path / RELEASE).exists()
 
 
+def test_a_codebook_for_a_test_that_cannot_be_made_is_told_beside_all_else(fleet_of: Callable[..., Fleet]) -> None:
+    """Bad input: a model whose configuration is nested, a disk that takes no files; how the servers stand is told all the same."""
+    server = Memory("one", {BASE: [-1.0]})
+    server.plugin = {"plugin": "ke-tools", "form": "hooks"}
+
+    def book(_block: str | None) -> Served:
+        raise Unsupported("the model's configuration does not tell its widths.", "")
+
+    [(is_well, said)] = fleet_of(server).tried(TEXTS[0], book)
+    assert not is_well
+    assert "does not tell its widths" in said
+
+
 def test_servers_of_other_weights_under_one_name_are_given_nothing(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
     """Issue 7, bad input: another base model; each alone is well, so only their answers beside each other tell."""
     one, other = Memory("one", {BASE: [-1.0], RELEASE: [-0.5]}), Memory("other", {BASE: [-2.0], RELEASE: [-0.5]})
@@ -190,7 +203,9 @@ def test_a_server_that_came_back_with_other_weights_gets_no_requests(
     fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
     fleet.lost(fleet.replicas[1])
     servers[1].loaded = {BASE}
-    assert [well for well, _ in fleet.told()] == [True, is_well]
+    told = fleet.told()
+    assert [well for well, _ in told] == [True, is_well]
+    assert ("serves other weights under the same name" in told[1][1]) is not is_well
     assert (RELEASE in servers[1].loaded) is is_well
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -99,6 +100,24 @@ def test_a_folder_that_was_damaged_is_written_anew(tmp_path: Path) -> None:
     assert serve(tmp_path / "root", [part], config=CONFIG) == made
     assert (made.folder / "adapter_model.safetensors").read_bytes() == whole
     assert [path.name for path in (tmp_path / "root").iterdir() if path.name == made.name] == [made.name]
+
+
+def test_a_folder_that_cannot_be_read_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails below a file is damage as any other."""
+    part = adapter(tmp_path / "a", {DOWN: pair(2)})
+    made, read, failed = serve(tmp_path / "root", [part], config=CONFIG), Path.read_bytes, list[Path]()
+
+    def failing(path: Path) -> bytes:
+        if path.parent == made.folder and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    before = made.folder.stat().st_ino
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert serve(tmp_path / "root", [part], config=CONFIG) == made
+    assert failed
+    assert made.folder.stat().st_ino != before
 
 
 def test_a_codebook_alone_gets_an_adapter_that_adds_nothing(tmp_path: Path) -> None:
