@@ -66,12 +66,17 @@ class Fleet:
     Args:
         servers: that serve it.
         check: refuses a server that serves another model under the same name, by Unsupported.
-        mend: writes the folder of what is wanted under a key again, where it was damaged; raises ModelUnavailable where it cannot.
+        mend: writes the folders of what is wanted under a key again, where one was damaged; raises ModelUnavailable where it cannot.
         own: who runs the server, where that is ke-tools.
     """
 
     def __init__(
-        self, servers: Sequence[Server], *, check: Callable[[Server], None], mend: Callable[[str], None], own: Own | None = None
+        self,
+        servers: Sequence[Server],
+        *,
+        check: Callable[[Server], None],
+        mend: Callable[[str, Sequence[Served]], None],
+        own: Own | None = None,
     ) -> None:
         self.wanted: Mapping[str, Served] = {}  # by the adapters in it, joined by +; replaced as a whole, never changed
         self.changing = threading.RLock()  # held by who changes what is wanted
@@ -480,9 +485,9 @@ class Fleet:
         replica.is_current, replica.why = True, ""
 
     def _is_whole(self, key: str) -> bool:
-        """Whether a folder can be loaded again; what cannot is wanted no more, so that it keeps no server from all else."""
+        """Whether it can be loaded again; what cannot is wanted no more, so that it keeps no server from all else."""
         try:
-            self._mend(key)
+            self._mend(key, [self.wanted[key], *(self._pieces.values() if key == READER else ())])
         except KeToolsError as error:
             log.warning("%s is not served any more: %s", key, error)
             self.withdraw([key])

@@ -77,7 +77,7 @@ def fleet_of() -> Iterator[Callable[..., Fleet]]:
     """Makes fleets that have met their servers."""
     made: list[Fleet] = []
 
-    def make(*servers: Server, mend: Callable[[str], None] = lambda _: None) -> Fleet:
+    def make(*servers: Server, mend: Callable[[str, Any], None] = lambda *_: None) -> Fleet:
         made.append(Fleet(servers, check=lambda _: None, mend=mend))
         made[-1].meet()
         return made[-1]
@@ -247,7 +247,7 @@ def test_a_folder_that_was_damaged_is_written_again_for_a_server_that_was_starte
     """Issue 7, bars: adapter directory damaged; it recovers by itself."""
     server = Memory("one", {BASE: [0.0], RELEASE: [1.0]})
     mended: list[tuple[str, bool]] = []
-    fleet = fleet_of(server, mend=lambda key: mended.append((key, RELEASE in server.loaded)))
+    fleet = fleet_of(server, mend=lambda key, _: mended.append((key, RELEASE in server.loaded)))
     fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
     assert not mended
     server.loaded = {BASE}
@@ -261,7 +261,7 @@ def test_what_cannot_be_written_again_keeps_no_server_from_all_else(fleet_of: Ca
     """Design §4.8, fail towards the base model: one tenant's damage is no other's outage."""
     server = Memory("one", {BASE: [0.0], RELEASE: [1.0], Q: [1.0]})
 
-    def mend(key: str) -> None:
+    def mend(key: str, _known: Any) -> None:
         if key == "bad":
             raise ModelUnavailable("it is damaged.", "")
 
@@ -327,7 +327,7 @@ def test_every_question_about_what_a_server_was_given_has_an_end(tmp_path: Path)
             waited.append(seconds)
             return super().post(path, body, is_json=is_json)
 
-    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None, mend=lambda _: None)
+    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None, mend=lambda *_: None)
     fleet.meet()
     fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
     fleet.withdraw(["release"])
