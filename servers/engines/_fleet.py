@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
-from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, is_of_other_weights, load, plugin_of
+from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, load, plugin_of, refuse_other_weights
 from ke_tools.servers.engines._served import NAME, Served
 from ke_tools.servers.engines._server import Server
 
@@ -336,7 +336,7 @@ class Fleet:
             raise failed
         said = given[0].result()
         for replica, one in zip(replicas[1:], given[1:], strict=True):
-            _refuse_other_weights(replica.server, one.result(), said, f"{replicas[0].server.address} does")
+            refuse_other_weights(replica.server, one.result(), said, f"{replicas[0].server.address} does")
         return said
 
     def _drop(self, gone: Sequence[Served], replicas: Sequence[Replica]) -> None:
@@ -376,7 +376,7 @@ class Fleet:
         try:
             before = [forced(server, self.model_id, texts) for _ in range(2)]
             if said is not None:
-                _refuse_other_weights(server, before[0], said, "those that this was made for")
+                refuse_other_weights(server, before[0], said, "those that this was made for")
             listed = {str(card["id"]) for card in server.cards()}
             for one in served.values():
                 if one.name not in listed:
@@ -493,16 +493,3 @@ class Fleet:
             self.withdraw([key])
             return False
         return True
-
-
-def _refuse_other_weights(server: Server, now: Scores, then: Scores, known: str) -> None:
-    """Refuse what was planned for one model to another of the same name and tokenizer.
-
-    Raises:
-        Unsupported: it is another.
-    """
-    if is_of_other_weights(now, then):
-        raise Unsupported(
-            f"{server.address} serves other weights under the same name than {known}.",
-            "Start it with the checkpoint of --model, or start ke-tools again with the one that it serves.",
-        )

@@ -25,9 +25,9 @@ __all__ = [
     "differs",
     "forced",
     "furthest",
-    "is_of_other_weights",
     "load",
     "plugin_of",
+    "refuse_other_weights",
     "tokens",
 ]
 
@@ -120,10 +120,23 @@ def differs(now: Sequence[Scores], before: Sequence[Scores]) -> bool:
     return nearest > max(_SAME, _NOISE * max(among, default=0.0))
 
 
-def is_of_other_weights(now: Scores, then: Scores) -> bool:
+def _is_of_other_weights(now: Scores, then: Scores) -> bool:
     """Whether these texts are so much likelier or less likely to a base model than they were that it is another one."""
     apart = [abs(a - b) for row, known in zip(now, then, strict=True) for a, b in zip(row, known, strict=True)]
     return bool(apart) and not sum(apart) / len(apart) <= _FURTHEST  # also what is no number
+
+
+def refuse_other_weights(server: Server, now: Scores, then: Scores, known: str) -> None:
+    """Refuse what was planned for one model to another of the same name and tokenizer.
+
+    Raises:
+        Unsupported: it is another.
+    """
+    if _is_of_other_weights(now, then):
+        raise Unsupported(
+            f"{server.address} serves other weights under the same name than {known}.",
+            "Start it with the checkpoint of --model, or start ke-tools again with the one that it serves.",
+        )
 
 
 def tokens(server: Server, model: str, text: str) -> list[int] | None:
