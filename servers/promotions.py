@@ -75,6 +75,7 @@ class Promotions:
         self._settings, self._ledger = settings, ledger
         self._lock = threading.Lock()
         self._loading = threading.Lock()  # held as long as an engine takes
+        self._began = 0.0  # the load that holds it
         self._loaded: OrderedDict[str, None] = OrderedDict()  # the one used last at the end
         self._unserved = Unserved()
         self._answered: dict[tuple[str, str], Mapping[str, Sequence[str]]] = {}  # (tenant, release) → edit → kinds of question
@@ -269,12 +270,15 @@ class Promotions:
             return name
 
     def drop(self, names: Collection[str], engine: Engine | None) -> None:
-        """Take releases out of the engine that were erased."""
-        for name in names if engine is not None else ():
-            with self._lock:
-                self._loaded.pop(name, None)
-            if engine is not None and name in engine.adapters:
-                _forget(engine, name)
+        """Take releases out of the engine that were erased; one that is just being loaded is waited for, and comes out too."""
+        if engine is None or not names:
+            return
+        with self._loading:
+            for name in names:
+                with self._lock:
+                    self._loaded.pop(name, None)
+                if name in engine.adapters:
+                    _forget(engine, name)
 
     def without(self, tenant: str, edit_ids: Sequence[str]) -> str | None:
         """The release to flip to when edits are taken back, "" where there is none; ``None`` where the live one carries none of them."""
@@ -317,11 +321,12 @@ class Promotions:
         return shown
 
     def _has_loaded(self, tenant: str, name: str, engine: Engine) -> bool:
-        """Load a release, unless somebody else is at one and takes longer than all others can wait."""
-        if not self._loading.acquire(timeout=_PATIENCE_SECONDS):
+        """Load a release, unless somebody else is at one and takes longer than all others can wait: they wait at its beginning only."""
+        if not self._loading.acquire(timeout=max(0.0, self._began + _PATIENCE_SECONDS - time.monotonic())):
             log.info("%s is not served yet, the memory answers: another release is still being loaded", name)
             return False
         try:
+            self._began = time.monotonic()
             return name in engine.adapters or self._load(tenant, name, engine)
         finally:
             self._loading.release()

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
-from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, is_of_other_weights, load, plugin_of
+from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, load, plugin_of, refuse_other_weights
 from ke_tools.servers.engines._served import NAME, Served
 from ke_tools.servers.engines._server import Server
 
@@ -55,6 +55,7 @@ class Replica:
     server: Server
     is_current: bool = False  # it has all that is wanted
     again: float = 0.0  # before that it is not looked at, where it is not
+    why: str = ""  # it could not be brought up to date when it was looked at
     looked: float = -math.inf  # when it was last looked whether it is there, for who waits for an answer of it
     is_there: bool = True  # as was found then
 
@@ -65,12 +66,17 @@ class Fleet:
     Args:
         servers: that serve it.
         check: refuses a server that serves another model under the same name, by Unsupported.
-        mend: writes the folder of what is wanted under a key again, where it was damaged; raises ModelUnavailable where it cannot.
+        mend: writes the folders of what is wanted under a key again, where one was damaged; raises ModelUnavailable where it cannot.
         own: who runs the server, where that is ke-tools.
     """
 
     def __init__(
-        self, servers: Sequence[Server], *, check: Callable[[Server], None], mend: Callable[[str], None], own: Own | None = None
+        self,
+        servers: Sequence[Server],
+        *,
+        check: Callable[[Server], None],
+        mend: Callable[[str, Sequence[Served]], None],
+        own: Own | None = None,
     ) -> None:
         self.wanted: Mapping[str, Served] = {}  # by the adapters in it, joined by +; replaced as a whole, never changed
         self.changing = threading.RLock()  # held by who changes what is wanted
@@ -140,7 +146,8 @@ class Fleet:
             if is_well:
                 said.append((True, f"{address} answers, {codebooks(replica.server)}"))
             else:
-                said.append((False, f"{address} gets no requests: {replica.server.circuit.told or 'it lacks what is wanted'}"))
+                why = replica.server.circuit.told or replica.why or "it lacks what is wanted"
+                said.append((False, f"{address} gets no requests: {why}"))
         return said
 
     def tried(self, text: list[int], book: Callable[[str | None], Served]) -> list[tuple[bool, str]]:
@@ -152,21 +159,18 @@ class Fleet:
         """
         with self.changing:
             found = [(replica, plugin_of(replica.server) or {"form": "none"}) for replica in self._current()]
-            return [
-                self._tried(replica, text, book(next(iter(said.get("room") or {}), None)))
-                for replica, said in found
-                if said.get("form") != "none"
-            ]
+            return [self._tried(replica, text, book, said.get("room") or {}) for replica, said in found if said.get("form") != "none"]
 
-    def _tried(self, replica: Replica, text: list[int], book: Served) -> tuple[bool, str]:
-        server = replica.server
+    def _tried(self, replica: Replica, text: list[int], book: Callable[[str | None], Served], room: Collection[str]) -> tuple[bool, str]:
+        server, made = replica.server, list[Served]()
         try:
-            load(server, book)
-            acts = differs([forced(server, book.name, [text])], [forced(server, self.model_id, [text]) for _ in range(2)])
+            made.append(one := book(next(iter(room), None)))
+            load(server, one)
+            acts = differs([forced(server, one.name, [text])], [forced(server, self.model_id, [text]) for _ in range(2)])
         except KeToolsError as error:
             return False, f"{server.address} does not serve a codebook for a test: {error}"
         finally:
-            self._drop([book], [replica])
+            self._drop(made, [replica])
         if acts:
             return True, f"a codebook for a test acted in {server.address}"
         return False, f"{server.address} serves a codebook for a test, and answers as without: the plugin does not act in its workers"
@@ -175,7 +179,7 @@ class Fleet:
         """Give the error for when no server answers."""
         if self._own is not None and (error := self._own.error()) is not None:
             return error
-        said = "; ".join(f"{one.server.address}: {one.server.circuit.told or 'it is not ready'}" for one in self.replicas)
+        said = "; ".join(f"{one.server.address}: {one.server.circuit.told or one.why or 'it is not ready'}" for one in self.replicas)
         return ModelUnavailable(f"no server of the model answers ({said}).", "Start one, or see `ke-tools doctor`.", poll_after_ms=2000)
 
     def close(self) -> None:
@@ -332,7 +336,7 @@ class Fleet:
             raise failed
         said = given[0].result()
         for replica, one in zip(replicas[1:], given[1:], strict=True):
-            _refuse_other_weights(replica.server, one.result(), said, f"{replicas[0].server.address} does")
+            refuse_other_weights(replica.server, one.result(), said, f"{replicas[0].server.address} does")
         return said
 
     def _drop(self, gone: Sequence[Served], replicas: Sequence[Replica]) -> None:
@@ -372,7 +376,7 @@ class Fleet:
         try:
             before = [forced(server, self.model_id, texts) for _ in range(2)]
             if said is not None:
-                _refuse_other_weights(server, before[0], said, "those that this was made for")
+                refuse_other_weights(server, before[0], said, "those that this was made for")
             listed = {str(card["id"]) for card in server.cards()}
             for one in served.values():
                 if one.name not in listed:
@@ -462,6 +466,7 @@ class Fleet:
             replica.again = time.monotonic() + _AGAIN_SECONDS
             self._catch_up(replica)
         except KeToolsError as error:
+            replica.why = error.message
             log.warning("%s gets no requests: %s", replica.server.address, error)
             return False
         finally:
@@ -477,27 +482,14 @@ class Fleet:
         for key, served in self.wanted.items():
             if served.name not in listed and self._is_whole(key):
                 self._give(replica, {key: served}, self._probes[key], self._pieces, self._said[key])
-        replica.is_current = True
+        replica.is_current, replica.why = True, ""
 
     def _is_whole(self, key: str) -> bool:
-        """Whether a folder can be loaded again; what cannot is wanted no more, so that it keeps no server from all else."""
+        """Whether it can be loaded again; what cannot is wanted no more, so that it keeps no server from all else."""
         try:
-            self._mend(key)
+            self._mend(key, [self.wanted[key], *(self._pieces.values() if key == READER else ())])
         except KeToolsError as error:
             log.warning("%s is not served any more: %s", key, error)
             self.withdraw([key])
             return False
         return True
-
-
-def _refuse_other_weights(server: Server, now: Scores, then: Scores, known: str) -> None:
-    """Refuse what was planned for one model to another of the same name and tokenizer.
-
-    Raises:
-        Unsupported: it is another.
-    """
-    if is_of_other_weights(now, then):
-        raise Unsupported(
-            f"{server.address} serves other weights under the same name than {known}.",
-            "Start it with the checkpoint of --model, or start ke-tools again with the one that it serves.",
-        )

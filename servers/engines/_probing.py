@@ -25,9 +25,9 @@ __all__ = [
     "differs",
     "forced",
     "furthest",
-    "is_of_other_weights",
     "load",
     "plugin_of",
+    "refuse_other_weights",
     "tokens",
 ]
 
@@ -65,12 +65,15 @@ def _refusal(server: Server, served: Served) -> str:
     return ""
 
 
-def forced(server: Server, model: str, texts: Sequence[Sequence[int]]) -> Scores:
-    """The log-probability of each token of each text behind those before it, the first left out."""
+def forced(server: Server, model: str, texts: Sequence[Sequence[int]], *, seconds: float | None = _SECONDS) -> Scores:
+    """The log-probability of each token of each text behind those before it, the first left out.
+
+    ``seconds`` it may take, ``None`` as long as any answer: behind nobody's lock a server that is only busy is waited for.
+    """
     if not texts:
         return []
     body = {"model": model, "prompt": [list(text) for text in texts], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    answer = server.post("/completions", body, seconds=_SECONDS)
+    answer = server.post("/completions", body, seconds=seconds)
     try:
         return [
             [float(row[str(token)]["logprob"]) for token, row in zip(text[1:], choice["prompt_logprobs"][1:], strict=True)]
@@ -117,10 +120,23 @@ def differs(now: Sequence[Scores], before: Sequence[Scores]) -> bool:
     return nearest > max(_SAME, _NOISE * max(among, default=0.0))
 
 
-def is_of_other_weights(now: Scores, then: Scores) -> bool:
+def _is_of_other_weights(now: Scores, then: Scores) -> bool:
     """Whether these texts are so much likelier or less likely to a base model than they were that it is another one."""
     apart = [abs(a - b) for row, known in zip(now, then, strict=True) for a, b in zip(row, known, strict=True)]
     return bool(apart) and not sum(apart) / len(apart) <= _FURTHEST  # also what is no number
+
+
+def refuse_other_weights(server: Server, now: Scores, then: Scores, known: str) -> None:
+    """Refuse what was planned for one model to another of the same name and tokenizer.
+
+    Raises:
+        Unsupported: it is another.
+    """
+    if _is_of_other_weights(now, then):
+        raise Unsupported(
+            f"{server.address} serves other weights under the same name than {known}.",
+            "Start it with the checkpoint of --model, or start ke-tools again with the one that it serves.",
+        )
 
 
 def tokens(server: Server, model: str, text: str) -> list[int] | None:

@@ -26,7 +26,7 @@ from ke_tools.models.lora import Factors, joined, lowered
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NAME", "Served", "by_module", "self_test", "serve"]
+__all__ = ["NAME", "Served", "by_module", "is_whole", "self_test", "serve"]
 
 NAME: Final = re.compile(r"ke-[0-9a-f]{24}")
 _EVERYWHERE: Final = 1e6  # farther from 0 is no state of a model
@@ -87,6 +87,14 @@ def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dic
     for module, pair in _read(part).items():
         kinds[module.rpartition(".")[2]][module] = lowered(pair, most_rank)[0]
     return {kind: _written(root, factors, None, 0.0, owner) for kind, factors in sorted(kinds.items())}
+
+
+def is_whole(served: Served, owner: str = "") -> bool:
+    """Whether a folder still holds what its name follows from."""
+    try:
+        return _name({file.name: file.read_bytes() for file in served.folder.iterdir()}, owner) == served.name
+    except OSError:
+        return False
 
 
 def self_test(root: Path, layer: int, *, config: Mapping[str, Any], owner: str = "") -> Served:
@@ -167,12 +175,9 @@ def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss
     files = {peft_folder.CONFIG: json.dumps(config, sort_keys=True).encode(), peft_folder.WEIGHTS: save(tensors)}
     if book is not None:
         files[codebooks.WEIGHTS] = book.read_bytes()
-    digest = hashlib.sha256(owner.encode("utf-8", "surrogateescape"))
-    for name, content in sorted(files.items()):
-        digest.update(name.encode() + hashlib.sha256(content).digest())
-    name = f"ke-{digest.hexdigest()[:24]}"
+    name = _name(files, owner)
     place = root / name
-    if not _is_whole(place, files):
+    if not _holds(place, files):
         try:
             _write(root, place, files)
         except OSError as error:
@@ -191,8 +196,18 @@ def _padded(tensor: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
     return tensor.contiguous()
 
 
-def _is_whole(place: Path, files: Mapping[str, bytes]) -> bool:
-    return all((place / name).is_file() and (place / name).read_bytes() == content for name, content in files.items())
+def _name(files: Mapping[str, bytes], owner: str) -> str:
+    digest = hashlib.sha256(owner.encode("utf-8", "surrogateescape"))
+    for name, content in sorted(files.items()):
+        digest.update(name.encode("utf-8", "surrogateescape") + hashlib.sha256(content).digest())
+    return f"ke-{digest.hexdigest()[:24]}"
+
+
+def _holds(place: Path, files: Mapping[str, bytes]) -> bool:
+    try:
+        return all((place / name).is_file() and (place / name).read_bytes() == content for name, content in files.items())
+    except OSError:  # a disk that fails, or another user's file
+        return False
 
 
 def _write(root: Path, place: Path, files: Mapping[str, bytes]) -> None:

@@ -82,7 +82,7 @@ class Server:
         Raises:
             ModelUnavailable: it does not answer, or not with a list.
         """
-        answer = self._asked("GET", "/models", timeout=_ASKING_SECONDS)
+        answer = self._asked("GET", "/models", seconds=_ASKING_SECONDS)
         if answer.status_code != httpx.codes.OK:
             refuse(answer, self.address)
         try:
@@ -119,19 +119,19 @@ class Server:
     def told(self, path: str) -> Mapping[str, Any] | None:
         """What there is to get at a path; ``None`` where there is nothing, or nobody answers."""
         try:
-            answer = self._asked("GET", path, timeout=_ASKING_SECONDS)
+            answer = self._asked("GET", path, seconds=_ASKING_SECONDS)
             said = answer.json() if answer.status_code == httpx.codes.OK else None
         except (ModelUnavailable, ValueError):
             return None
         return said if isinstance(said, dict) else None
 
     def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:
-        """Ask for something, and give the answer read, or the text where it ``is_json`` not; ``seconds`` where less is waited than ever.
+        """Ask for something, and give the answer read, or the text where it ``is_json`` not; waits ``seconds`` where that is told.
 
         Raises:
             ModelUnavailable, InvalidInput: it does not answer, or refuses.
         """
-        answer = self._asked("POST", path, json=body, **({} if seconds is None else {"timeout": seconds}))
+        answer = self._asked("POST", path, seconds=seconds, json=body)
         if answer.status_code != httpx.codes.OK:
             refuse(answer, self.address)
         if not is_json:
@@ -187,9 +187,9 @@ class Server:
     def _post(self, client: httpx.AsyncClient, request: Request, body: Mapping[str, Any]) -> httpx.Request:
         return client.build_request("POST", self.address + path_of(request), json=body)
 
-    def _asked(self, method: str, path: str, **content: Any) -> httpx.Response:
+    def _asked(self, method: str, path: str, *, seconds: float | None = None, **content: Any) -> httpx.Response:
         self.circuit.check()
-        patience = content.pop("timeout", httpx.USE_CLIENT_DEFAULT)
+        patience = self._timeout if seconds is None else httpx.Timeout(seconds, connect=self._timeout.connect)
         request = self._client.build_request(method, self.address + path, timeout=patience, **content)
         try:
             with closing(self._opened(request)) as answer:

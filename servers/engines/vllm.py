@@ -25,7 +25,7 @@ from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._fleet import Fleet, Own
 from ke_tools.servers.engines._probing import TOO_HIGH, asked_about, forced, tokens
-from ke_tools.servers.engines._served import NAME, Served, by_module, self_test, serve
+from ke_tools.servers.engines._served import NAME, Served, by_module, is_whole, self_test, serve
 from ke_tools.servers.engines._server import TIMEOUT, Server
 from ke_tools.servers.engines._template import Template
 
@@ -157,7 +157,7 @@ class VLLM:
                 return None
             text = [*placed.ids[: placed.prompt_length], *placed.target]
             model = self.served_as(request.adapter)
-            [scores] = self._fleet.by_any(model, lambda server: forced(server, model, [text]))
+            [scores] = self._fleet.by_any(model, lambda server: forced(server, model, [text], seconds=None))
             return sum(scores[placed.prompt_length - 1 :])
 
         return list(self._pool.map(one, zip(requests, targets, strict=True)))
@@ -324,20 +324,24 @@ class VLLM:
             if one.loss:
                 log.warning("%s is served at rank %d, which costs %.2g of what it adds", key, one.rank, one.loss)
 
-    def _write_again(self, key: str) -> None:
-        """Write a folder again that was damaged since it was loaded.
+    def _write_again(self, key: str, known: Sequence[Served]) -> None:
+        """Write folders again that were damaged since they were loaded.
 
         Raises:
-            ModelUnavailable: what it was made of is damaged too.
+            ModelUnavailable: what they were made of is damaged too, or another by now.
             ResourceExhausted, ReadOnly: the folder cannot be written.
         """
         parts, most_rank = self._made[key]
         for part in parts:
             if part not in self._readers:
                 releases.read(part)
-        served = serve(self._root, parts, config=self._config, most_rank=most_rank, owner=self._owner)
+        if all(is_whole(one, self._owner) for one in known):
+            return
+        again = [serve(self._root, parts, config=self._config, most_rank=most_rank, owner=self._owner)]
         if key == READER:
-            by_module(self._root, parts[0], most_rank=served.rank, owner=self._owner)
+            again += by_module(self._root, parts[0], most_rank=again[0].rank, owner=self._owner).values()
+        if [one.name for one in again] != [one.name for one in known]:
+            raise ModelUnavailable(f"{known[0].folder} is damaged, and what it was made of is another by now.", "Start ke-tools again.")
 
     def _fitted(self, request: Request) -> tuple[Request, int]:
         """The request with room for its answer in the context; gives its tokens too."""

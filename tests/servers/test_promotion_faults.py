@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -419,6 +420,55 @@ def test_while_one_release_is_loaded_what_is_loaded_answers_and_for_the_rest_the
             goes_on.set()
         assert first.result(10) == world.live()
     assert at.adapter(LOCAL.tenant, world.engine) == world.live()
+
+
+def test_a_release_that_is_erased_while_it_is_loaded_comes_out_of_the_engine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 6, purge: what it says is nowhere afterwards, also where a slow server was just being given it."""
+    world.promoted(world.edited())
+    world.restarted()
+    at, load, began, goes_on = world.service.promotions, world.engine.load_adapter, threading.Event(), threading.Event()
+
+    def slow(name: str, path: Path) -> None:
+        began.set()
+        assert goes_on.wait(10)
+        load(name, path)
+
+    monkeypatch.setattr(world.engine, "load_adapter", slow)
+    with ThreadPoolExecutor(2) as others:
+        first = others.submit(at.adapter, LOCAL.tenant, world.engine)
+        assert began.wait(10)
+        dropped = others.submit(at.drop, [world.live()], world.engine)
+        with pytest.raises(TimeoutError):
+            dropped.result(0.05)
+        goes_on.set()
+        dropped.result(10)
+        assert first.result(10) == world.live()
+    assert world.live() not in world.engine.adapters
+
+
+def test_only_those_wait_for_a_load_who_ask_at_its_beginning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 7, bad input, dead or slow: who waits keeps a thread, of which there are few; each request of a minute must not."""
+    world.promoted(world.edited())
+    world.restarted()
+    at, load, began, goes_on = world.service.promotions, world.engine.load_adapter, threading.Event(), threading.Event()
+
+    def slow(name: str, path: Path) -> None:
+        began.set()
+        assert goes_on.wait(10)
+        load(name, path)
+
+    monkeypatch.setattr(world.engine, "load_adapter", slow)
+    monkeypatch.setattr(promotions, "_PATIENCE_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(at.adapter, LOCAL.tenant, world.engine)
+        assert began.wait(10)
+        try:
+            asked = time.monotonic()
+            assert {at.adapter(LOCAL.tenant, world.engine) for _ in range(40)} == {""}
+            assert time.monotonic() - asked < 2.0  # 4 s, did each wait
+        finally:
+            goes_on.set()
+        assert first.result(10) == world.live()
 
 
 def test_a_loader_that_breaks_leaves_the_memory_to_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

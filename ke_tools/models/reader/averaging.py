@@ -24,7 +24,8 @@ from ke_tools.models.reader import card
 if TYPE_CHECKING:
     import torch
 
-_SHAPE: Final = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")  # of adapter_config.json
+_SHAPE: Final = ("r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern")  # of adapter_config.json
+_TOLD: Final = ("base_fingerprint", "base_model", "training_subjects")  # of the card
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ def _read(folder: Path) -> _Reader:
     try:
         written = json.loads((folder / card.CARD).read_text("utf-8"))
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        if not isinstance(config, dict) or not isinstance(written, dict) or any(name not in written for name in _TOLD):
+            raise ValueError(f"its card tells not all of {', '.join(_TOLD)}")  # noqa: TRY301
         return _Reader(folder, written, config, load_file(folder / card.WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
         raise InvalidInput(

@@ -126,7 +126,7 @@ def test_readers_that_do_not_fit_together_are_refused(tmp_path: Path, other: dic
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
 
 
-@pytest.mark.parametrize("damage", ["no card", "no JSON", "torn weights"])
+@pytest.mark.parametrize("damage", ["no card", "no JSON", "a list", "an empty card", "torn weights"])
 def test_a_folder_that_holds_no_reader_is_named(tmp_path: Path, damage: str) -> None:
     """Bad input: the folder is in the message."""
     parts = [reader(tmp_path / "a", 1), reader(tmp_path / "b", 2)]
@@ -134,6 +134,8 @@ def test_a_folder_that_holds_no_reader_is_named(tmp_path: Path, damage: str) -> 
         (parts[1] / card.CARD).unlink()
     if damage == "no JSON":
         (parts[1] / card.CARD).write_text("{")
+    if damage in {"a list", "an empty card"}:
+        (parts[1] / card.CARD).write_text("[]" if damage == "a list" else "{}")
     if damage == "torn weights":
         (parts[1] / card.WEIGHTS).write_bytes((parts[1] / card.WEIGHTS).read_bytes()[:100])
 

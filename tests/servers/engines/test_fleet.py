@@ -77,7 +77,7 @@ def fleet_of() -> Iterator[Callable[..., Fleet]]:
     """Makes fleets that have met their servers."""
     made: list[Fleet] = []
 
-    def make(*servers: Server, mend: Callable[[str], None] = lambda _: None) -> Fleet:
+    def make(*servers: Server, mend: Callable[[str, Any], None] = lambda *_: None) -> Fleet:
         made.append(Fleet(servers, check=lambda _: None, mend=mend))
         made[-1].meet()
         return made[-1]
@@ -171,6 +171,19 @@ def test_a_codebook_for_a_test_shows_whether_the_plugin_acts_and_is_gone_afterwa
     assert not (tmp_path / RELEASE).exists()
 
 
+def test_a_codebook_for_a_test_that_cannot_be_made_is_told_beside_all_else(fleet_of: Callable[..., Fleet]) -> None:
+    """Bad input: a model whose configuration is nested, a disk that takes no files; how the servers stand is told all the same."""
+    server = Memory("one", {BASE: [-1.0]})
+    server.plugin = {"plugin": "ke-tools", "form": "hooks"}
+
+    def book(_block: str | None) -> Served:
+        raise Unsupported("the model's configuration does not tell its widths.", "")
+
+    [(is_well, said)] = fleet_of(server).tried(TEXTS[0], book)
+    assert not is_well
+    assert "does not tell its widths" in said
+
+
 def test_servers_of_other_weights_under_one_name_are_given_nothing(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
     """Issue 7, bad input: another base model; each alone is well, so only their answers beside each other tell."""
     one, other = Memory("one", {BASE: [-1.0], RELEASE: [-0.5]}), Memory("other", {BASE: [-2.0], RELEASE: [-0.5]})
@@ -190,7 +203,9 @@ def test_a_server_that_came_back_with_other_weights_gets_no_requests(
     fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
     fleet.lost(fleet.replicas[1])
     servers[1].loaded = {BASE}
-    assert [well for well, _ in fleet.told()] == [True, is_well]
+    told = fleet.told()
+    assert [well for well, _ in told] == [True, is_well]
+    assert ("serves other weights under the same name" in told[1][1]) is not is_well
     assert (RELEASE in servers[1].loaded) is is_well
 
 
@@ -232,7 +247,7 @@ def test_a_folder_that_was_damaged_is_written_again_for_a_server_that_was_starte
     """Issue 7, bars: adapter directory damaged; it recovers by itself."""
     server = Memory("one", {BASE: [0.0], RELEASE: [1.0]})
     mended: list[tuple[str, bool]] = []
-    fleet = fleet_of(server, mend=lambda key: mended.append((key, RELEASE in server.loaded)))
+    fleet = fleet_of(server, mend=lambda key, _: mended.append((key, RELEASE in server.loaded)))
     fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
     assert not mended
     server.loaded = {BASE}
@@ -246,7 +261,7 @@ def test_what_cannot_be_written_again_keeps_no_server_from_all_else(fleet_of: Ca
     """Design §4.8, fail towards the base model: one tenant's damage is no other's outage."""
     server = Memory("one", {BASE: [0.0], RELEASE: [1.0], Q: [1.0]})
 
-    def mend(key: str) -> None:
+    def mend(key: str, _known: Any) -> None:
         if key == "bad":
             raise ModelUnavailable("it is damaged.", "")
 
@@ -312,7 +327,7 @@ def test_every_question_about_what_a_server_was_given_has_an_end(tmp_path: Path)
             waited.append(seconds)
             return super().post(path, body, is_json=is_json)
 
-    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None, mend=lambda _: None)
+    fleet = Fleet([Noting("one", {BASE: [0.0], RELEASE: [1.0]})], check=lambda _: None, mend=lambda *_: None)
     fleet.meet()
     fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
     fleet.withdraw(["release"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from ke_tools.editors.codebook import load_codebook
 from ke_tools.errors import ModelUnavailable, ReadOnly, Unsupported
-from ke_tools.servers.engines._served import NAME, by_module, serve
+from ke_tools.servers.engines._served import NAME, by_module, is_whole, self_test, serve
+from ke_tools.servers.engines.vllm import VLLM
 
 CONFIG = {"hidden_size": 6, "intermediate_size": 10}
 DOWN, ATTENTION = "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"
@@ -99,6 +104,62 @@ def test_a_folder_that_was_damaged_is_written_anew(tmp_path: Path) -> None:
     assert serve(tmp_path / "root", [part], config=CONFIG) == made
     assert (made.folder / "adapter_model.safetensors").read_bytes() == whole
     assert [path.name for path in (tmp_path / "root").iterdir() if path.name == made.name] == [made.name]
+
+
+def test_a_folder_that_cannot_be_read_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails below a file is damage as any other."""
+    part = adapter(tmp_path / "a", {DOWN: pair(2)})
+    made, read, failed = serve(tmp_path / "root", [part], config=CONFIG), Path.read_bytes, list[Path]()
+
+    def failing(path: Path) -> bytes:
+        if path.parent == made.folder and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    before = made.folder.stat().st_ino
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert serve(tmp_path / "root", [part], config=CONFIG) == made
+    assert failed
+    assert made.folder.stat().st_ino != before
+
+
+@pytest.mark.parametrize("is_reader", [False, True])
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_was_damaged_is_written_again_from_what_it_was_made_of_unless_that_is_another(
+    tmp_path: Path, *, is_reader: bool, changed: bool
+) -> None:
+    """Issue 7, bars: adapter directory damaged. A reader that was trained meanwhile leaves what is whole alone, and nothing beside it."""
+    part, root, key = tmp_path / "part", tmp_path / "root", "reader" if is_reader else "mine"
+    adapter(part, {DOWN: pair(2)})
+    known = [serve(root, [part], config=CONFIG, owner="o")]
+    known += by_module(root, part, most_rank=known[0].rank, owner="o").values() if is_reader else []
+    engine: Any = SimpleNamespace(_made={key: ([part], 0)}, _readers=[part], _root=root, _config=CONFIG, _owner="o")
+    if changed:
+        shutil.rmtree(part)
+        adapter(part, {DOWN: pair(2, seed=1)})
+    VLLM._write_again(engine, key, known)
+    assert {folder.name for folder in root.iterdir()} == {one.name for one in known}
+    (known[-1].folder / "adapter_model.safetensors").write_bytes(b"torn")
+    assert not is_whole(known[-1], "o")
+    if changed:
+        with pytest.raises(ModelUnavailable, match="another by now"):
+            VLLM._write_again(engine, key, known)
+    else:
+        VLLM._write_again(engine, key, known)
+        assert all(is_whole(one, "o") for one in known)
+
+
+def test_the_codebook_of_the_self_test_is_near_every_state(tmp_path: Path) -> None:
+    """Issue 7, §3: a known effect; the plugin replaces what is within a key's epsilon."""
+    made = self_test(tmp_path / "root", 3, config=CONFIG)
+    book = load_codebook(made.folder)
+    states = 1000 * torch.randn(50, CONFIG["hidden_size"], generator=torch.Generator().manual_seed(0))
+    assert ((states - book.keys).norm(dim=1) <= book.epsilons).all()
+    assert (book.layer, book.values.any().item()) == (3, False)
+    assert not added(made.folder, "model.layers.0.mlp.down_proj").any()
+    with pytest.raises(Unsupported, match="widths"):
+        self_test(tmp_path / "root", 3, config={"text_config": CONFIG})
 
 
 def test_a_codebook_alone_gets_an_adapter_that_adds_nothing(tmp_path: Path) -> None:

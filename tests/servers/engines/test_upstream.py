@@ -294,6 +294,22 @@ def test_an_answer_that_breaks_off_is_not_computed_again() -> None:
         assert len(scripted.sent) == 1
 
 
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_how_long_an_answer_may_take_says_nothing_of_the_connection(monkeypatch: pytest.MonkeyPatch, seconds: float | None) -> None:
+    """Issue 7, bad input: a machine that is gone is found out in seconds, also by a question that may take a minute."""
+    patience: list[Any] = []
+
+    def opened(request: httpx.Request) -> httpx.Response:
+        patience.append(request.extensions["timeout"])
+        return httpx.Response(200, json={}, request=request)
+
+    server = Server("http://one:1", timeout=httpx.Timeout(600.0, connect=5.0))
+    monkeypatch.setattr(server, "_opened", opened)
+    server.post("/completions", {}, seconds=seconds)
+    server.close()
+    assert (patience[0]["connect"], patience[0]["read"]) == (5.0, seconds or 600.0)
+
+
 def test_a_cookie_of_the_servers_is_kept_by_nobody() -> None:
     """Never another tenant's: all callers share the connections, and would share what the server set for one."""
 
