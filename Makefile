@@ -11,7 +11,7 @@ READY  := $(VENV)/.ready
 demo: model            ## the story: ask, correct, ask again, verify, take back
 	$(BIN)/ke-tools demo
 
-test: model            ## every test that is fast, one on each core, in under five minutes
+test: model            ## every test that is fast, on every core (four at most), in under five minutes
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-all: model        ## the slow ones too

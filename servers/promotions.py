@@ -43,6 +43,7 @@ _SILENT_SECONDS: Final = 1.5  # at most, before who waits hears again where a jo
 _MOST_KEPT: Final = 4  # releases in the engine, so that the one before is there at once when it is flipped back to
 
 _PATIENCE_SECONDS: Final = 5.0  # that a request waits for a release to be loaded before the memory answers it
+_GLANCE_SECONDS: Final = 0.02  # at whether somebody else's load has ended
 
 _PROMOTING: Final = frozenset({"promote", "rebuild"})  # kinds of jobs that change what is in the weights
 _MOST_READ: Final = 256  # releases of which it is known what they answer
@@ -322,9 +323,10 @@ class Promotions:
 
     def _has_loaded(self, tenant: str, name: str, engine: Engine) -> bool:
         """Load a release, unless somebody else is at one and takes longer than all others can wait: they wait at its beginning only."""
-        if not self._loading.acquire(timeout=max(0.0, self._began + _PATIENCE_SECONDS - time.monotonic())):
-            log.info("%s is not served yet, the memory answers: another release is still being loaded", name)
-            return False
+        while not self._loading.acquire(timeout=_GLANCE_SECONDS):
+            if time.monotonic() - self._began > _PATIENCE_SECONDS:
+                log.info("%s is not served yet, the memory answers: another release is still being loaded", name)
+                return False
         try:
             self._began = time.monotonic()
             return name in engine.adapters or self._load(tenant, name, engine)

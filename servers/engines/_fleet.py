@@ -264,7 +264,7 @@ class Fleet:
             try:
                 replica.server.cards()
             except KeToolsError:
-                replica.is_there = False
+                replica.is_there = not replica.server.circuit.told  # an error is an answer too
             else:
                 replica.is_there = True
             replica.looked = time.monotonic()
@@ -386,8 +386,8 @@ class Fleet:
             if READER in served and served[READER].name in fresh:
                 self._refuse_ignoring(replica, texts, base, pieces)
         except KeToolsError:
-            if server.circuit.told:  # it is gone, or hangs: the next try does without it
-                self.lost(replica)
+            if server.circuit.told and any(other.is_current for other in self.replicas if other is not replica):
+                self.lost(replica)  # it is gone, hangs, or is too busy: the next try does without it, where there is another
             for name in fresh:
                 self._take_out(replica, name)
             raise

@@ -31,7 +31,7 @@ class Memory(Server):
         super().__init__(f"http://{name}:1")
         self.loaded = {BASE}
         self.ignored: set[str] = set()  # adapters that it loads, and answers as without
-        self.is_away = False
+        self.is_away = self.refuses = False
         self.hangs_at = ""  # a path
         self.asked = 0  # times, for its models
         self.was_asked = threading.Event()
@@ -69,7 +69,9 @@ class Memory(Server):
 
     def _answer(self) -> None:
         if self.is_away:
-            raise ModelUnavailable("away", "")
+            raise self.circuit.failed("it is away")
+        if self.refuses:
+            raise ModelUnavailable("429", "")
 
 
 @pytest.fixture
@@ -241,6 +243,19 @@ def test_a_server_that_hangs_while_it_is_given_something_is_left_out_of_the_next
     assert RELEASE in slow.loaded
 
 
+def test_a_server_that_is_alone_and_too_busy_to_be_given_something_still_gets_requests(
+    fleet_of: Callable[..., Fleet], tmp_path: Path
+) -> None:
+    """A promotion that fails must cost nobody else an answer: there is no other server that they could be sent to."""
+    busy = Memory("busy", {BASE: [0.0], RELEASE: [1.0]})
+    fleet = fleet_of(busy)
+    busy.hangs_at = "/completions"
+    with pytest.raises(ModelUnavailable, match="busy"):
+        fleet.publish({"release": served(tmp_path, RELEASE)}, TEXTS)
+    assert fleet.replicas[0].is_current
+    assert busy.loaded == {BASE}
+
+
 def test_a_folder_that_was_damaged_is_written_again_for_a_server_that_was_started_again(
     fleet_of: Callable[..., Fleet], tmp_path: Path
 ) -> None:
@@ -289,11 +304,15 @@ def test_who_waits_at_a_server_that_hangs_is_told(fleet_of: Callable[..., Fleet]
     assert hanging.asked < 5
 
 
-def test_a_slow_answer_of_a_server_that_is_there_is_waited_for(fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long answer's first byte may take minutes, and who leaves meanwhile ends it."""
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_slow_answer_of_a_server_that_is_there_is_waited_for(
+    fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, *, refuses: bool
+) -> None:
+    """A long answer's first byte may take minutes, and who leaves meanwhile ends it; one that is asked too often is there, too."""
     monkeypatch.setattr(_fleet, "_HANGING_SECONDS", 0.0)
     slow = Memory("slow", {BASE: [0.0]})
     [replica] = (fleet := fleet_of(slow)).replicas
+    slow.refuses = refuses
     slow.was_asked.clear()
     ended = []
 
