@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput, Unsupported
+from ke_tools.models import checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,7 @@ class CausalModel:
         kind = str(getattr(model.config, "model_type", ""))
         found = architecture or ARCHITECTURES.get(kind)
         if found is None:
+            checkpoint.refuse_experts(model.config.to_dict())
             names = ", ".join(field.name for field in fields(Architecture))
             raise Unsupported(
                 f"where the parts of a {kind or type(model).__name__} lie is not known.",
@@ -166,8 +168,6 @@ def load(settings: Settings, *, beside: Mapping[str, torch.Tensor] | None = None
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ke_tools.models import checkpoint
 
     path = checkpoint.resolve(settings)
     model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)

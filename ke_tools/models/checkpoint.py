@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ke_tools.errors import ModelUnavailable
+from ke_tools.errors import ModelUnavailable, Unsupported
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
@@ -29,6 +29,7 @@ _SMALL_FILES: Final = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "R
 _DTYPES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8", "F8_E5M2": "float8"}
 _LONGEST_HEADER: Final = 100_000_000  # bytes; the format's own limit
 _CHUNK: Final = 1 << 22
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOICES: Final = "Give `embedded`, a folder with config.json and *.safetensors, or a hub id such as HuggingFaceTB/SmolLM2-360M-Instruct."
 
 
@@ -106,6 +107,20 @@ def describe(path: Path, *, cache: Path | None = None) -> ModelCard:
         fingerprint=fingerprint(path, cache=cache),
         path=path,
     )
+
+
+def refuse_experts(config: Mapping[str, Any]) -> None:
+    """Refuse a mixture of experts by its configuration: which expert a fact would have to be written into is nothing that editors know.
+
+    Raises:
+        Unsupported: it is one.
+    """
+    if experts := next((name for name in _EXPERTS if _first(config, name) > 1), ""):
+        raise Unsupported(
+            f"{config.get('model_type', 'the model')} is a mixture of experts ({experts} = {config[experts]}), which no editor of ours "
+            "writes into.",
+            "Serve it by --upstream; corrections act from the memory.",
+        )
 
 
 def stored(path: Path) -> dict[str, tuple[int, int]]:

@@ -23,7 +23,6 @@ __all__ = ["SEQUENCES", "Sizes", "layout", "sizes"]
 GIB: Final = 1 << 30
 SEQUENCES: Final = 32  # whose cache is told
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _LORA_BYTES: Final = 2  # vLLM keeps adapters in the model's type, which is 16 bits wide or taken for it
 _EDITED: Final = 6  # one of so many layers is edited, at least two
 _BATCH: Final = 1024  # tokens with gradients and all logits
@@ -174,11 +173,7 @@ def _editing(shape: _Shape, parameters: int) -> int:
 def _shape(config: Mapping[str, Any]) -> _Shape:
     text: Mapping[str, Any] = config.get("text_config") or config
     kind = str(text.get("model_type") or config.get("model_type") or "")
-    if experts := next((name for name in _EXPERTS if _number(text, name) > 1), ""):
-        raise Unsupported(
-            f"{kind} is a mixture of experts ({experts} = {text[experts]}), which no editor of ours writes into.",
-            "Serve it by --upstream; corrections act from the memory.",
-        )
+    checkpoint.refuse_experts(text)
     width, heads = _number(text, "hidden_size", "n_embd", "d_model"), _number(text, "num_attention_heads", "n_head")
     shape = _Shape(
         kind,

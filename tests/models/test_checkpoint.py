@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from ke_tools.config import Settings
-from ke_tools.errors import ModelUnavailable
+from ke_tools.errors import ModelUnavailable, Unsupported
 from ke_tools.models import checkpoint, embedded
+from ke_tools.models.causal import CausalModel
 
 WEIGHTS: dict[str, Any] = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.ones(4, np.float16)}
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 3, "vocab_size": 5}
@@ -204,3 +205,21 @@ def test_without_a_hub_the_error_tells_the_ways_out(tmp_path: Path, monkeypatch:
     with pytest.raises(ModelUnavailable, match="no connection") as caught:
         checkpoint.resolve(settings(tmp_path, "someone/model"))
     assert "--model embedded" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"])
+def test_a_mixture_of_experts_is_refused_with_what_says_that_it_is_one(name: str) -> None:
+    """Issue 7, §5: refused by name; one expert is none."""
+    checkpoint.refuse_experts({"model_type": "m", name: 1})
+    with pytest.raises(Unsupported, match=rf"m is a mixture of experts \({name} = 8\)"):
+        checkpoint.refuse_experts({"model_type": "m", name: 8})
+
+
+def test_the_editing_copy_of_a_mixture_of_experts_is_refused_by_name() -> None:
+    """Issue 7, §5: where promotions are planned, not only where memory is estimated."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, num_local_experts=2))
+    with pytest.raises(Unsupported, match=r"mixtral is a mixture of experts \(num_local_experts = 2\)"):
+        CausalModel(model, tokenizer=None)
