@@ -308,7 +308,7 @@ class Passing:
         if answer.status_code in _KEY_REFUSED or answer.has_redirect_location:
             await answer.aclose()
             raise _misled(engine, answer)
-        return Passed(answer, told)
+        return Passed(await _unquoted(answer) if answer.is_error else answer, told)
 
     async def _looked_at(self, who: Principal, asked: _Asked, routed: Sequence[Routed], engine: Remote, response: Passed) -> Response:
         """Read an answer that may not say something before anybody sees a word of it."""
@@ -436,6 +436,26 @@ def _read(kind: Kind, body: bytes, raw: Mapping[str, Any], engine: Remote) -> _A
     if is_adapter:
         requests = tuple(replace(one, adapter=model) for one in requests)
     return _Asked(kind, raw, body, requests, is_base, is_adapter, "" if requests else "unread")
+
+
+async def _unquoted(answer: httpx.Response) -> httpx.Response:
+    """A refusal without the server's key, which it may quote.
+
+    Raises:
+        ModelUnavailable: it broke off.
+    """
+    import httpx
+
+    from ke_tools.servers.engines._server import without_key
+
+    try:
+        said = without_key(await answer.aread(), answer.request)
+    except httpx.HTTPError as error:
+        raise _broken(error) from error
+    finally:
+        await answer.aclose()
+    kept = [(name, value) for name, value in answer.headers.raw if name.lower() not in {b"content-length", b"content-encoding"}]
+    return httpx.Response(answer.status_code, headers=kept, stream=httpx.ByteStream(said), request=answer.request)
 
 
 def _passed_on(headers: Headers, *, is_plain: bool) -> list[tuple[bytes, bytes]]:

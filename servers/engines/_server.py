@@ -265,8 +265,8 @@ def refuse(answer: httpx.Response, address: str) -> NoReturn:
     Raises:
         InvalidInput, ModelUnavailable: always one of them.
     """
-    said = " ".join(answer.text.split())[:_SHOWN] or answer.reason_phrase
-    if answer.status_code == httpx.codes.UNAUTHORIZED:  # what it says may quote the key
+    said = " ".join(without_key(answer.content, answer.request).decode("utf-8", "replace").split())[:_SHOWN] or answer.reason_phrase
+    if answer.status_code == httpx.codes.UNAUTHORIZED:  # what it says may quote a part of the key
         raise ModelUnavailable(
             f"the server at {address} refuses the key it was given.",
             "Give its own by --upstream-key-file or KE_UPSTREAM_KEY.",
@@ -274,6 +274,12 @@ def refuse(answer: httpx.Response, address: str) -> NoReturn:
     if answer.status_code in {400, 413, 422}:
         raise InvalidInput(f"the server at {address} refuses the request ({answer.status_code}): {said}", "Correct it.")
     raise ModelUnavailable(f"the server at {address} answers {answer.status_code}: {said}", "See its log.")
+
+
+def without_key(content: bytes, request: httpx.Request) -> bytes:
+    """What a server says against a request, without the key that it was asked with: that is never the caller's."""
+    key = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    return content.replace(key, b"[key]") if key else content
 
 
 def _in_words(error: httpx.HTTPError) -> str:

@@ -46,6 +46,7 @@ class OtherServer:
     without: frozenset[str] = frozenset()  # paths that it does not have
     says: str = ""  # whatever is asked
     fails_with: int = 0  # a status, for every generation
+    complains: str = "as told"  # what it says then
     breaks_off: bool = False
     redirects_to: str = ""
     headers: dict[str, str] = field(default_factory=dict)  # of a whole generation
@@ -87,7 +88,7 @@ class OtherServer:
         if path in self.without:
             return JSONResponse({"error": {"message": f"no {path}"}}, 404)
         if self.fails_with:
-            return JSONResponse({"error": {"message": "as told"}}, self.fails_with)
+            return JSONResponse({"error": {"message": self.complains}}, self.fails_with)
         asked = self.sent[-1].json
         if len(json.dumps(asked.get("messages", asked.get("prompt")))) > self.most_characters:
             return JSONResponse({"error": {"message": "maximum context length exceeded"}}, 400)

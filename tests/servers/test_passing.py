@@ -253,6 +253,15 @@ def test_a_refused_key_is_no_fault_of_the_callers(http: TestClient, other: Other
     assert KEY not in answer.text
 
 
+@pytest.mark.parametrize("status", [400, 403, 429, 500])
+def test_a_refusal_that_quotes_the_servers_key_comes_without_it(http: TestClient, other: OtherServer, status: int) -> None:
+    """Issue 7, §0: the upstream's key is never the caller's, whatever it says of it."""
+    other.fails_with, other.complains = status, f"the key {KEY} may not use this model"
+    for stream in (False, True):
+        answer = ask(http, OUT_OF_SCOPE, stream=stream)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (status, "the key [key] may not use this model")
+
+
 def test_a_redirection_is_told_and_not_followed(http: TestClient, other: OtherServer) -> None:
     """The key must not go elsewhere."""
     ask(http, OUT_OF_SCOPE)
