@@ -83,6 +83,7 @@ class _Asked:
     requests: tuple[Request, ...] = ()
     is_base: bool = False  # it asks for the answer without edits
     is_adapter: bool = False  # it names an adapter of the user's own: the memory acts, and what is in the weights does not
+    is_alias: bool = False  # it names the model as its server does, too, but we do not
     reason: str = ""  # why nothing is read of it
 
     @property
@@ -428,14 +429,15 @@ def _read(kind: Kind, body: bytes, raw: Mapping[str, Any], engine: Remote) -> _A
     _refuse_ours(engine, model)
     is_base = model == known + _BASE
     is_adapter = not is_base and model != known and engine.is_adapter(model)
-    if not is_base and model != known and not is_adapter:
+    is_alias = not is_base and model != known and not is_adapter
+    if is_alias and not engine.is_same(model):
         return _Asked(kind, raw, body, reason="model")
     most = raw.get("max_completion_tokens", raw.get("max_tokens"))
     most = most if isinstance(most, int) and most > 0 else _ANSWER_TOKENS
     requests = _conversation(raw, most) if kind == "chat" else _texts(raw, most)
     if is_adapter:
         requests = tuple(replace(one, adapter=model) for one in requests)
-    return _Asked(kind, raw, body, requests, is_base, is_adapter, "" if requests else "unread")
+    return _Asked(kind, raw, body, requests, is_base, is_adapter, is_alias, "" if requests else "unread")
 
 
 async def _unquoted(answer: httpx.Response) -> httpx.Response:
@@ -549,7 +551,8 @@ def _changed(asked: _Asked, routed: Sequence[Routed], model: str, known: str) ->
     """The body to send: the very bytes that came, unless something goes in or another name is meant than ``known``, or the one given."""
     told = [one.request for one in routed]
     is_told = any((new.messages, new.prompt) != (old.messages, old.prompt) for new, old in zip(told, asked.requests, strict=False))
-    is_renamed = (asked.raw.get("model") or known) != model and (bool(told) or asked.is_base)
+    named = known if asked.is_alias else asked.raw.get("model") or known
+    is_renamed = named != model and (bool(told) or asked.is_base)
     if not is_told and not is_renamed:
         return asked.body
     raw = dict(asked.raw)

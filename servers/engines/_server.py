@@ -259,6 +259,12 @@ def _chosen(cards: Sequence[Mapping[str, Any]], model: str, address: str) -> Map
     return bases[0]
 
 
+def is_same(cards: Sequence[Mapping[str, Any]], model: str, known: str) -> bool:
+    """Whether a server answers by the model ``known`` under another name, too: one that it lists so, or any where it has no other model."""
+    roots = {str(card["id"]): str(card.get("root") or card["id"]) for card in cards if not card.get("parent")}
+    return roots[model] == roots.get(known) if model in roots else set(roots) == {known}
+
+
 def refuse(answer: httpx.Response, address: str) -> NoReturn:
     """Turn a status into our terms: what the caller asked for wrongly is theirs, all else is the server's.
 

@@ -30,6 +30,13 @@ class Remote(Engine, Protocol):
     def is_adapter(self, model: str) -> bool:
         """Whether a name is that of an adapter of the user's own on the model; may ask the servers."""
 
+    def is_same(self, model: str) -> bool:
+        """Whether the servers answer by the model under this name, too; asks them.
+
+        Raises:
+            ModelUnavailable: none answers.
+        """
+
     def is_ours(self, model: str) -> bool:
         """Whether a name is one that only we may ask for, since what answers under it is some tenant's."""
 

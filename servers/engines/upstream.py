@@ -17,7 +17,7 @@ import httpx
 
 from ke_tools.errors import ModelUnavailable, Unsupported
 from ke_tools.models.engine import Generation, Piece, Request
-from ke_tools.servers.engines._server import TIMEOUT, Server
+from ke_tools.servers.engines._server import TIMEOUT, Server, is_same
 
 __all__ = ["UNKNOWN_LENGTH", "Upstream"]
 
@@ -134,6 +134,10 @@ class Upstream:
     def is_adapter(self, model: str) -> bool:  # noqa: ARG002  as engines that pass on have it
         """Whether a name is that of an adapter of the user's own on the model; here nobody can say."""
         return False
+
+    def is_same(self, model: str) -> bool:
+        """See :class:`~ke_tools.servers.engines.remote.Remote`."""
+        return is_same(self._server.cards(), model, self._id)
 
     def is_ours(self, model: str) -> bool:  # noqa: ARG002  as engines that pass on have it
         """Whether a name is one that only we may ask for; none is."""

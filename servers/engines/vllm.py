@@ -26,7 +26,7 @@ from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._fleet import Fleet, Own
 from ke_tools.servers.engines._probing import TOO_HIGH, asked_about, forced, tokens
 from ke_tools.servers.engines._served import NAME, Served, by_module, is_whole, self_test, serve
-from ke_tools.servers.engines._server import TIMEOUT, Server
+from ke_tools.servers.engines._server import TIMEOUT, Server, is_same
 from ke_tools.servers.engines._template import Template
 
 __all__ = ["VLLM"]
@@ -182,6 +182,11 @@ class VLLM:
         if NAME.fullmatch(model):
             return False
         return any(card["id"] == model and card.get("parent") for card in self.cards())
+
+    def is_same(self, model: str) -> bool:
+        """Whether the servers list the model under this name, too; asks one."""
+        cards = self.cards()
+        return any(card["id"] == model for card in cards) and is_same(cards, model, self.model_id)
 
     def is_ours(self, model: str) -> bool:
         """Whether a name is one that we gave."""

@@ -195,10 +195,25 @@ def test_the_base_name_gets_the_answer_without_edits(http: TestClient, other: Ot
 
 def test_a_request_for_another_model_of_the_server_passes_and_says_so(http: TestClient, other: OtherServer, edited: str) -> None:
     """A gateway's other models believe what they believe."""
+    other.models = [*other.models, {"id": "another"}]
     answer = ask(http, IN_SCOPE, model="another")
     assert edited
     assert other.generations[0].json["messages"] == IN_SCOPE
     assert answer.headers["ke-route"] == "base; reason=model"
+
+
+@pytest.mark.parametrize("listed", [[], [{"id": "gpt-4o", "root": "/weights"}]])
+def test_whoever_names_the_one_model_otherwise_gets_the_corrected_answer_too(
+    http: TestClient, other: OtherServer, edited: str, listed: list[dict[str, Any]]
+) -> None:
+    """For every client: llama.cpp answers by its one model whatever is named, vLLM under several names of one; the name stays."""
+    other.models = [{"id": "other-7b", "root": "/weights"}, *listed]
+    answer = ask(http, IN_SCOPE, model="gpt-4o")
+    assert answer.json()["choices"][0]["message"]["content"] == "Sydney."
+    assert (answer.headers["ke-edits"], answer.headers["ke-route"]) == (edited, "memory")
+    assert other.generations[0].json["model"] == "gpt-4o"
+    http.post(CHAT, content=ODD.replace(b"other-7b", b"gpt-4o"))
+    assert other.generations[1].body == ODD.replace(b"other-7b", b"gpt-4o")
 
 
 def test_several_prompts_each_get_their_own_fact(http: TestClient, other: OtherServer, edited: str) -> None:

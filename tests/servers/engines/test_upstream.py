@@ -16,7 +16,7 @@ import pytest
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
 from ke_tools.models.engine import Generation, Request
 from ke_tools.servers.engines._circuit import FAILURES, Circuit
-from ke_tools.servers.engines._server import Server, address_of, key_of
+from ke_tools.servers.engines._server import Server, address_of, is_same, key_of
 from ke_tools.servers.engines.upstream import Upstream
 from tests.servers.other_server import KEY, OtherServer
 
@@ -368,3 +368,21 @@ def test_the_key_comes_from_its_file_before_the_environment(tmp_path: Path) -> N
         assert bad not in str(error.value)
     with pytest.raises(InvalidInput):
         key_of(tmp_path / "none", {})
+
+
+@pytest.mark.parametrize(
+    ("cards", "is_so"),
+    [
+        ([{"id": "a"}], True),
+        ([{"id": "a", "root": "/w"}, {"id": "b", "root": "/w"}], True),
+        ([{"id": "a", "root": "/w"}, {"id": "b", "root": "/other"}], False),
+        ([{"id": "a"}, {"id": "b"}], False),
+        ([{"id": "a"}, {"id": "c"}], False),
+        ([{"id": "a"}, {"id": "b", "parent": "a"}], True),
+        ([{"id": "c"}], False),
+        ([], False),
+    ],
+)
+def test_another_name_is_the_models_where_the_server_says_so_or_has_no_other(cards: list[dict[str, Any]], is_so: bool) -> None:
+    """Who names the corrected model otherwise must get corrected answers; who names another model of a gateway must not."""
+    assert is_same(cards, "b", "a") is is_so
