@@ -137,7 +137,7 @@ def reader_average(
     *,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Where to write it; else among your readers in --home.")] = None,
 ) -> int:
-    """Take the mean of what several trainings taught the model; it obeys orders in facts less than each, and heeds facts as well."""
+    """Take the mean of what several trainings taught the model."""
     from ke_tools.models.reader import averaging
 
     settings = call.settings()

@@ -390,6 +390,19 @@ def test_one_tenants_damage_is_told_though_anothers_release_is_served(world: Wor
     assert world.service.trouble == ""
 
 
+def held_up(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make loading take until it is let go; gives what says that it began, and what lets it go."""
+    load, began, goes_on = world.engine.load_adapter, threading.Event(), threading.Event()
+
+    def slow(name: str, path: Path) -> None:
+        began.set()
+        assert goes_on.wait(10)
+        load(name, path)
+
+    monkeypatch.setattr(world.engine, "load_adapter", slow)
+    return began, goes_on
+
+
 def test_while_one_release_is_loaded_what_is_loaded_answers_and_for_the_rest_the_memory_does(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,16 +412,9 @@ def test_while_one_release_is_loaded_what_is_loaded_answers_and_for_the_rest_the
     world.service.promotions.begin(OTHER, [edit.id for edit in world.ledger.live("bolt")])
     world.work()
     world.restarted()
-    at, theirs, load = world.service.promotions, world.ledger.live_release("bolt"), world.engine.load_adapter
+    at, theirs = world.service.promotions, world.ledger.live_release("bolt")
     assert at.adapter("bolt", world.engine) == theirs
-    began, goes_on = threading.Event(), threading.Event()
-
-    def hanging(name: str, path: Path) -> None:
-        began.set()
-        assert goes_on.wait(10)
-        load(name, path)
-
-    monkeypatch.setattr(world.engine, "load_adapter", hanging)
+    began, goes_on = held_up(world, monkeypatch)
     monkeypatch.setattr(promotions, "_PATIENCE_SECONDS", 0.0)
     with ThreadPoolExecutor(2) as others:
         first = others.submit(at.adapter, LOCAL.tenant, world.engine)
@@ -426,14 +432,7 @@ def test_a_release_that_is_erased_while_it_is_loaded_comes_out_of_the_engine(wor
     """Issue 6, purge: what it says is nowhere afterwards, also where a slow server was just being given it."""
     world.promoted(world.edited())
     world.restarted()
-    at, load, began, goes_on = world.service.promotions, world.engine.load_adapter, threading.Event(), threading.Event()
-
-    def slow(name: str, path: Path) -> None:
-        began.set()
-        assert goes_on.wait(10)
-        load(name, path)
-
-    monkeypatch.setattr(world.engine, "load_adapter", slow)
+    at, (began, goes_on) = world.service.promotions, held_up(world, monkeypatch)
     with ThreadPoolExecutor(2) as others:
         first = others.submit(at.adapter, LOCAL.tenant, world.engine)
         assert began.wait(10)
@@ -450,14 +449,7 @@ def test_only_those_wait_for_a_load_who_ask_at_its_beginning(world: World, monke
     """Issue 7, bad input, dead or slow: who waits keeps a thread, of which there are few; each request of a minute must not."""
     world.promoted(world.edited())
     world.restarted()
-    at, load, began, goes_on = world.service.promotions, world.engine.load_adapter, threading.Event(), threading.Event()
-
-    def slow(name: str, path: Path) -> None:
-        began.set()
-        assert goes_on.wait(10)
-        load(name, path)
-
-    monkeypatch.setattr(world.engine, "load_adapter", slow)
+    at, (began, goes_on) = world.service.promotions, held_up(world, monkeypatch)
     monkeypatch.setattr(promotions, "_PATIENCE_SECONDS", 0.1)
     with ThreadPoolExecutor(1) as other:
         first = other.submit(at.adapter, LOCAL.tenant, world.engine)
