@@ -26,7 +26,7 @@ from ke_tools.servers.openai_request import Ask, parse_json, read_chat, read_com
 from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape, event, head_of, usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from starlette.requests import Request as HTTPRequest
     from starlette.types import Receive, Scope, Send
@@ -332,23 +332,32 @@ async def read_body(request: HTTPRequest, largest: int = LARGEST_BODY) -> bytes 
             return bytes(read)
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T:
     """Do ``work``, and cancel it when the client disconnects.
 
     Raises:
         ClientDisconnect: it did.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(receive))
+    loop = asyncio.get_running_loop()
+
+    def left(gone: asyncio.Task[None]) -> None:
+        if not gone.cancelled():
+            gone.exception()  # a connection that cannot be listened to is a client that left, too
+            patience.reschedule(loop.time())
+
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        async with asyncio.timeout(None) as patience:
+            gone = loop.create_task(_disconnect(receive))
+            gone.add_done_callback(left)
+            try:
+                return await work
+            finally:
+                gone.remove_done_callback(left)
+                gone.cancel()
+    except TimeoutError as error:
+        if patience.expired():
+            raise ClientDisconnect from error
+        raise
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -87,6 +87,7 @@ class Service:
         self._statements = Statements(self._scope, cache=settings.cache) if self._scope else None
         self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
         self.hourly, self.latencies = Hourly(), Latencies()
+        self._unreleased: dict[str, int] = {}  # by tenant, a revision of the ledger at which no release was live
         self.expiring = Expiring(None if isinstance(ledger, KeToolsError) else ledger)
         self.expiring.arm()
         self._base_answers = BaseAnswers()
@@ -556,17 +557,25 @@ class Service:
         who.require("chat")
         began = time.perf_counter()
         try:
-            if self._scope is None or self.settings.via == "weights" or self.ledger.live_release(who.tenant):
+            if self._scope is None or self.settings.via == "weights":
                 return None
             revision = self._scope.out_at_once(who.tenant, reading_of(request))
+            if revision is None or not self._has_no_release(who.tenant, revision):
+                return None
         except KeToolsError:
-            return None
-        if revision is None:
             return None
         self.latencies.note(who.tenant, "routing", time.perf_counter() - began)
         self.hourly.note(who.tenant, 0)
         self.damage.forget(("scope", who.tenant))
         return Routed.untouched(request, "", revision)
+
+    def _has_no_release(self, tenant: str, revision: int) -> bool:
+        """Whether no release was live when the ledger ended with ``revision``; asks the ledger once for each."""
+        if self._unreleased.get(tenant) != revision:
+            if self.ledger.live_release(tenant):
+                return False
+            self._unreleased[tenant] = revision  # if it has grown since, the next scope sees another revision
+        return True
 
     def forgets(self, who: Principal) -> bool:
         """Whether something is forgotten for ``who``, so that also what cannot be read as a question has to be looked at."""

@@ -12,7 +12,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,7 +33,6 @@ _PATIENCE_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 1.0  # until a server that was away is looked at again
 _UNLOADING_SECONDS: Final = 10.0
 _GENERATED: Final = 4  # tokens
-_HANGING_SECONDS: Final = 15.0  # without a byte, until it is looked whether the server is there, and again
 _LOOKS: Final = 3  # at a base model that seems to have moved, each of which tells more of what it differs by anyway
 _T = TypeVar("_T")
 
@@ -56,8 +55,6 @@ class Replica:
     is_current: bool = False  # it has all that is wanted
     again: float = 0.0  # before that it is not looked at, where it is not
     why: str = ""  # it could not be brought up to date when it was looked at
-    looked: float = -math.inf  # when it was last looked whether it is there, for who waits for an answer of it
-    is_there: bool = True  # as was found then
 
 
 class Fleet:
@@ -83,7 +80,6 @@ class Fleet:
         self.model_id = ""
         self.replicas = tuple(Replica(server) for server in servers)
         self._check, self._mend, self._own = check, mend, own
-        self._looking = ThreadPoolExecutor(1, "ke-vllm-look")
         self._turn = 0
         self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
@@ -184,7 +180,6 @@ class Fleet:
 
     def close(self) -> None:
         """Let the connections go; what is loaded stays in the servers. One of our own ends."""
-        self._looking.shutdown(wait=False, cancel_futures=True)
         for replica in self.replicas:
             replica.server.close()
         if self._own is not None:
@@ -232,43 +227,6 @@ class Fleet:
                 yield replica
         if not has_given:
             yield from (replica for replica in self._in_turn() if self._bring_up(replica, waits=True))
-
-    async def answered(self, replica: Replica, asked: Awaitable[_T]) -> _T:
-        """Wait for an answer as long as its server is there: one may take minutes, and a server that hangs gives none.
-
-        Raises:
-            ModelUnavailable: it hangs, or what ``asked`` raises.
-        """
-        try:
-            async with asyncio.timeout(None) as patience:
-                watch = asyncio.create_task(self._watched(replica, patience))
-                try:
-                    return await asked
-                finally:
-                    watch.cancel()
-        except TimeoutError as error:
-            raise replica.server.circuit.failed("it hangs") from error
-
-    async def _watched(self, replica: Replica, patience: asyncio.Timeout) -> None:
-        """End somebody's patience when the server that they wait for is not there."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_HANGING_SECONDS)
-            if not await loop.run_in_executor(self._looking, self._is_there, replica):
-                patience.reschedule(loop.time())
-                return
-
-    def _is_there(self, replica: Replica) -> bool:
-        """Whether a server answers what takes no generation; one look for all who wait."""
-        if time.monotonic() - replica.looked >= _HANGING_SECONDS / 2:
-            try:
-                replica.server.cards()
-            except KeToolsError:
-                replica.is_there = not replica.server.circuit.told  # an error is an answer too
-            else:
-                replica.is_there = True
-            replica.looked = time.monotonic()
-        return replica.is_there
 
     def lost(self, replica: Replica) -> None:
         """Ask a server for nothing before it was looked at again."""

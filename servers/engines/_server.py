@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from concurrent.futures import CancelledError
+from contextlib import aclosing
+from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -12,9 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound
+from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound
 from ke_tools.models.engine import Generation, Piece, Request
+from ke_tools.servers.engines._aside import Aside
 from ke_tools.servers.engines._circuit import Circuit
+from ke_tools.servers.engines._watch import Hanging, Watch
 from ke_tools.servers.engines._wire import body_of, generation_of, path_of, pieces_of
 
 __all__ = ["IDLE_SECONDS", "Server", "address_of", "key_of", "limits"]
@@ -48,15 +52,21 @@ def address_of(url: str) -> str:
 
 
 class Server:
-    """One server. Thread safe."""
+    """One server. Thread safe.
 
-    def __init__(self, url: str, *, key: str = "", timeout: httpx.Timeout = TIMEOUT) -> None:
+    Attributes:
+        is_watched: whether who waits for an answer is told when the server is found to hang; of use where one says what models it has
+            also while it generates.
+    """
+
+    def __init__(self, url: str, *, key: str = "", timeout: httpx.Timeout = TIMEOUT, is_watched: bool = False) -> None:
         """Remember where it is; nothing is asked yet.
 
         Args:
             url: of the server, with or without ``/v1``.
             key: sent as bearer token; nobody else's is.
             timeout: of every request.
+            is_watched: the attribute.
 
         Raises:
             InvalidInput: the address is none.
@@ -65,7 +75,10 @@ class Server:
         self.circuit = Circuit(f"the server at {self.address}")
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._timeout = timeout
-        self._client = httpx.Client(headers=self._headers, timeout=timeout, limits=limits(), cookies=_no_cookies())
+        self.is_watched = is_watched
+        self._watch = Watch(self._is_there)
+        self._client = self.new_client()  # of the loop aside
+        self._aside = Aside("ke-ask", self._client.aclose)
 
     def card(self, model: str = "") -> Mapping[str, Any]:
         """What it tells of one of its models, which may be left unnamed where it serves one.
@@ -146,7 +159,7 @@ class Server:
         self.circuit.check()
         body = body_of(request, model, stream=True)
         try:
-            async with self.new_client() as client, aclosing(await _open(client, self._post(client, request, body))) as answer:
+            async with self.new_client() as client, aclosing(await self._open(client, self._post(client, request, body))) as answer:
                 self.circuit.worked()
                 if answer.status_code != httpx.codes.OK:
                     await answer.aread()
@@ -170,19 +183,20 @@ class Server:
         """
         self.circuit.check()
         try:
-            request = client.build_request(method, self.address + path, **content)
+            request = client.build_request(method, _url(self.address + path), **content)
         except httpx.InvalidURL as error:
             raise InvalidInput(f"the path cannot be passed on: {error}.", "Shorten it.") from error
         try:
-            answer = await _open(client, request)
+            answer = await self._open(client, request)
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
         self.circuit.worked()
         return answer
 
     def close(self) -> None:
-        """Let the connections go."""
-        self._client.close()
+        """Let the connections go, and break off who waits."""
+        self._watch.close()
+        self._aside.close()
 
     def _post(self, client: httpx.AsyncClient, request: Request, body: Mapping[str, Any]) -> httpx.Request:
         return client.build_request("POST", self.address + path_of(request), json=body)
@@ -192,35 +206,51 @@ class Server:
         patience = self._timeout if seconds is None else httpx.Timeout(seconds, connect=self._timeout.connect)
         request = self._client.build_request(method, self.address + path, timeout=patience, **content)
         try:
-            with closing(self._opened(request)) as answer:
-                answer.read()
+            answer = self._aside.run(self._read(request))
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
+        except CancelledError as error:
+            raise ModelUnavailable(f"{self.address} is asked no more.", "Ask again when ke-tools is back.") from error
         self.circuit.worked()
         return answer
 
-    def _opened(self, request: httpx.Request) -> httpx.Response:
-        """As :func:`_open`, for who may block."""
+    async def _read(self, request: httpx.Request) -> httpx.Response:
+        async with aclosing(await self._open(self._client, request)) as answer:
+            await answer.aread()
+        return answer
+
+    async def _open(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        """Send a request, and once more where :func:`_is_worth_repeating` says so."""
         try:
-            return self._client.send(request, stream=True)
+            return await self._send(client, request)
         except httpx.TransportError as error:
             if not _is_worth_repeating(error, request):
                 raise
-            return self._client.send(request, stream=True)
+            return await self._send(client, request)
+
+    async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        return await (self._watch.send(client, request) if self.is_watched else client.send(request, stream=True))
+
+    def _is_there(self) -> bool:
+        try:
+            self.cards()
+        except KeToolsError:
+            return not self.circuit.told  # an error is an answer too
+        return True
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
         return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_no_cookies())
 
 
-async def _open(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-    """Send a request, and once more where :func:`_is_worth_repeating` says so."""
-    try:
-        return await client.send(request, stream=True)
-    except httpx.TransportError as error:
-        if not _is_worth_repeating(error, request):
-            raise
-        return await client.send(request, stream=True)
+@lru_cache(maxsize=256)
+def _url(text: str) -> httpx.URL:
+    """An address read; a few are asked for all the time.
+
+    Raises:
+        httpx.InvalidURL: it is none.
+    """
+    return httpx.URL(text)
 
 
 def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> bool:
@@ -289,6 +319,8 @@ def without_key(content: bytes, request: httpx.Request) -> bytes:
 
 
 def _in_words(error: httpx.HTTPError) -> str:
+    if isinstance(error, Hanging):
+        return "it hangs"
     if isinstance(error, httpx.TimeoutException):
         return "it took too long" if not isinstance(error, httpx.ConnectTimeout) else "no connection came about in time"
     if isinstance(error, httpx.LocalProtocolError):  # its text may quote a header

@@ -26,6 +26,7 @@ UNKNOWN_LENGTH: Final = 1_000_000  # tokens, where the server tells none: it ref
 _BYTES_A_TOKEN: Final = 3
 _TOKENS_A_TURN: Final = 8
 _LENGTHS: Final = ("max_model_len", "context_length", "context_window", "max_context_length")
+_WATCHED: Final = "vllm"  # says what models it has while it generates; of other servers nobody here knows
 _CHAT: Final = Request(messages=({"role": "user", "content": "Hi"},), max_tokens=1)
 _TEXT: Final = Request(prompt="Hi", max_tokens=1)
 
@@ -49,7 +50,7 @@ class Upstream:
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-upstream")
         try:
             card = self._server.card(model)
-            self._id = str(card["id"])
+            self._id, self._server.is_watched = str(card["id"]), card.get("owned_by") == _WATCHED
             self._chats, self._completes = self._server.takes(_CHAT, self._id), self._server.takes(_TEXT, self._id)
         except BaseException:
             self.close()

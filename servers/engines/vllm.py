@@ -70,7 +70,7 @@ class VLLM:
         timeout: httpx.Timeout = TIMEOUT,
     ) -> None:
         self.fingerprint = fingerprint
-        servers = [Server(url, key=key, timeout=timeout) for url in urls]
+        servers = [Server(url, key=key, timeout=timeout, is_watched=True) for url in urls]
         self._fleet = Fleet(servers, check=self._refuse_another_tokenizer, mend=self._write_again, own=own)
         self._made: dict[str, tuple[Sequence[Path], int]] = {}  # of what, and up to which rank, by what is wanted
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
@@ -210,7 +210,7 @@ class VLLM:
         async for replica in self._fleet.current():
             for _ in range(2):
                 try:
-                    answer = await self._fleet.answered(replica, replica.server.send(client, method, path, **content))
+                    answer = await replica.server.send(client, method, path, **content)
                 except ModelUnavailable:
                     self._fleet.lost(replica)
                     break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, repeat
@@ -14,7 +13,6 @@ import pytest
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Request
-from ke_tools.servers.engines import _fleet
 from ke_tools.servers.engines._fleet import Fleet
 from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
@@ -288,53 +286,6 @@ def test_what_cannot_be_written_again_keeps_no_server_from_all_else(fleet_of: Ca
     assert [is_asked for is_asked, _ in fleet.told()] == [True]
     assert set(fleet.wanted) == {"good"}
     assert server.loaded == {BASE, Q}
-
-
-def test_who_waits_at_a_server_that_hangs_is_told(fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Issue 7, bad input, dead or slow: not after the ten minutes that an answer may take, and not all who wait look."""
-    monkeypatch.setattr(_fleet, "_HANGING_SECONDS", 0.2)
-    hanging = Memory("slow", {BASE: [0.0]})
-    [replica] = (fleet := fleet_of(hanging)).replicas
-    hanging.is_away, hanging.asked = True, 0
-
-    async def waiting() -> list[Any]:
-        return await asyncio.gather(*(fleet.answered(replica, asyncio.Event().wait()) for _ in range(20)), return_exceptions=True)
-
-    assert {type(error) for error in asyncio.run(waiting())} == {ModelUnavailable}
-    assert hanging.asked < 5
-
-
-@pytest.mark.parametrize("refuses", [False, True])
-def test_a_slow_answer_of_a_server_that_is_there_is_waited_for(
-    fleet_of: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch, *, refuses: bool
-) -> None:
-    """A long answer's first byte may take minutes, and who leaves meanwhile ends it; one that is asked too often is there, too."""
-    monkeypatch.setattr(_fleet, "_HANGING_SECONDS", 0.0)
-    slow = Memory("slow", {BASE: [0.0]})
-    [replica] = (fleet := fleet_of(slow)).replicas
-    slow.refuses = refuses
-    slow.was_asked.clear()
-    ended = []
-
-    async def answer() -> str:
-        try:
-            assert await asyncio.to_thread(slow.was_asked.wait, 10)
-        finally:
-            ended.append(1)
-        return "said"
-
-    async def left() -> None:
-        task = asyncio.ensure_future(fleet.answered(replica, answer()))
-        await asyncio.sleep(0)
-        task.cancel()
-        slow.was_asked.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    assert asyncio.run(fleet.answered(replica, answer())) == "said"
-    slow.was_asked.clear()
-    asyncio.run(left())
-    assert len(ended) == 2
 
 
 def test_every_question_about_what_a_server_was_given_has_an_end(tmp_path: Path) -> None:

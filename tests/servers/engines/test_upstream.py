@@ -299,12 +299,12 @@ def test_how_long_an_answer_may_take_says_nothing_of_the_connection(monkeypatch:
     """Issue 7, bad input: a machine that is gone is found out in seconds, also by a question that may take a minute."""
     patience: list[Any] = []
 
-    def opened(request: httpx.Request) -> httpx.Response:
+    async def opened(_client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         patience.append(request.extensions["timeout"])
         return httpx.Response(200, json={}, request=request)
 
     server = Server("http://one:1", timeout=httpx.Timeout(600.0, connect=5.0))
-    monkeypatch.setattr(server, "_opened", opened)
+    monkeypatch.setattr(server, "_open", opened)
     server.post("/completions", {}, seconds=seconds)
     server.close()
     assert (patience[0]["connect"], patience[0]["read"]) == (5.0, seconds or 600.0)
