@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from ke_tools.config import Settings
 from ke_tools.errors import Unsupported
+from ke_tools.models.engine import Request
 from ke_tools.servers.app import build_app
 from ke_tools.servers.doctor import examine
 from ke_tools.servers.principal import Principal
@@ -127,6 +128,21 @@ def test_what_names_nobody_is_routed_at_once_and_all_else_in_a_thread(
         ask(http, messages)
     assert threaded == [IN_SCOPE[0]["content"], "And its anthem?"]
     assert edited in ask(http, IN_SCOPE).headers["ke-edits"]
+
+
+def test_whether_a_release_is_live_is_seen_with_the_request_after_the_flip(service: Service, edited: str) -> None:
+    """The same; what was found of one revision of the ledger is not taken for the next."""
+    request, release = Request(messages=tuple(OUT_OF_SCOPE)), "rel_" + "a" * 24
+
+    def is_routed_at_once() -> bool:
+        service._scope.named(LOCAL.tenant, "")  # type: ignore[union-attr]  # follows the ledger
+        return service.routed_at_once(LOCAL, request) is not None
+
+    assert is_routed_at_once()
+    service.ledger.promote(LOCAL.tenant, [edited], release=release, actor="ann", reason="it lasts")
+    assert not is_routed_at_once()
+    service.ledger.demote(LOCAL.tenant, [edited], release="", actor="ann")
+    assert is_routed_at_once()
 
 
 def test_a_fact_goes_into_the_last_user_turn_and_all_else_stays(http: TestClient, other: OtherServer, edited: str) -> None:

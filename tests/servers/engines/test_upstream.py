@@ -15,6 +15,7 @@ import pytest
 
 from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFound, Unsupported
 from ke_tools.models.engine import Generation, Request
+from ke_tools.servers.engines import _server
 from ke_tools.servers.engines._circuit import FAILURES, Circuit
 from ke_tools.servers.engines._server import Server, address_of, is_same, key_of
 from ke_tools.servers.engines.upstream import Upstream
@@ -180,8 +181,9 @@ def test_something_else_than_a_model_server_is_told(other: OtherServer) -> None:
         Upstream(f"{other.url}/v1/audio/v1")
 
 
-def test_a_slow_server_is_given_up() -> None:
+def test_a_slow_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 7, bad input: slow."""
+    monkeypatch.setattr(_server, "_ASKING_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ModelUnavailable, match="too long"):
         Upstream(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=httpx.Timeout(0.05))
 
