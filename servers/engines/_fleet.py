@@ -398,7 +398,8 @@ class Fleet:
                     fresh.append(one.name)
             base = self._refuse_idle(server, list(served.values()), texts, before)
             if READER in served and served[READER].name in fresh:
-                self._refuse_ignoring(replica, texts, base, pieces)
+                others = {kind: piece for kind, piece in pieces.items() if piece.name != served[READER].name}
+                self._refuse_ignoring(replica, texts, base, others)
         except KeToolsError:
             if server.circuit.told and any(other.is_current for other in self.replicas if other is not replica):
                 self.lost(replica)  # it is gone, hangs, or is too busy: the next try does without it, where there is another

@@ -155,6 +155,14 @@ def test_a_server_that_came_back_and_ignores_a_part_of_the_reader_gets_no_reques
     assert servers[1].loaded == {BASE}
 
 
+def test_a_reader_of_one_kind_of_module_is_no_piece_of_itself(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """What is the same by its content has one name: who takes the piece out after its test takes out the reader."""
+    fleet = fleet_of(server := Memory("a", {BASE: [-1.0], READERS: [-0.2]}))
+    reader = served(tmp_path, READERS)
+    fleet.publish({READER: reader}, TEXTS, {"q_proj": reader})
+    assert server.loaded == {BASE, READERS}
+
+
 def test_a_codebook_for_a_test_shows_whether_the_plugin_acts_and_is_gone_afterwards(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
     """Issue 7, §3: servers without the plugin ignore codebooks silently, so doctor tries one with a known effect."""
     acts, idle, bare, full = (Memory(name, {BASE: [-1.0], RELEASE: [-9.0]}) for name in ("acts", "idle", "bare", "full"))
@@ -387,8 +395,9 @@ def test_what_was_given_is_taken_out_at_the_end_and_what_others_gave_stays(tmp_p
     """Issue 7, §2: an owner's names are its own, so that a process that ends takes them out, and no other's."""
     servers = [Memory(name, {BASE: [-1.0], RELEASE: [-0.5], Q: [-0.5]}) for name in "ab"]
     mine, theirs = (Fleet(servers, check=lambda _: None, mend=lambda *_: None) for _ in range(2))
-    for fleet, name in ((mine, RELEASE), (theirs, Q)):
+    for fleet in (mine, theirs):
         fleet.meet()
+    for fleet, name in ((mine, RELEASE), (theirs, Q)):
         fleet.publish({"rel": served(tmp_path, name)}, TEXTS)
     mine.close()
     assert all(server.loaded == {BASE, Q} for server in servers)
