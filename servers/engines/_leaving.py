@@ -20,7 +20,9 @@ def take_out(servers: Sequence[Server], names: Collection[str]) -> None:
     if not names:
         return
     end = time.monotonic() + SECONDS
-    at_once = [threading.Thread(target=_take_out, args=(server, sorted(names), end), name="ke-vllm-leave", daemon=True) for server in servers]
+    at_once = [
+        threading.Thread(target=_take_out, args=(server, sorted(names), end), name="ke-vllm-leave", daemon=True) for server in servers
+    ]
     for one in at_once:
         one.start()
     for one in at_once:

@@ -189,9 +189,7 @@ def _edits(part: Path) -> list[str]:
         raise ModelUnavailable(f"the release in {part} cannot be read: {error}", "`ke-tools rebuild` makes it again.") from error
 
 
-def _written(
-    root: Path, factors: Mapping[str, Factors], book: Path | None, loss: float, owner: str, edits: Sequence[str] = ()
-) -> Served:
+def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss: float, owner: str, edits: Sequence[str] = ()) -> Served:
     from safetensors.torch import save
 
     rank = max(a.shape[0] for a, _ in factors.values())

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ke_tools.config import Settings
 from ke_tools.errors import ModelUnavailable
+from ke_tools.jobs import run_worker
 from ke_tools.memory.router import READER
 from ke_tools.models import checkpoint
 from ke_tools.servers import doctor
@@ -21,6 +22,7 @@ from ke_tools.servers.engines import _served, vllm
 from ke_tools.servers.engines._server import Server
 from ke_tools.servers.engines.loading import SERVER, WORKER, load_engine
 from ke_tools.servers.service import open_service
+from ke_tools.servers.working import engine_of
 from ke_tools.testing import thimble_path
 
 LAST = -1e-3  # of an adapter's number, so that each says something of its own
@@ -165,6 +167,18 @@ def test_who_ends_in_order_leaves_nothing_in_vllm_and_nothing_on_the_disk(settin
     load_engine(settings, lambda _said: None, owner=owner).close()
     assert kept.ever
     assert not kept.loaded
+    assert not any(settings.served.iterdir())
+
+
+def test_the_workers_engine_is_closed_with_the_worker_and_made_anew_after_that(settings: Settings, kept: VLLM) -> None:
+    """Issue 7, §2: a worker ends a minute after its last job; what it loaded to ask candidates goes with it."""
+    engine = engine_of(settings)
+    assert engine_of(settings) is engine
+    assert kept.loaded
+    run_worker(settings, handlers={}, idle_seconds=0)
+    assert not kept.loaded
+    assert engine_of(settings) is not engine
+    run_worker(settings, handlers={}, idle_seconds=0)
     assert not any(settings.served.iterdir())
 
 
