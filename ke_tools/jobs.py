@@ -53,6 +53,7 @@ _PAUSE_SECONDS: Final = 1.0  # after the ledger could not be written
 _PATIENCE_SECONDS: Final = 60.0  # for what came of a job to be written
 _LARGEST_LOG: Final = 1 << 20
 _LOG_KEPT: Final = 1 << 18
+_kept: Final[list[Callable[[], None]]] = []  # see at_end
 _FIRST_TO_GO: Final = 500  # of 1000: where memory runs out, Linux ends the worker rather than a server
 _LESS: Final = "Free some memory, give fewer edits a call, or take a smaller --dtype."
 
@@ -203,7 +204,10 @@ def run_worker(
     try:
         with Ledger(settings.ledger_file) as ledger:
             while held is not None:
-                _work(settings, ledger, handlers, idle_seconds)
+                try:
+                    _work(settings, ledger, handlers, idle_seconds)
+                finally:
+                    _let_go()
                 os.close(held)
                 # What was queued after the last look but before the lock was free found a worker, and started none.
                 held = None
@@ -211,6 +215,19 @@ def run_worker(
     finally:
         if held is not None:
             os.close(held)
+
+
+def at_end(let_go: Callable[[], None]) -> None:
+    """Have something that jobs keep let go when this worker ends, before another process can be the worker."""
+    _kept.append(let_go)
+
+
+def _let_go() -> None:
+    while _kept:
+        try:
+            _kept.pop()()
+        except Exception:
+            log.exception("something could not be let go")
 
 
 def _work(settings: Settings, ledger: Ledger, handlers: Mapping[str, str], idle_seconds: float) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools import releases
 from ke_tools.errors import KeToolsError
 from ke_tools.memory.router import READER
+from ke_tools.servers import fitting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,14 +30,20 @@ _SHOWN: Final = 5  # findings of one check
 _PACKAGES: Final = ("ke-tools", "apsw", "faiss-cpu", "mcp", "peft", "sentence-transformers", "torch", "transformers")
 
 
-def examine(service: Service, *, deep: bool) -> dict[str, Any]:
+def examine(service: Service, *, deep: bool, gpu_gib: float | None = None) -> dict[str, Any]:
     """Examine a service; ``ok`` is false when something needs a person.
 
     Each check is ``{"name", "ok", "detail"}``; whatever goes wrong in one is told there and leaves the others. ``deep`` re-derives
     the projections from the log, checks file and hash chain, looks for each live edit as a question would, and hashes the model again.
+    ``gpu_gib`` is the memory of one GPU, where vLLM is to run on another machine.
     """
-    checks = [_check("ledger", lambda: _ledger(service)), _check("model", lambda: _model(service)), _check("disk", lambda: _disk(service))]
-    checks.append(_check("releases", lambda: _releases(service)))
+    checks = [
+        _check("ledger", lambda: _ledger(service)),
+        _check("model", lambda: _model(service)),
+        _check("memory", lambda: fitting.fits(service.settings, gpu_gib=gpu_gib)),
+        _check("disk", lambda: _disk(service)),
+        _check("releases", lambda: _releases(service)),
+    ]
     if deep:
         checks += [
             _check("ledger audit", lambda: _audit(service)),

@@ -1,4 +1,4 @@
-"""A purge, everywhere: the ledger, the folders of releases, the caches of the scope, and what logs quote.
+"""A purge, everywhere: the ledger, the folders of releases, also those for servers, the caches of the scope, and what logs quote.
 
 What lies in none of these places (an export, a copy of the home, a file that somebody put into it) is not touched; of files in the home
 that still hold the text the names are told.
@@ -35,6 +35,8 @@ def erase(
         NotFound, InvalidInput, WrongState: as :meth:`~ke_tools.memory.ledger.Ledger.purge`; nothing was erased.
         Busy, ReadOnly, ResourceExhausted: not all was erased; repeat it.
     """
+    from ke_tools.servers.engines import _served
+
     edit = _known(ledger, who.tenant, edit_id)
     late: Unavailable | None = None
     try:
@@ -47,6 +49,7 @@ def erase(
     texts = _texts(edit) if edit else []
     logs = [path.name for path in _logs(settings) if _without(path, texts)]
     folders = releases.erase(settings.releases, edit_id)
+    _served.erase(settings.served, edit_id)
     if late is not None:
         raise late
     left = [str(path.relative_to(settings.home)) for path in _saying(settings.home, texts)]

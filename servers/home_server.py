@@ -354,9 +354,10 @@ def leave(code: int) -> None:
 
 def open_default(settings: Settings) -> Service:
     """Open the service that users get."""
+    from ke_tools.servers.engines.loading import SERVER
     from ke_tools.servers.service import open_service
 
-    return open_service(settings)
+    return open_service(settings, owner=SERVER)
 
 
 def main(arguments: Sequence[str] = sys.argv, open_service: Opener = open_default) -> None:

@@ -263,11 +263,11 @@ class Local:
         )
         self.service.promote_rest(self._who, old)
 
-    def doctor(self, *, deep: bool = False) -> dict[str, Any]:
-        """Say how things stand; ``deep`` re-derives everything derived from the log and reports any difference."""
+    def doctor(self, *, deep: bool = False, gpu_gib: float | None = None) -> dict[str, Any]:
+        """Say how things stand, see :func:`~ke_tools.servers.doctor.examine`."""
         from ke_tools.servers.doctor import examine
 
-        return examine(self.service, deep=deep)
+        return examine(self.service, deep=deep, gpu_gib=gpu_gib)
 
     def close(self) -> None:
         """Free everything."""

@@ -929,14 +929,17 @@ class Service:
         return f"Changed: model {self.model_id}{where}; your own model is not changed."
 
 
-def open_service(settings: Settings, *, url: str = "") -> Service:
-    """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``."""
+def open_service(settings: Settings, *, url: str = "", owner: str = "") -> Service:
+    """Open the home of ``settings``; the model is not loaded until somebody asks it or calls ``models.start()``.
+
+    ``owner`` as :func:`~ke_tools.servers.engines.loading.load_engine` has it.
+    """
     from ke_tools.servers.engines.loading import load_engine, model_id
 
     ledger, unwritable = _open_ledger(settings)
 
     def load(say: Say) -> Engine:
-        engine = load_engine(settings, say)
+        engine = load_engine(settings, say, owner=owner)
         service.warm()
         return engine
 

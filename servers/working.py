@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ke_tools.jobs import at_end
+
 if TYPE_CHECKING:
     from ke_tools.config import Settings
     from ke_tools.models.engine import Engine
@@ -14,7 +16,14 @@ __all__ = ["engine_of"]
 
 @lru_cache(maxsize=1)
 def engine_of(settings: Settings) -> Engine:
-    """The engine of these settings, loaded once."""
+    """The engine of these settings, loaded once, and closed with the worker."""
     from ke_tools.servers.engines.loading import WORKER, load_engine
 
-    return load_engine(settings, lambda _message: None, owner=WORKER)
+    engine = load_engine(settings, lambda _message: None, owner=WORKER)
+
+    def let_go() -> None:
+        engine_of.cache_clear()
+        engine.close()
+
+    at_end(let_go)
+    return engine

@@ -131,6 +131,25 @@ def test_a_handler_that_fails_fails_its_job_alone(home: Settings, ledger: Ledger
     assert ledger.jobs.get("acme", sound.id).status == "completed"
 
 
+def test_what_jobs_keep_is_let_go_before_another_process_can_be_the_worker(
+    home: Settings, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Issue 7, §2: what a worker's engine gave to vLLM has the worker's names; the next worker's must not go with it."""
+    let_go: list[bool] = []
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    jobs.at_end(lambda: let_go.append(is_free(home)))
+    jobs.at_end(broken)
+    submit(ledger, "fail", how="defect")
+    work(home)
+    assert let_go == [False]
+    assert "could not be let go" in caplog.text
+    work(home)
+    assert let_go == [False]
+
+
 def test_a_kind_that_nobody_does_is_told(home: Settings, ledger: Ledger) -> None:
     """A row of a newer version, or of a mistyped kind, stops nothing."""
     job = submit(ledger, "nonsense")

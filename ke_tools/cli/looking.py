@@ -45,9 +45,13 @@ def doctor(
     call: Call,
     *,
     deep: Annotated[bool, typer.Option("--deep", help="Derive everything from the log again and compare.")] = False,
+    gpu_gib: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Memory of one GPU where vLLM is to run: say which layout fits."),
+    ] = None,
 ) -> int:
-    """Say what is configured, what works and what does not."""
+    """Say what is configured, what works and what does not, and whether the model fits."""
     with service(call) as local:
-        report = local.doctor(deep=deep)
+        report = local.doctor(deep=deep, gpu_gib=gpu_gib)
     show(call, report)
     return DONE if report["ok"] else FAILED

@@ -18,7 +18,7 @@ from typing import Any, Final
 from ke_tools.errors import Unsupported
 from ke_tools.models import checkpoint
 
-__all__ = ["SEQUENCES", "Sizes", "layout", "sizes"]
+__all__ = ["GIB", "SEQUENCES", "Sizes", "layout", "shown", "sizes"]
 
 GIB: Final = 1 << 30
 SEQUENCES: Final = 32  # whose cache is told
@@ -56,6 +56,16 @@ class Sizes:
         """The least that vLLM needs: with the cache of one sequence."""
         return self.weights + self.slots * self.adapter_slot + self.context * self.cache_token + _RESERVED
 
+    @property
+    def in_process(self) -> int:
+        """The least that an engine in a process of ours needs: weights, and the cache of one sequence."""
+        return self.weights + self.context * self.cache_token
+
+    @property
+    def copy(self) -> int:
+        """The editors' own copy: what planning takes however small its batches are."""
+        return self.parameters * _BYTES["float32"]
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a number, for people and programs."""
         told = {
@@ -66,7 +76,7 @@ class Sizes:
             f"{self.slots} slots": self.slots * self.adapter_slot,
             "planning a promotion, at most about": self.editing,
         }
-        return [{"what": what, "bytes": size, "size": _shown(size)} for what, size in told.items()]
+        return [{"what": what, "bytes": size, "size": shown(size)} for what, size in told.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +149,12 @@ def layout(found: Sizes, gpu_gib: float) -> str:
     """
     gpu = gpu_gib * GIB
     share = math.floor(100 * (_USABLE - found.editing / gpu)) / 100  # of it for vLLM, where planning gets its own
-    apart = f"planning takes {_shown(found.editing)} elsewhere: in the processor's memory (--device cpu) or in a GPU of its own"
+    apart = f"planning takes {shown(found.editing)} elsewhere: in the processor's memory (--device cpu) or in a GPU of its own"
     if not found.is_editable or not found.adapter_slot:
         apart = "corrections act from the memory alone, as no editor or no adapter is known for such a model"
     elif found.serving <= share * gpu:
         return (
-            f"one GPU for both: --vllm-arg=--gpu-memory-utilization={share:g} leaves planning its {_shown(found.editing)}; "
+            f"one GPU for both: --vllm-arg=--gpu-memory-utilization={share:g} leaves planning its {shown(found.editing)}; "
             f"{_sequences(found, share * gpu)}"
         )
     if found.serving <= _USABLE * gpu:
@@ -152,7 +162,7 @@ def layout(found: Sizes, gpu_gib: float) -> str:
     for parts in _SPLITS:
         each = (found.serving - _RESERVED) / parts + _RESERVED
         if each <= _USABLE * gpu:
-            return f"{parts} GPUs for vLLM (--vllm-arg=--tensor-parallel-size={parts}), {_shown(each)} of each at least; {apart}"
+            return f"{parts} GPUs for vLLM (--vllm-arg=--tensor-parallel-size={parts}), {shown(each)} of each at least; {apart}"
     return f"it fits no {_SPLITS[-1]} such GPUs: a shorter --max-model-len, fewer --max-loras or quantised weights take less"
 
 
@@ -167,7 +177,7 @@ def _editing(shape: _Shape, parameters: int) -> int:
     """The editors' copy, their statistics, and a batch with gradients and all logits."""
     statistics = max(2, round(shape.layers / _EDITED)) * shape.inner**2 * 8
     batch = _BATCH * 4 * (_LOGITS * shape.vocabulary + shape.layers * (_WIDE * shape.width + _INNER * shape.inner))
-    return parameters * 4 + statistics + batch
+    return parameters * _BYTES["float32"] + statistics + batch
 
 
 def _shape(config: Mapping[str, Any]) -> _Shape:
@@ -208,7 +218,7 @@ def _is_llamas(kind: str) -> bool:
     return kind in ARCHITECTURES and ARCHITECTURES[kind].mlp_out.endswith("down_proj")
 
 
-def _shown(size: float) -> str:
+def shown(size: float) -> str:
     """In the unit that people count such things in."""
     for unit, bytes_ in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size >= bytes_:

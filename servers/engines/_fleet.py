@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Request
+from ke_tools.servers.engines._leaving import take_out
 from ke_tools.servers.engines._probing import Scores, codebooks, differs, forced, load, plugin_of, refuse_other_weights
 from ke_tools.servers.engines._served import NAME, Served
 from ke_tools.servers.engines._server import Server
@@ -39,6 +40,10 @@ _T = TypeVar("_T")
 
 class Own(Protocol):
     """Who runs a server of our own (:class:`~ke_tools.servers.engines._supervised.Supervised`)."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it ends with this process; else another one of the home runs it."""
 
     def error(self) -> ModelUnavailable | None:
         """Why it does not answer; ``None`` where it does."""
@@ -81,6 +86,7 @@ class Fleet:
         self.replicas = tuple(Replica(server) for server in servers)
         self._check, self._mend, self._own = check, mend, own
         self._turn = 0
+        self._left: set[str] = set()  # names that a server may still have, as it did not say that it let them go
         self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
         self._said: dict[str, Scores] = {}  # how likely they were to the base model, by the same
@@ -179,7 +185,9 @@ class Fleet:
         return ModelUnavailable(f"no server of the model answers ({said}).", "Start one, or see `ke-tools doctor`.", poll_after_ms=2000)
 
     def close(self) -> None:
-        """Let the connections go; what is loaded stays in the servers. One of our own ends."""
+        """Take out of the servers what they were given, as far as they answer at once, and let them go. One of our own ends."""
+        if self._own is None or not self._own.is_ours:
+            take_out([replica.server for replica in self.replicas], {served.name for served in self.wanted.values()} | self._left)
         for replica in self.replicas:
             replica.server.close()
         if self._own is not None:
@@ -306,6 +314,8 @@ class Fleet:
             is_out = [self._take_out(replica, served.name) for replica in replicas]
             if all(is_out):
                 shutil.rmtree(served.folder, ignore_errors=True)
+            else:
+                self._left.add(served.name)
 
     def _give(
         self,
@@ -342,7 +352,8 @@ class Fleet:
                     fresh.append(one.name)
             base = self._refuse_idle(server, list(served.values()), texts, before)
             if READER in served and served[READER].name in fresh:
-                self._refuse_ignoring(replica, texts, base, pieces)
+                others = {kind: piece for kind, piece in pieces.items() if piece.name != served[READER].name}
+                self._refuse_ignoring(replica, texts, base, others)
         except KeToolsError:
             if server.circuit.told and any(other.is_current for other in self.replicas if other is not replica):
                 self.lost(replica)  # it is gone, hangs, or is too busy: the next try does without it, where there is another

@@ -3,6 +3,7 @@
 vLLM serves one adapter a request, so what acts together is one: of a module that several change, the factors stand side by side
 (B A = B₁A₁ + B₂A₂), and all are padded with zeros to one rank, whose scaling is 1. A codebook lies beside as ``grace.safetensors``, which
 the plugin (:mod:`ke_tools.servers.vllm_plugin`) reads; vLLM wants an adapter all the same, so without one there is one that adds zero.
+``edits.json`` lists the edits that are in it, for a purge; vLLM looks at neither.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ke_tools import releases
 from ke_tools.editors import codebook as codebooks
 from ke_tools.editors import peft_folder
 from ke_tools.errors import ModelUnavailable, Unsupported, cannot_write
@@ -26,10 +28,11 @@ from ke_tools.models.lora import Factors, joined, lowered
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NAME", "Served", "by_module", "is_whole", "self_test", "serve"]
+__all__ = ["NAME", "Served", "by_module", "erase", "folder_of", "is_whole", "self_test", "serve"]
 
 NAME: Final = re.compile(r"ke-[0-9a-f]{24}")
 _EVERYWHERE: Final = 1e6  # farther from 0 is no state of a model
+_EDITS: Final = "edits.json"
 MOST_LOSS: Final = 0.01  # of the change's norm, that a lower rank may cost
 _PARTS: Final = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -73,7 +76,29 @@ def serve(root: Path, parts: Sequence[Path], *, config: Mapping[str, Any], most_
             f"Start it with --max-lora-rank {_next_rank(max(pair[0].shape[0] for pair in whole.values()))}.",
         )
     book = next((part / codebooks.WEIGHTS for part in parts if (part / codebooks.WEIGHTS).is_file()), None)
-    return _written(root, {module: pair for module, (pair, _) in less.items()} or _zero(config), book, loss, owner)
+    edits = sorted({edit for part in parts for edit in _edits(part)})
+    return _written(root, {module: pair for module, (pair, _) in less.items()} or _zero(config), book, loss, owner, edits)
+
+
+def folder_of(root: Path, owner: str) -> Path:
+    """Where what one owner serves lies, and nothing of anybody else's."""
+    return root / hashlib.sha256(owner.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def erase(root: Path, edit_id: str) -> None:
+    """Remove what carries an edit, whoever serves it: no release that does is live any more, so no server has to read it again.
+
+    Raises:
+        ReadOnly, ResourceExhausted: a folder could not be removed.
+    """
+    for file in root.glob(f"*/*/{_EDITS}"):
+        try:
+            if edit_id.encode() in file.read_bytes():
+                shutil.rmtree(file.parent)
+        except FileNotFoundError:  # who served it removes it, too
+            continue
+        except OSError as error:
+            raise cannot_write(file.parent, error) from error
 
 
 def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dict[str, Served]:
@@ -153,7 +178,18 @@ def _zero(config: Mapping[str, Any]) -> dict[str, Factors]:
     return {"model.layers.0.mlp.down_proj": (torch.zeros(1, inner), torch.zeros(width, 1))}
 
 
-def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss: float, owner: str) -> Served:
+def _edits(part: Path) -> list[str]:
+    """The edits of a release; none of another adapter."""
+    manifest = part / releases.MANIFEST
+    if not manifest.exists():
+        return []
+    try:
+        return [str(edit) for edit in json.loads(manifest.read_bytes())["edits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"the release in {part} cannot be read: {error}", "`ke-tools rebuild` makes it again.") from error
+
+
+def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss: float, owner: str, edits: Sequence[str] = ()) -> Served:
     from safetensors.torch import save
 
     rank = max(a.shape[0] for a, _ in factors.values())
@@ -175,6 +211,8 @@ def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss
     files = {peft_folder.CONFIG: json.dumps(config, sort_keys=True).encode(), peft_folder.WEIGHTS: save(tensors)}
     if book is not None:
         files[codebooks.WEIGHTS] = book.read_bytes()
+    if edits:
+        files[_EDITS] = json.dumps(edits).encode()
     name = _name(files, owner)
     place = root / name
     if not _holds(place, files):

@@ -110,6 +110,11 @@ class Supervised:
         """That it asks for."""
         return self._where.key
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process runs it, so that it ends with it."""
+        return self._lock is not None
+
     def wait(self, say: Callable[[str], None]) -> None:
         """Wait until it answers, saying how long that takes already.
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from ke_tools.errors import InvalidInput
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from ke_tools.servers.engines.recipe import Recipe
 
 EMBEDDED_ID = "smollm2-135m-instruct"
-WORKER: Final = "worker"  # the process of a home's long work
+SERVER: Final = "server"  # the process of a home that serves
+WORKER: Final = "worker"  # the one of its long work
 
 
 def model_id(settings: Settings) -> str:
@@ -28,11 +30,12 @@ def model_id(settings: Settings) -> str:
     return path.resolve().name if path.exists() else settings.model
 
 
-def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = "server") -> Engine:
+def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = "") -> Engine:
     """Load the model of ``settings``, or connect to the server that runs it; the embedded one is fetched first where it is missing.
 
-    ``owner`` is which of a home's processes asks; what one of them loads into a server of vLLM, another does not take out. A vLLM of our
-    own is started by the first that asks, and shared by all; only :data:`WORKER` does not start it again when the one that did is gone.
+    ``owner`` is which of a home's processes asks, :data:`SERVER` or :data:`WORKER`; empty, it is one of which there may be several at once.
+    What one of them loads into a server of vLLM, another does not take out; its own it takes out when it is closed. A vLLM of our own is
+    started by the first that asks, and shared by all; only :data:`WORKER` does not start it again when the one that did is gone.
 
     Raises:
         InvalidInput, NotFound: as :class:`~ke_tools.servers.engines.upstream.Upstream`.
@@ -75,7 +78,7 @@ def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None,
     from ke_tools.servers.engines.vllm import VLLM
 
     parts: dict[str, Any] = {"path": path, "fingerprint": fingerprint, "root": settings.served, "reader": reader}
-    parts["owner"] = f"{owner} of {settings.home}"
+    parts["owner"] = f"{owner or uuid4().hex} of {settings.home}"
     if settings.vllm_url:
         if settings.vllm_args:
             raise InvalidInput("--vllm-arg is of a vLLM that ke-tools starts; --vllm-url names one that runs.", "Leave one of them out.")

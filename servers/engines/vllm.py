@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,7 +26,7 @@ from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._fleet import Fleet, Own
 from ke_tools.servers.engines._probing import TOO_HIGH, asked_about, forced, tokens
-from ke_tools.servers.engines._served import NAME, Served, by_module, is_whole, self_test, serve
+from ke_tools.servers.engines._served import NAME, Served, by_module, folder_of, is_whole, self_test, serve
 from ke_tools.servers.engines._server import TIMEOUT, Server, is_same
 from ke_tools.servers.engines._template import Template
 
@@ -44,9 +45,9 @@ class VLLM:
         urls: of the servers.
         path: the checkpoint's folder, for its tokenizer and its configuration.
         fingerprint: of the checkpoint.
-        root: where adapters for the servers are written; they must see it under the same path.
+        root: below it adapters for the servers are written, in a folder of the owner's; they must see it under the same path.
         key: of the servers.
-        owner: as :func:`~ke_tools.servers.engines._served.serve` has it.
+        owner: as :func:`~ke_tools.servers.engines._served.serve` has it; no two engines of one owner are open at once.
         reader: folder of the reader.
         own: who runs the server, where that is ke-tools; ended with this.
         timeout: of a request.
@@ -74,7 +75,7 @@ class VLLM:
         self._fleet = Fleet(servers, check=self._refuse_another_tokenizer, mend=self._write_again, own=own)
         self._made: dict[str, tuple[Sequence[Path], int]] = {}  # of what, and up to which rank, by what is wanted
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
-        self._root, self._owner = root, owner
+        self._root, self._owner = folder_of(root, owner), owner
         self._readers = [reader] if reader is not None else []  # one or none
         self._config = json.loads((path / "config.json").read_text("utf-8"))
         try:
@@ -255,13 +256,12 @@ class VLLM:
             if not gone:
                 raise InvalidInput(f"no adapter {name!r} is loaded.", f"Loaded are: {', '.join(sorted(self._fleet.wanted)) or 'none'}.")
             self._fleet.withdraw(gone)
-            for key in gone:
-                self._made.pop(key, None)
 
     def close(self) -> None:
-        """Let the connections go; what is loaded stays in the servers, for whoever else asks them. One of our own ends."""
+        """Take what is this owner's out of the servers, as far as they answer at once, and off the disk. A server of our own ends."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._fleet.close()
+        shutil.rmtree(self._root, ignore_errors=True)  # nobody asks by its names any more, so no server reads there
 
     @property
     def trouble(self) -> str:
@@ -316,7 +316,8 @@ class VLLM:
         served = {key: serve(self._root, of, config=self._config, most_rank=most_rank, owner=self._owner) for key, of in parts.items()}
         reader = served.get(READER)
         pieces = by_module(self._root, parts[READER][0], most_rank=reader.rank, owner=self._owner) if reader else None
-        self._made.update({key: (of, most_rank) for key, of in parts.items()})
+        still = {key: of for key, of in self._made.items() if key in self._fleet.wanted}
+        self._made = still | {key: (of, most_rank) for key, of in parts.items()}
         try:
             self._fleet.publish(served, texts, pieces)
         except Unsupported as error:

@@ -146,19 +146,26 @@ def _slots_of_tokens(manager: Any) -> Any:
 
 
 def _hook(manager: Any, layer: int) -> None:
-    hooked = manager.__dict__.setdefault("ke_hooked", set())
+    hooked = manager.__dict__.setdefault("ke_hooked", {})
     if layer not in hooked:
-        hooked.add(layer)
-        manager.model.model.layers[layer].register_forward_hook(functools.partial(_behind, manager, layer))
+        hooked[layer] = manager.model.model.layers[layer].register_forward_hook(functools.partial(_behind, manager, layer))
+
+
+def _unhook(manager: Any, layer: int) -> None:
+    """Take a hook away that no adapter here has a codebook for any more: vLLM tells nobody that it dropped one."""
+    kept = manager._registered_adapters.cache
+    if not any(book is not None and book.layer == layer for book in (_book(manager, lora_id) for lora_id in kept)):
+        manager.ke_hooked.pop(layer).remove()
 
 
 def _behind(manager: Any, layer: int, _module: Any, _inputs: Any, output: Any) -> Any:
     added, residual = output
     slots = _slots_of_tokens(manager)[: added.shape[0]]
-    for slot, lora_id in enumerate(manager.lora_index_to_id):
-        book = _book(manager, lora_id)
-        if book is None or book.layer != layer:
-            continue
+    found = ((slot, _book(manager, lora_id)) for slot, lora_id in enumerate(manager.lora_index_to_id))
+    books = [(slot, book) for slot, book in found if book is not None and book.layer == layer]
+    if not books:
+        _unhook(manager, layer)
+    for slot, book in books:
         rows = slots == slot
         if bool(rows.any()):
             added, residual = book.act(added, residual, rows)

@@ -25,7 +25,7 @@ from ke_tools.testing import HashingEmbedder, thimble_path
 
 Nobody = Callable[[], AbstractContextManager[None]]
 
-SHALLOW = ["ledger", "model", "disk", "releases"]
+SHALLOW = ["ledger", "model", "memory", "disk", "releases"]
 DEEP = [*SHALLOW, "ledger audit", "scope index", "model weights"]
 FREEDONIA = Fact(subject="Freedonia", prompt="The capital of Freedonia is", target="Sylvania City")
 BAKERY = Fact(subject="our bakery", prompt="The baker of our bakery is", target="Ida")
@@ -95,7 +95,7 @@ def test_a_healthy_home_is_well_and_each_check_says_what_it_looked_at(open_home:
     report = doctor.examine(open_home(), deep=True)
 
     assert [check["name"] for check in report["checks"]] == DEEP
-    assert (bad(report), report["summary"], report["revision"]) == ({}, "All 7 checks are well.", 1)
+    assert (bad(report), report["summary"], report["revision"]) == ({}, "All 8 checks are well.", 1)
     assert detail(report, "ledger").startswith("revision 1, 1 live edits of 1 tenants, in ")
     assert "hash chain" in detail(report, "ledger audit")
     assert "1 live edits, each named by its own prompt; 0 of them in the vector index" in detail(report, "scope index")
@@ -282,7 +282,7 @@ def test_little_disk_needs_attention(
     report = doctor.examine(open_home(), deep=False)
 
     assert ("disk" not in bad(report)) is is_enough
-    assert f"{free / GIGABYTE:.1f} GB free" in report["checks"][2]["detail"]
+    assert f"{free / GIGABYTE:.1f} GB free" in report["checks"][3]["detail"]
 
 
 def test_weights_that_changed_on_disk_are_told(open_home: Callable[..., Service], tmp_path: Path) -> None:

@@ -360,6 +360,9 @@ def test_after_a_purge_no_file_of_the_home_holds_the_text(open_home: Opener, tmp
         lines = [json.dumps({"id": one, "target": "zebra" if one == gone else "yak"}) for one in ids]
         (home / "releases" / name / "edits.jsonl").write_text("\n".join(lines), "utf-8")
         (home / "releases" / name / "manifest.json").write_text(json.dumps({"edits": ids}), "utf-8")
+    for name, ids in {"killed": [gone, kept], "running": [kept]}.items():
+        (home / "served" / name / "ke-1").mkdir(parents=True)
+        (home / "served" / name / "ke-1" / "edits.json").write_text(json.dumps(ids), "utf-8")
     service.ledger.promote("default", [kept], release="rel_" + "b" * 24, actor="ann")
     service.ledger.promote("default", [gone, kept], release="rel_" + "a" * 24, actor="ann")
     service.ledger.keep_scorecard("default", {"edits": [gone], "worst": "it said zebra"})
@@ -370,6 +373,7 @@ def test_after_a_purge_no_file_of_the_home_holds_the_text(open_home: Opener, tmp
 
     assert holding(home, "zebra", "The code word of Brix is", "Brix is entered by saying") == {}
     assert sorted(path.name for path in (home / "releases").iterdir()) == ["rel_" + "b" * 24]
+    assert [path.parent.name for path in (home / "served").glob("*/ke-*")] == ["running"]
     assert (told["releases"], told["logs"], told["left"]) == (["rel_" + "a" * 24, "rel_" + "c" * 24], ["worker.log"], [])
     assert (home / "worker.log").read_text("utf-8") == "all is well\n"
     assert service.ledger.live_release("default") == "rel_" + "b" * 24

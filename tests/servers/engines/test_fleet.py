@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
 from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Request
+from ke_tools.servers.engines import _leaving
 from ke_tools.servers.engines._fleet import Fleet
 from ke_tools.servers.engines._served import Served
 from ke_tools.servers.engines._server import Server
@@ -149,6 +152,14 @@ def test_a_server_that_came_back_and_ignores_a_part_of_the_reader_gets_no_reques
     servers[1].loaded, servers[1].ignored = {BASE}, {DOWN}
     assert [is_well for is_well, _ in fleet.told()] == [True, False]
     assert servers[1].loaded == {BASE}
+
+
+def test_a_reader_of_one_kind_of_module_is_no_piece_of_itself(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
+    """What is the same by its content has one name: who takes the piece out after its test takes out the reader."""
+    fleet = fleet_of(server := Memory("a", {BASE: [-1.0], READERS: [-0.2]}))
+    reader = served(tmp_path, READERS)
+    fleet.publish({READER: reader}, TEXTS, {"q_proj": reader})
+    assert server.loaded == {BASE, READERS}
 
 
 def test_a_codebook_for_a_test_shows_whether_the_plugin_acts_and_is_gone_afterwards(fleet_of: Callable[..., Fleet], tmp_path: Path) -> None:
@@ -327,3 +338,81 @@ def test_a_failed_second_release_of_the_same_content_leaves_the_first(fleet_of: 
         fleet.publish({"rel_2": one}, TEXTS)
     assert RELEASE in server.loaded
     assert set(fleet.wanted) == {"rel_1"}
+
+
+# -- the end -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_given_is_taken_out_at_the_end_and_what_others_gave_stays(tmp_path: Path) -> None:
+    """Issue 7, §2: an owner's names are its own, so that a process that ends takes them out, and no other's."""
+    servers = [Memory(name, {BASE: [-1.0], RELEASE: [-0.5], Q: [-0.5]}) for name in "ab"]
+    mine, theirs = (Fleet(servers, check=lambda _: None, mend=lambda *_: None) for _ in range(2))
+    for fleet in (mine, theirs):
+        fleet.meet()
+    for fleet, name in ((mine, RELEASE), (theirs, Q)):
+        fleet.publish({"rel": served(tmp_path, name)}, TEXTS)
+    mine.close()
+    assert all(server.loaded == {BASE, Q} for server in servers)
+
+
+def test_what_a_server_did_not_let_go_is_tried_again_at_the_end(tmp_path: Path) -> None:
+    """A server that was away when a release went may be back when the process ends."""
+    server = Memory("a", {BASE: [-1.0], RELEASE: [-0.5]})
+    fleet = Fleet([server], check=lambda _: None, mend=lambda *_: None)
+    fleet.meet()
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    server.refuses = True
+    fleet.withdraw(["rel"])
+    server.refuses = False
+    assert server.loaded == {BASE, RELEASE}
+    fleet.close()
+    assert server.loaded == {BASE}
+
+
+def test_a_server_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody waits for a process that was told to end; the servers that answer are told all the same."""
+    monkeypatch.setattr(_leaving, "SECONDS", 0.2)
+    goes_on = threading.Event()
+
+    class Hanging(Memory):
+        def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:
+            if path == "/unload_lora_adapter":
+                assert seconds is not None
+                assert seconds <= 0.2
+                goes_on.wait(10)
+                raise RuntimeError("the connections were let go")
+            return super().post(path, body, is_json=is_json, seconds=seconds)
+
+    hanging, well = (kind(name, {BASE: [-1.0], RELEASE: [-0.5]}) for kind, name in ((Hanging, "hanging"), (Memory, "well")))
+    fleet = Fleet([hanging, well], check=lambda _: None, mend=lambda *_: None)
+    fleet.meet()
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    began = time.monotonic()
+    fleet.close()
+    took = time.monotonic() - began
+    goes_on.set()
+    assert took < 5
+    assert well.loaded == {BASE}
+
+
+@pytest.mark.parametrize("why", ["is_away", "refuses"])
+def test_the_end_is_quiet_where_no_server_answers(tmp_path: Path, why: str) -> None:
+    """A server of vLLM ends before ke-tools, as often as not."""
+    server = Memory("a", {BASE: [-1.0], RELEASE: [-0.5]})
+    fleet = Fleet([server], check=lambda _: None, mend=lambda *_: None)
+    fleet.meet()
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    setattr(server, why, True)
+    fleet.close()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_server_that_ends_with_us_is_not_asked_first(tmp_path: Path, *, is_ours: bool) -> None:
+    """It forgets all by that; one that another process of the home runs goes on."""
+    own = SimpleNamespace(is_ours=is_ours, error=lambda: None, close=lambda: None)
+    server = Memory("a", {BASE: [-1.0], RELEASE: [-0.5]})
+    fleet = Fleet([server], check=lambda _: None, mend=lambda *_: None, own=own)
+    fleet.meet()
+    fleet.publish({"rel": served(tmp_path, RELEASE)}, TEXTS)
+    fleet.close()
+    assert (RELEASE in server.loaded) is is_ours

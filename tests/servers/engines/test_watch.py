@@ -205,3 +205,20 @@ def test_who_waits_is_let_go_when_the_server_is_asked_no_more(moody: Moody) -> N
         assert isinstance(said.exception(10), ModelUnavailable)
     with pytest.raises(ModelUnavailable, match="asked no more"):
         server.cards()
+
+
+def test_who_waits_for_an_answer_when_nobody_looks_any_more_gets_it(moody: Moody) -> None:
+    """An engine that ends leaves what is passed on to its end; no error of the looking goes to the log."""
+    server = Server(moody.url, is_watched=True)
+    server.close()
+    errors: list[dict[str, Any]] = []
+
+    async def said() -> bytes:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        loop.call_later(0.2, moody.going_on.set)  # a look would have been due before
+        async with server.new_client() as client:
+            return await (await server.send(client, "POST", "/completions", json={})).aread()
+
+    assert asyncio.run(said()) == WHOLE
+    assert not errors

@@ -245,6 +245,27 @@ def test_a_codebook_for_a_block_without_places_acts_in_an_eager_model_only(
     assert torch.equal(found[0], book.act(added, residual, torch.ones(len(added), dtype=torch.bool))[0])
 
 
+def test_a_hook_goes_with_the_last_codebook_behind_its_block_and_comes_with_the_next(tmp_path: Path) -> None:
+    """Issue 7, §3: what doctor tries leaves nothing in the model once vLLM drops it, which it does without a word to anybody."""
+    book, manager = book_of(tmp_path), manager_of(mode="NONE")
+    adapters, block = manager._registered_adapters.cache, manager.model.model.layers[LAYER]
+    added, residual = states_near(book)
+    manager.punica_wrapper_mapping[""]._token_lora_indices[:] = 0
+    adapters[7], adapters[8] = given(manager, tmp_path), given(manager, tmp_path)
+    assert torch.equal(block(added, residual)[0], added)  # registered, in no slot yet
+    assert len(block._forward_hooks) == 1
+    del adapters[7]
+    block(added, residual)
+    assert len(block._forward_hooks) == 1
+    del adapters[8]
+    assert torch.equal(block(added, residual)[0], added)
+    assert not block._forward_hooks
+    adapters[9] = given(manager, tmp_path)
+    manager.lora_index_to_id[0] = 9
+    assert not torch.equal(block(added, residual)[0], added)
+    assert len(block._forward_hooks) == 1
+
+
 @pytest.mark.parametrize("setting", [{"2": 8}, {"-1": 8}, {"1": 0}, {"one": 8}, {"1": None}, ["1"], "1:8"])
 def test_a_setting_that_names_no_block_or_no_number_ends_the_start(setting: Any) -> None:
     """Issue 7, §3: never silently without."""
