@@ -1,6 +1,7 @@
 """Two checkpoints of one model: the one that vLLM serves, quantised as a rule, and its twin that edits are planned with.
 
-Which weights are near enough is not asked here: the gate asks what is served. Two that cannot be twins are refused before anything is started.
+Which weights are near enough is not asked here, as the gate asks what is served. Two that cannot be twins are refused before anything is
+started.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_a_tokenizer_of_other_tokens_is_no_twin_and_one_that_is_only_written_oth
 def test_a_damaged_tokenizer_is_told(tmp_path: Path, packed: Path) -> None:
     """Bad input."""
     (packed / "tokenizer.json").write_bytes(b"{")
-    with pytest.raises(ModelUnavailable, match="tokenizer.json cannot be read"):
+    with pytest.raises(ModelUnavailable, match=r"tokenizer\.json cannot be read"):
         twins.served(given(tmp_path, packed, edit_model=str(thimble_path())))
 
 
