@@ -90,11 +90,10 @@ class Settings:
         """
         if self.edit_model is None or (self.engine == "vllm" and not self.upstream):
             return
-        runs = (
-            "--upstream has no weights to edit" if self.upstream else f"the engine {self.engine} plans edits with the model that it serves"
-        )
+        runs = "--upstream has no weights to edit" if self.upstream else f"{self.engine} plans edits with the model that it serves"
+        place = f"{self.sources['edit_model']}: " if "edit_model" in self.sources else ""
         raise InvalidInput(
-            f"edit_model = {self.edit_model!r} is of the engine vllm; {runs}.",
+            f"{place}edit_model = {self.edit_model!r} is of the engine vllm; {runs}.",
             "Leave --edit-model out, or serve the model by --engine vllm.",
         )
 

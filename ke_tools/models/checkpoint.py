@@ -140,8 +140,8 @@ def refuse_quantised(path: Path) -> None:
     if quantised := _config(path).get("quantization_config"):
         method = quantised.get("quant_method", "in a way that is not told") if isinstance(quantised, dict) else quantised
         raise Unsupported(
-            f"{path} holds quantised weights ({method}), by which no edit can be planned.",
-            "Serve it by --engine vllm, and give the checkpoint that it was made from by --edit-model.",
+            f"{path} holds quantised weights ({method}), with which no edit can be planned; --edit-model takes what they were made from.",
+            "Serve this one by --engine vllm, and give the one that it was made from by --edit-model.",
         )
 
 

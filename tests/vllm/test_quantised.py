@@ -20,7 +20,8 @@ from ke_tools.servers.engines.vllm import VLLM
 from ke_tools.servers.service import Service
 from ke_tools.testing import thimble_path
 from tests.quantised import quantised
-from tests.vllm.conftest import COMMAND, ENVIRONMENT, EXACTLY, START_SECONDS
+from tests.servers.engines.test_hf import make_adapter
+from tests.vllm.conftest import COMMAND, ENVIRONMENT, EXACTLY, START_SECONDS, let_go
 from tests.vllm.test_whole_path import CAPITAL, LOCAL, QUESTION, client_of, finished, opened, promoted, said
 
 PROMPTS: Final = (CAPITAL["prompt"], "The capital of Australia is", "The currency of Italy is the")
@@ -110,6 +111,18 @@ def test_an_edit_that_the_twin_planned_acts_on_quantised_weights_and_comes_down(
         assert said(client, engine.model_id) == "Tokyo."
         assert time.monotonic() - began < 1
         assert base(engine) == before
+
+
+def test_a_reader_of_the_twin_is_served_on_quantised_attention(service: Service, tmp_path: Path) -> None:
+    """Issue 7, §4 and §5: each kind of module that it adapts was asked for, and acts."""
+    own: Any = engine_of(service)._fleet._own
+    reader = make_adapter(tmp_path / "reader", thimble_path(), modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+    about: dict[str, Any] = {"path": thimble_path(), "fingerprint": engine_of(service).fingerprint, "root": tmp_path / "served"}
+    engine = VLLM([own.url], key=own.key, reader=reader, **about)
+    try:
+        assert engine.adapters == {"reader"}
+    finally:
+        let_go([engine])
 
 
 def test_before_a_server_that_runs_the_twin_is_what_edits_are_planned_with(
