@@ -39,6 +39,7 @@ _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 PLAIN_NAME: Final = re.compile(r"[^\W_][\w .@+-]{0,99}")  # of a token or a tenant
 _DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_DEVICES: Final = "auto, cpu, mps, cuda or cuda:N"
 _URL: Final = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
@@ -56,6 +57,7 @@ class Settings:
     home: Path  # what cannot be made again: ledger, revisions
     cache: Path  # what can: model, statistics, indexes
     model: str = "embedded"  # or a checkpoint's folder, or a hub id
+    edit_model: str | None = None  # of the engine vllm: the unquantised twin of the model, by which edits are planned
     engine: str = "hf"
     vllm_url: tuple[str, ...] = ()  # of the engine vllm: addresses of servers that run the model; without, ke-tools starts one
     vllm: str = "vllm"  # the program that is started then
@@ -64,6 +66,7 @@ class Settings:
     upstream_key_file: Path | None = None  # the key of either; else KE_UPSTREAM_KEY, which is no setting, so that nothing shows it
     dtype: str = "auto"
     device: str = "auto"
+    edit_device: str | None = None  # where edits are planned; without, there too
     demonstrations: int = 6  # how many an IKE prompt shows
     alpha: float = 0.005  # share of its negatives that an edit may be triggered by
     via: Via = "auto"  # how an edited fact reaches the model
@@ -78,6 +81,21 @@ class Settings:
     trust_remote_code: bool = False
     promote: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what the gate asks, of whom, and what `--auto` names
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)  # field → where its value came from
+
+    def __post_init__(self) -> None:
+        """Refuse a twin of a model that is not in vLLM.
+
+        Raises:
+            InvalidInput: there is one.
+        """
+        if self.edit_model is None or (self.engine == "vllm" and not self.upstream):
+            return
+        runs = "--upstream has no weights to edit" if self.upstream else f"{self.engine} plans edits with the model that it serves"
+        place = f"{self.sources['edit_model']}: " if "edit_model" in self.sources else ""
+        raise InvalidInput(
+            f"{place}edit_model = {self.edit_model!r} is of the engine vllm; {runs}.",
+            "Leave --edit-model out, or serve the model by --engine vllm.",
+        )
 
     @classmethod
     def load(cls, **flags: object) -> Self:
@@ -116,6 +134,16 @@ class Settings:
     def is_remote(self) -> bool:
         """Whether the model runs in a server that is asked over HTTP."""
         return bool(self.upstream) or self.engine == "vllm"
+
+    @property
+    def edited(self) -> str:
+        """The model that edits are planned with: its tokenizer, its statistics, its reader, its releases."""
+        return self.edit_model or self.model
+
+    @property
+    def planned_on(self) -> str:
+        """The device that edits are planned on."""
+        return self.edit_device or self.device
 
     @property
     def served(self) -> Path:
@@ -301,6 +329,7 @@ _READERS: Final[Mapping[str, Reader]] = {
     "home": _path,
     "cache": _path,
     "model": _model,
+    "edit_model": _model,
     "engine": _one_of(*ENGINES),
     "vllm_url": _urls,
     "vllm": _program,
@@ -308,7 +337,8 @@ _READERS: Final[Mapping[str, Reader]] = {
     "upstream": _matching(_URL, "the address of a server, without a key in it, e.g. http://127.0.0.1:8000"),
     "upstream_key_file": _path,
     "dtype": _one_of(*DTYPES),
-    "device": _matching(_DEVICE, "auto, cpu, mps, cuda or cuda:N"),
+    "device": _matching(_DEVICE, _DEVICES),
+    "edit_device": _matching(_DEVICE, _DEVICES),
     "demonstrations": _up_to(MOST_DEMONSTRATIONS),
     "alpha": _share,
     "via": _one_of(*VIAS),

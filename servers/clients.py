@@ -19,6 +19,7 @@ NAME: Final = "ke-tools"
 _OPTIONS: Final = (  # of the command line
     "home",
     "model",
+    "edit_model",
     "engine",
     "vllm_url",
     "vllm",
@@ -27,6 +28,7 @@ _OPTIONS: Final = (  # of the command line
     "upstream_key_file",
     "dtype",
     "device",
+    "edit_device",
     "read_only",
     "token_file",
     "trust_remote_code",

@@ -203,7 +203,7 @@ def _weights(service: Service) -> tuple[bool, str]:
     settings = service.settings
     if settings.upstream:
         return True, "another server's"
-    if settings.model == "embedded" and embedded.locate(settings.cache) is None:
+    if settings.edited == "embedded" and embedded.locate(settings.cache) is None:
         return True, "not fetched yet"
     path = checkpoint.resolve(settings)
     told = checkpoint.fingerprint(path, cache=settings.cache)

@@ -64,14 +64,15 @@ def fits(settings: Settings, *, gpu_gib: float | None = None) -> tuple[bool, str
 
 def _at_hand(settings: Settings) -> Path | None:
     """The checkpoint, where it is here already and whole."""
-    if settings.model == "embedded":
+    name = settings.edited if settings.vllm_url else settings.model  # what servers have that run already need not be here
+    if name == "embedded":
         return embedded.locate(settings.cache)
-    path = Path(settings.model).expanduser()
+    path = Path(name).expanduser()
     try:
         if not path.exists():
             from huggingface_hub import snapshot_download
 
-            path = Path(snapshot_download(settings.model, local_files_only=True))
+            path = Path(snapshot_download(name, local_files_only=True))
         checkpoint.check(path, trust_remote_code=settings.trust_remote_code)
     except (ModelUnavailable, OSError, ValueError):  # the last two: of no hub's model
         return None
@@ -90,7 +91,7 @@ def _of_transformers(settings: Settings, path: Path, here: Machine, gpu_gib: flo
         failures.append(_not_served(found, room))
     needs = [f"transformers serves it in {dtype} with {shown(found.in_process)}, one sequence's cache included, in {room.name}"]
     _plan(settings, found, here, needs, failures)
-    if not failures and found.is_editable and room.size:
+    if not failures and found.is_editable and room.size and room == _room(settings.planned_on, here):
         needs.append(_together(found.in_process + found.editing, room, here))
     if gpu_gib:
         needs.append(_layout(settings, path, gpu_gib, " if vLLM serves it"))
@@ -130,7 +131,7 @@ def _plan(settings: Settings, found: Sizes, here: Machine, needs: list[str], fai
     if not found.is_editable:
         needs.append("no editor is known for such a model, so nothing is planned")
         return
-    room = _room(settings.device, here)
+    room = _room(settings.planned_on, here)
     needs.append(f"planning a promotion here takes at most about {shown(found.editing)}, in {room.name}")
     if room.lacks(found.copy):
         failures.append(

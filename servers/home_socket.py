@@ -39,6 +39,7 @@ _RETRY_SECONDS: Final = 0.03
 #: What two windows of one home must agree on, where they say it at all.
 SHARED: Final = (
     "model",
+    "edit_model",
     "engine",
     "vllm_url",
     "vllm",
@@ -46,6 +47,7 @@ SHARED: Final = (
     "upstream",
     "dtype",
     "device",
+    "edit_device",
     "demonstrations",
     "alpha",
     "via",

@@ -230,7 +230,8 @@ def refuse_another(model: CausalModel, engine: Scores) -> None:
             else f"say {theirs / count:.2f} nats a token where it says {mine / count:.2f}"
         )
         raise Unsupported(
-            f"the servers do not serve the checkpoint of --model: they {said}.", "Give the checkpoint that they serve by --model."
+            f"the servers do not serve the checkpoint that edits are planned with: they {said}.",
+            "Give the checkpoint that they serve by --model, or by --edit-model the one that it was quantised from.",
         )
 
 

@@ -175,3 +175,38 @@ def test_what_cannot_be_arguments_or_a_program_is_refused(flags: dict[str, objec
     """Contract: a bad value names its place."""
     with pytest.raises(InvalidInput, match="--vllm"):
         Settings.load(**flags)
+
+
+def test_edits_are_planned_with_the_model_and_where_it_is_unless_told_otherwise(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 7, §5: --edit-model and --edit-device; every source may say them, and another process of ours hears of them."""
+    assert (Settings.load().edited, Settings.load().planned_on) == ("embedded", "auto")
+    assert (Settings.load(model="a/b", device="cpu").edited, Settings.load(device="cpu").planned_on) == ("a/b", "cpu")
+    file = write(home / "ke-tools.toml", 'engine = "vllm"\nedit_model = "./twin"\n')
+    monkeypatch.setenv("KE_EDIT_DEVICE", "cuda:1")
+    settings = Settings.load(model="a/b")
+    assert (settings.edited, settings.planned_on) == (str(home / "twin"), "cuda:1")
+    assert (settings.model, settings.device) == ("a/b", "auto")
+    assert (settings.sources["edit_model"], settings.sources["edit_device"]) == (str(file), "KE_EDIT_DEVICE")
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "hf plans edits with the model that it serves"),
+        ({"engine": "vllm", "upstream": "http://127.0.0.1:9"}, "--upstream has no weights to edit"),
+    ],
+)
+def test_a_twin_is_of_the_engine_vllm_alone(home: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str], said: str) -> None:
+    """Issue 7, §5: where nothing else is served than what edits are planned with, it is refused with the reason."""
+    monkeypatch.setenv("KE_EDIT_MODEL", "a/twin")
+    with pytest.raises(InvalidInput, match=rf"KE_EDIT_MODEL: edit_model = 'a/twin' .*{said}") as caught:
+        Settings.load(**more)
+    assert "--edit-model" in caught.value.hint
+    assert not home.exists()
+
+
+def test_a_device_to_edit_on_is_checked_as_any(home: Path) -> None:
+    """Issue 7, §5, bad input."""
+    with pytest.raises(InvalidInput, match=r"--edit-device: edit_device = 'gpu'"):
+        Settings.load(edit_device="gpu")

@@ -96,7 +96,7 @@ def run(
         rows[name] = table.row(name, fresh=fresh)
         stages.tell("methods", len(rows), len(methods))
     results = {"data": data.name, "edits": edits, "mode": mode, "batch": at_once, "rows": rows, "seconds": stages.as_dict()}
-    return report("compare", settings.model, seed, results)
+    return report("compare", settings.edited, seed, results)
 
 
 def _check(methods: Sequence[str], how: Mapping[str, Mapping[str, str]]) -> None:
@@ -159,7 +159,7 @@ class _Table:
             data=f"{hashlib.sha256(self.data.read_bytes()).hexdigest()} {self.kind}",
             method=name,
             how=resolved(editor) if editor else {},
-            device=self.settings.device,
+            device=" and ".join(dict.fromkeys((self.settings.planned_on, self.settings.device))),
             edits=self.edits,
             batch=self.batch,
             seed=self.seed,

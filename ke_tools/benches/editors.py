@@ -168,7 +168,7 @@ def run(
     key = _Key(
         method=method,
         how=resolved(editor),
-        device=settings.device,
+        device=settings.planned_on,
         mode=mode,
         batch=batch if mode == "sequential" else 0,
         data=f"{hashlib.sha256(data.read_bytes()).hexdigest()} {kind}" if data else f"atlas {max(numbers)}",
@@ -190,7 +190,7 @@ def run(
     else:
         bars = _bars(points[max(numbers)], mode, _free_bounds(mode, is_atlas=data is None, is_thimble=is_thimble))
     notes = list(dict.fromkeys(note for point in points.values() for note in point["notes"]))
-    return {**report("editors", settings.model, seed, results, bars), **tables, "notes": notes}
+    return {**report("editors", settings.edited, seed, results, bars), **tables, "notes": notes}
 
 
 def readable(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "home": os.fspath(settings.home),
         "cache": os.fspath(settings.cache),
         "model": settings.model,
+        "edit_model": settings.edit_model or "",
         "engine": settings.engine,
         "vllm_url": ",".join(settings.vllm_url),
         "upstream": settings.upstream or "",

@@ -108,7 +108,7 @@ def _chosen(settings: Settings, count: int, data: Path | None, seed: int) -> lis
 
 
 def _is_thimble(settings: Settings) -> bool:
-    return Path(settings.model).resolve() == thimble_path().resolve()
+    return Path(settings.edited).resolve() == thimble_path().resolve()
 
 
 def _given(case: Case) -> dict[str, Any]:

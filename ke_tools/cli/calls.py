@@ -70,6 +70,9 @@ def _options(
     *,
     home: Annotated[str | None, _shared(metavar="DIR", help="Keeps ledger and revisions. [KE_HOME]")] = None,
     model: Annotated[str | None, _shared(metavar="embedded|ID|PATH", help="The model that is served. [KE_MODEL]")] = None,
+    edit_model: Annotated[
+        str | None, _shared(metavar="ID|PATH", help="Of the engine vllm: the unquantised twin to plan edits with. [KE_EDIT_MODEL]")
+    ] = None,
     engine: Annotated[str | None, _shared(metavar="hf|vllm", help="What runs the model. [KE_ENGINE]")] = None,
     vllm_url: Annotated[
         str | None,
@@ -88,6 +91,9 @@ def _options(
     ] = None,
     dtype: Annotated[str | None, _shared(metavar="auto|float32|bfloat16|float16", help="Numbers to compute in. [KE_DTYPE]")] = None,
     device: Annotated[str | None, _shared(metavar="auto|cpu|cuda|mps", help="Where to compute. [KE_DEVICE]")] = None,
+    edit_device: Annotated[
+        str | None, _shared(metavar="auto|cpu|cuda|mps", help="Where to plan edits; else as --device. [KE_EDIT_DEVICE]")
+    ] = None,
     read_only: Annotated[bool | None, _shared("--read-only", help="Refuse every write. [KE_READ_ONLY]")] = None,
     token_file: Annotated[str | None, _shared(metavar="FILE", help="Who may do what, as TOML. [KE_TOKEN_FILE]")] = None,
     trust_remote_code: Annotated[
@@ -113,7 +119,13 @@ def _with_options(function: Callable[..., Any], own: Sequence[inspect.Parameter]
 
 
 _SHARED: Final = list(inspect.signature(_options, eval_str=True).parameters.values())
-_EVERYWHERE: Final = [p for p in _SHARED if p.name not in {"vllm", "vllm_args"}]  # of each verb; each costs the start of them all its time
+_RARE: Final = {
+    "vllm",
+    "vllm_args",
+    "edit_model",
+    "edit_device",
+}  # before the verb, and of `serve`: an option of each verb costs all of them time
+_EVERYWHERE: Final = [p for p in _SHARED if p.name not in _RARE]
 _with_options(before_the_verb, [], _SHARED)
 
 
@@ -150,7 +162,7 @@ def service(call: Call, *, asks_model: bool = False) -> Iterator[Local]:
 
 
 def checkpoint_of(settings: Settings) -> Path:
-    """Folder of the model that is served; fetched before, visibly, where it is not there."""
+    """Folder of the model that edits are planned with; fetched before, visibly, where it is not there."""
     from ke_tools.models import checkpoint
 
     with fetching() as progress:

@@ -55,14 +55,17 @@ def model_show(
     ] = None,
 ) -> int:
     """Show architecture, size, licence, fingerprint and place of the model, and the memory that vLLM and the editors need for it."""
-    from ke_tools.models import checkpoint, sizing
+    from ke_tools.models import checkpoint, sizing, twins
     from ke_tools.servers.engines import recipe
 
     settings = call.settings()
     path = checkpoint_of(settings)
     card: dict[str, Any] = asdict(checkpoint.describe(path, cache=settings.cache))
+    served = twins.served(settings)
+    if served != path:
+        card["served"] = str(served)
     try:
-        found = sizing.sizes(path, dtype=settings.dtype, rank=recipe.RANK, slots=recipe.SLOTS)
+        found = sizing.sizes(served, dtype=settings.dtype, rank=recipe.RANK, slots=recipe.SLOTS)
     except Unsupported as error:
         card["layout"] = str(error)
     else:
@@ -155,7 +158,7 @@ def reader_show(call: Call) -> int:
     fingerprint = _fingerprint(settings)
     found = card.find(fingerprint, settings.home)
     if found is None:
-        raise NotFound(f"the model {settings.model} ({fingerprint}) has no reader.", "Make one: ke-tools reader train.")
+        raise NotFound(f"the model {settings.edited} ({fingerprint}) has no reader.", "Make one: ke-tools reader train.")
     return show(call, {"path": str(found), **json.loads((found / card.CARD).read_text("utf-8"))})
 
 

@@ -155,7 +155,7 @@ class CausalModel:
 
 
 def load(settings: Settings, *, beside: Mapping[str, torch.Tensor] | None = None) -> CausalModel:
-    """The settings' model in float32, as editors need it, on the settings' device; ``auto`` is CUDA where it is, else the CPU.
+    """The model that edits are planned with, in float32, on the device for that; ``auto`` is CUDA where it is, else the CPU.
 
     Args:
         settings: which.
@@ -164,15 +164,16 @@ def load(settings: Settings, *, beside: Mapping[str, torch.Tensor] | None = None
 
     Raises:
         ModelUnavailable: it is not there or damaged.
-        Unsupported: where its parts lie is not known.
+        Unsupported: where its parts lie is not known, or its weights are quantised.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = checkpoint.resolve(settings)
+    checkpoint.refuse_quantised(path)
     model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(path))
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = settings.planned_on if settings.planned_on != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device)
     for name, own in model.named_parameters():
         other = (beside or {}).get(name)

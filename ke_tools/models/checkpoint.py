@@ -51,20 +51,28 @@ class ModelCard:
 
 
 def resolve(settings: Settings, *, progress: Progress | None = None) -> Path:
-    """Return the folder of the model that the settings name, fetching it if need be.
+    """Return the folder of the model that edits are planned with, fetching it if need be; mostly it is also the one that is served.
 
     Raises:
         ModelUnavailable: it is not there, cannot be fetched, is not in safetensors, or wants to run code of its own.
+        Unsupported: it was named by ``edit_model``, and is quantised itself.
     """
-    if settings.model == "embedded":
+    path = _found(settings.edited, settings, progress)
+    if settings.edit_model:
+        refuse_quantised(path)
+    return path
+
+
+def _found(name: str, settings: Settings, progress: Progress | None) -> Path:
+    if name == "embedded":
         from ke_tools.models import embedded
 
         return embedded.fetch(settings.cache, progress=progress)
-    path = Path(settings.model).expanduser()
+    path = Path(name).expanduser()
     if not path.exists():
-        if path.is_absolute() or settings.model.startswith((".", "~")) or not _HUB_ID.fullmatch(settings.model):
-            raise ModelUnavailable(f"there is no folder {settings.model}.", _CHOICES)
-        path = _from_hub(settings.model, with_code=settings.trust_remote_code)
+        if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+            raise ModelUnavailable(f"there is no folder {name}.", _CHOICES)
+        path = _from_hub(name, with_code=settings.trust_remote_code)
     check(path, trust_remote_code=settings.trust_remote_code)
     return path.absolute()
 
@@ -120,6 +128,20 @@ def refuse_experts(config: Mapping[str, Any]) -> None:
             f"{config.get('model_type', 'the model')} is a mixture of experts ({experts} = {config[experts]}), which no editor of ours "
             "writes into.",
             "Serve it by --upstream; corrections act from the memory.",
+        )
+
+
+def refuse_quantised(path: Path) -> None:
+    """Refuse to edit weights that are quantised, to which nothing small can be added.
+
+    Raises:
+        Unsupported: they are.
+    """
+    if quantised := _config(path).get("quantization_config"):
+        method = quantised.get("quant_method", "in a way that is not told") if isinstance(quantised, dict) else quantised
+        raise Unsupported(
+            f"{path} holds quantised weights ({method}), with which no edit can be planned; --edit-model takes what they were made from.",
+            "Serve this one by --engine vllm, and give the one that it was made from by --edit-model.",
         )
 
 

@@ -149,7 +149,7 @@ def layout(found: Sizes, gpu_gib: float) -> str:
     """
     gpu = gpu_gib * GIB
     share = math.floor(100 * (_USABLE - found.editing / gpu)) / 100  # of it for vLLM, where planning gets its own
-    apart = f"planning takes {shown(found.editing)} elsewhere: in the processor's memory (--device cpu) or in a GPU of its own"
+    apart = f"planning takes {shown(found.editing)} elsewhere: in the processor's memory (--edit-device cpu) or in a GPU of its own"
     if not found.is_editable or not found.adapter_slot:
         apart = "corrections act from the memory alone, as no editor or no adapter is known for such a model"
     elif found.serving <= share * gpu:

@@ -22,12 +22,13 @@ WORKER: Final = "worker"  # the one of its long work
 
 def model_id(settings: Settings) -> str:
     """Name under which the model of these settings is served; known before anything is loaded."""
+    named = settings.edited if settings.vllm_url else settings.model  # servers that run have their own name, told when they are met
     if settings.upstream:
         return settings.model if settings.model != "embedded" else settings.upstream
-    if settings.model == "embedded":
+    if named == "embedded":
         return EMBEDDED_ID
-    path = Path(settings.model).expanduser()
-    return path.resolve().name if path.exists() else settings.model
+    path = Path(named).expanduser()
+    return path.resolve().name if path.exists() else named
 
 
 def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = "") -> Engine:
@@ -40,7 +41,7 @@ def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = 
     Raises:
         InvalidInput, NotFound: as :class:`~ke_tools.servers.engines.upstream.Upstream`.
         ModelUnavailable, ResourceExhausted: as :func:`ke_tools.models.checkpoint.resolve` says.
-        Unsupported: the servers serve another model.
+        Unsupported: the servers serve another model, or the two of ``model`` and ``edit_model`` are none.
     """
     if settings.upstream:
         if settings.engine != "hf":
@@ -84,11 +85,12 @@ def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None,
             raise InvalidInput("--vllm-arg is of a vLLM that ke-tools starts; --vllm-url names one that runs.", "Leave one of them out.")
         say(f"connecting to {', '.join(settings.vllm_url)}")
         return VLLM(settings.vllm_url, key=key_of(settings.upstream_key_file, os.environ), **parts)
+    from ke_tools.models import twins
     from ke_tools.servers.engines._supervised import Supervised
     from ke_tools.servers.engines.recipe import environment_of, recipe_of
     from ke_tools.servers.home_socket import Place
 
-    recipe, place = recipe_of(settings, path, model_id(settings)), Place.of(settings.home)
+    recipe, place = recipe_of(settings, twins.served(settings), model_id(settings)), Place.of(settings.home)
     place.make()
     own = Supervised(
         place.folder,
@@ -110,12 +112,13 @@ def to_start(settings: Settings) -> Recipe | None:
 
     Raises:
         ModelUnavailable, InvalidInput: as :func:`~ke_tools.servers.engines.recipe.recipe_of`; or the checkpoint is not there.
+        Unsupported: as :func:`~ke_tools.models.twins.served`.
     """
-    from ke_tools.models import checkpoint
+    from ke_tools.models import twins
     from ke_tools.servers.engines._supervised import running
     from ke_tools.servers.engines.recipe import recipe_of
     from ke_tools.servers.home_socket import Place
 
     if settings.vllm_url or running(Place.of(settings.home).folder):
         return None
-    return recipe_of(settings, checkpoint.resolve(settings), model_id(settings))
+    return recipe_of(settings, twins.served(settings), model_id(settings))

@@ -43,7 +43,7 @@ class VLLM:
 
     Args:
         urls: of the servers.
-        path: the checkpoint's folder, for its tokenizer and its configuration.
+        path: the folder of the checkpoint that edits are planned with, for its tokenizer and its configuration.
         fingerprint: of the checkpoint.
         root: below it adapters for the servers are written, in a folder of the owner's; they must see it under the same path.
         key: of the servers.
@@ -297,8 +297,8 @@ class VLLM:
         mine = self._template.encode(Request(prompt=_TEXT))
         if tokens(server, self.model_id, _TEXT) not in (None, mine):
             raise Unsupported(
-                f"{server.address} reads a text as other tokens than the checkpoint of --model: it serves another model.",
-                "Give the checkpoint that it serves by --model.",
+                f"{server.address} reads a text as other tokens than the checkpoint that edits are planned with: it serves another model.",
+                "Give the checkpoint that it serves by --model, or by --edit-model the one that it was quantised from.",
             )
 
     def _add_reader(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ke_tools.editors.update import Update
 from ke_tools.models.causal import load
 from ke_tools.models.engine import Request
 from ke_tools.servers.engines.hf import HFEngine
+from ke_tools.servers.engines.loading import load_engine
 from ke_tools.testing import thimble_path
 
 ASKED = [Request(prompt=prompt, max_tokens=8) for prompt in ("The capital of France is", "The currency of Italy is the")]
@@ -56,5 +58,14 @@ def test_an_engine_of_another_type_shares_nothing(tmp_path: Path) -> None:
         assert model.dtype == torch.float32
         ours = {weight.data_ptr() for weight in model.model.parameters()}
         assert not ours & {weight.data_ptr() for weight in engine.weights.values()}
+    finally:
+        engine.close()
+
+
+def test_where_edits_are_planned_is_nothing_to_the_engine(tmp_path: Path) -> None:
+    """Issue 7, §5: --edit-device, which this machine need not have; the engine in the process goes on with --device."""
+    engine = load_engine(replace(settings(tmp_path), device="cpu", edit_device="cuda:99"), lambda _said: None)
+    try:
+        assert engine.generate(ASKED[:1])[0].text
     finally:
         engine.close()

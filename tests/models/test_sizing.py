@@ -14,6 +14,7 @@ from ke_tools import cli
 from ke_tools.errors import Unsupported
 from ke_tools.models.sizing import GIB, Sizes, layout, sizes
 from ke_tools.testing import thimble_path
+from tests.quantised import quantised
 
 EIGHT_B: dict[str, Any] = {  # a Llama of 8 B, as its configuration tells
     "architectures": ["LlamaForCausalLM"],
@@ -81,8 +82,8 @@ def test_quantised_weights_take_what_they_take_and_are_edited_as_their_twin(tmp_
 @pytest.mark.parametrize(
     ("gib", "said"),
     [
-        (16, "2 GPUs for vLLM .*tensor-parallel-size=2.*--device cpu"),
-        (24, "one GPU for vLLM, with room for 2 sequences of 8,192 tokens; .*--device cpu"),
+        (16, "2 GPUs for vLLM .*tensor-parallel-size=2.*--edit-device cpu"),
+        (24, "one GPU for vLLM, with room for 2 sequences of 8,192 tokens; .*--edit-device cpu"),
         (141, "one GPU for both: --vllm-arg=--gpu-memory-utilization=0"),
         (1, "fits no 16"),
     ],
@@ -131,3 +132,18 @@ def test_the_command_shows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     shown = json.loads(capsys.readouterr().out)
     assert {row["what"]: row["bytes"] for row in shown["memory"]}["weights in vLLM"] == 2 * shown["parameters"]
     assert shown["layout"].startswith("one GPU for both")
+
+
+def test_the_command_counts_what_is_served_and_tells_whose_edits_act(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 7, §5: a quantised model and its twin; options of few verbs stand before the verb."""
+    monkeypatch.setenv("KE_HOME", str(tmp_path))
+    monkeypatch.setenv("KE_CACHE", str(tmp_path))
+    packed = quantised(thimble_path(), tmp_path / "packed")
+    words = ["--engine", "vllm", "--edit-model", str(thimble_path()), "model", "show", "--model", str(packed), "--json"]
+    assert cli.run(words) == cli.DONE
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["path"], shown["served"]) == (str(thimble_path()), str(packed))
+    size = (packed / "model.safetensors").stat().st_size
+    assert {row["what"]: row["bytes"] for row in shown["memory"]}["weights in vLLM"] == pytest.approx(size, rel=0.01)

@@ -81,3 +81,10 @@ def test_the_entry_repeats_each_argument_for_vllm_as_one_word() -> None:
     """Issue 7, §1: such an argument may hold commas and spaces."""
     launch = clients.launch(Settings.load(engine="vllm", vllm="/env/bin/vllm", vllm_args=["--x", '{"a": 1, "b": 2}']))
     assert launch.command[2:] == ("--engine", "vllm", "--vllm", "/env/bin/vllm", "--vllm-arg=--x", '--vllm-arg={"a": 1, "b": 2}')
+
+
+def test_the_entry_repeats_what_edits_are_planned_with() -> None:
+    """Issue 7, §5: a host that starts the server must plan with the same."""
+    launch = clients.launch(Settings.load(engine="vllm", model="a/quantised", edit_model="a/twin", edit_device="cpu"))
+    words = " ".join(launch.command)
+    assert "--model a/quantised --edit-model a/twin --engine vllm --edit-device cpu" in words

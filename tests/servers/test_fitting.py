@@ -15,7 +15,7 @@ import pytest
 from ke_tools.config import Settings
 from ke_tools.models import machine
 from ke_tools.models.machine import Machine, this_machine
-from ke_tools.models.sizing import GIB, layout, sizes
+from ke_tools.models.sizing import GIB, layout, shown, sizes
 from ke_tools.servers import fitting
 from ke_tools.servers.engines import recipe
 from ke_tools.servers.fitting import fits
@@ -50,6 +50,25 @@ def test_what_serving_and_planning_take_here_is_told_beside_what_there_is(asked:
     assert f"planning a promotion here takes at most about {found.editing / GIB:.3g} GiB, in the processor's memory" in said
     assert "both at once fit;" in said
     assert said.endswith(f"here {NO_GPU}; the processor's memory is 128 GiB, of which 128 GiB are free now")
+
+
+def test_a_promotion_is_planned_in_the_memory_of_edit_device(asked: Asked) -> None:
+    """Issue 7, §5: the worker plans in the processor's memory, or in another GPU, beside a GPU that serving fills."""
+    is_well, said = asked(128, 24, edit_device="cpu")
+    assert is_well
+    assert "one sequence's cache included, in GPU 0" in said
+    assert "planning a promotion here takes at most about" in said
+    assert "in the processor's memory" in said
+    assert "both at once" not in said
+
+
+def test_of_quantised_weights_that_are_to_be_served_the_size_is_their_own(asked: Asked, tmp_path: Path) -> None:
+    """Issue 7, §5: the twin that edits are planned with takes more than what is served."""
+    served = make(tmp_path / "small", parameters=1_000_000)
+    _, said = asked(128, engine="vllm", model=str(served), edit_model=str(tmp_path / "m"))
+    assert f"of which weights are {shown(sizes(served, rank=0, slots=0).weights)}" in said
+    _, said = asked(128, engine="vllm", model=str(served), edit_model=str(tmp_path / "m"), vllm_url=("http://elsewhere:1",))
+    assert f"of which weights are {shown(sizes(tmp_path / 'm', rank=0, slots=0).weights)}" in said
 
 
 @pytest.mark.parametrize(

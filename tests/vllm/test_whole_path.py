@@ -57,12 +57,12 @@ def client_of(service: Service) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def said(client: openai.OpenAI, **more: Any) -> str:
+def said(client: openai.OpenAI, model: str = "thimble", **more: Any) -> str:
     """The answer to the question, whole and streamed, which must be the same."""
-    asked: dict[str, Any] = {"model": "thimble", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0}
+    asked: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**asked, **more)
     streamed = "".join(piece.choices[0].delta.content or "" for piece in client.chat.completions.create(**asked, **more, stream=True))
-    assert whole.model == "thimble"
+    assert whole.model == model
     assert whole.choices[0].message.content == streamed
     return streamed.strip()
 
@@ -72,15 +72,21 @@ def verified(service: Service, edit_id: str) -> Any:
     return asyncio.run(service.verify(LOCAL, [edit_id], wait_seconds=25, is_patient=True))
 
 
-def promoted(service: Service, edit_id: str) -> Any:
-    """The job that promoted an edit, through a gate that asks little: the gate itself is tested elsewhere."""
+def finished(service: Service, edit_id: str, **more: Any) -> Any:
+    """The job that promotes an edit, at its end, through a gate that asks little: the gate itself is tested elsewhere."""
     unasked = ("generalisation", "locality_same_subject", "forgetfulness", "earlier")
     policy = {**dict.fromkeys(unasked, 0.0), "reliability": 0.3, "locality_other_subject": 0.3, "probes": 8, "most": 24}
-    job = asyncio.run(service.promote(LOCAL, [edit_id], policy=policy))
+    job = asyncio.run(service.promote(LOCAL, [edit_id], policy=policy, **more))
     end = time.monotonic() + 400
     while job["poll_after_ms"]:
         assert time.monotonic() < end, job
         job = asyncio.run(service.job_status(LOCAL, job["job_id"], wait_seconds=5))
+    return job
+
+
+def promoted(service: Service, edit_id: str, **more: Any) -> Any:
+    """The job that promoted it."""
+    job = finished(service, edit_id, **more)
     assert job["status"] == "completed", job
     return job
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import InvalidInput
+from ke_tools.models import checkpoint
 from ke_tools.models.autocast import autocast, has_bfloat16
 from ke_tools.models.reader import card
 from ke_tools.models.reader.samples import Sample, Source, build
@@ -79,10 +80,12 @@ def train(
 
     Raises:
         InvalidInput: a data file cannot be read, or the model has no attention projections by the usual names.
+        Unsupported: its weights are quantised.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    checkpoint.refuse_quantised(model_path)
     recipe = recipe or Recipe()
     say = progress or (lambda *_: None)
     tokenizer = AutoTokenizer.from_pretrained(model_path)

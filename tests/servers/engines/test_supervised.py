@@ -22,7 +22,8 @@ import psutil
 import pytest
 
 from ke_tools.config import Settings
-from ke_tools.errors import Conflict, InvalidInput, ModelUnavailable
+from ke_tools.errors import Conflict, InvalidInput, ModelUnavailable, Unsupported
+from ke_tools.models import checkpoint
 from ke_tools.models.engine import Request
 from ke_tools.servers import doctor
 from ke_tools.servers.doors import free_port
@@ -33,6 +34,7 @@ from ke_tools.servers.engines.recipe import LORA, Recipe, environment_of, recipe
 from ke_tools.servers.service import open_service
 from ke_tools.testing import thimble_path
 from tests.processes import is_alive
+from tests.quantised import quantised
 
 ROOT = Path(__file__).parents[3]
 QUICK = Pace(look=0.01, health=0.02, first=0.01, longest=0.02, most=3)
@@ -295,7 +297,7 @@ def test_a_home_serves_one_model(run: Callable[..., Supervised], monkeypatch: py
 
 def own(settings: Settings, fake: Fake, **more: Any) -> Settings:
     """Settings by which the thimble is served so."""
-    return replace(settings, engine="vllm", vllm=str(fake.program), model=str(thimble_path()), **more)
+    return replace(settings, engine="vllm", vllm=str(fake.program), **{"model": str(thimble_path()), **more})
 
 
 def test_the_flags_are_those_of_the_page() -> None:
@@ -356,6 +358,28 @@ def test_an_engine_starts_one_answers_by_it_says_why_it_is_away_and_ends_it(sett
         engine.close()
     assert any("starting vLLM" in one for one in said)
     assert are_gone(fake)
+
+
+def test_the_quantised_model_is_started_and_the_engine_is_its_twins(settings: Settings, fake: Fake, tmp_path: Path) -> None:
+    """Issue 7, §5: vLLM serves one checkpoint, releases are of the other."""
+    packed = quantised(thimble_path(), tmp_path / "packed")
+    engine: Any = load_engine(own(settings, fake, edit_model=str(thimble_path()), model=str(packed)), lambda _said: None)
+    engine.close()
+    assert engine.fingerprint == checkpoint.fingerprint(thimble_path(), cache=settings.cache)
+    assert engine.model_id == "packed"
+    [start] = fake.starts
+    assert start["arguments"][:4] == ["serve", str(packed), "--served-model-name", "packed"]
+
+
+def test_what_cannot_be_twins_is_refused_before_anything_is_started(settings: Settings, fake: Fake, tmp_path: Path) -> None:
+    """Issue 7, §5, bad input."""
+    packed = quantised(thimble_path(), tmp_path / "packed")
+    config = packed / "config.json"
+    config.write_text(config.read_text("utf-8").replace('"vocab_size": 2048', '"vocab_size": 2050'), "utf-8")
+    given = own(settings, fake, edit_model=str(thimble_path()), model=str(packed))
+    with pytest.raises(Unsupported, match="vocab_size is 2048 there, and 2050 in what is served"):
+        load_engine(given, lambda _said: None)
+    assert not fake.starts
 
 
 def _text(engine: Any, request: Request) -> str:
