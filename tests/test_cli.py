@@ -254,7 +254,7 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
         (["verify", "--all"], ("verify", VERIFY)),
         (["verify", "--revision", "7"], ("verify", VERIFY | {"revision": 7})),
         (["verify", "--release", "rel_1"], ("verify", VERIFY | {"release": "rel_1"})),
-        (["doctor", "--deep"], ("doctor", {"deep": True})),
+        (["doctor", "--deep"], ("doctor", {"deep": True, "gpu_gib": None})),
         (["job"], ("jobs", {})),
     ],
 )
