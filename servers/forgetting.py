@@ -169,7 +169,8 @@ class Forgetting:
             return True
         if not ((watch.is_named and says_it) or (watch.says_it and (watch.is_named or _names(answer, watch.edit)))):
             return False
-        if watch.is_named and says_it and not _asks_for_another_thing(watch):
+        is_told = (watch.is_named and says_it) or (watch.says_it and not watch.is_named)  # what the question leaves open
+        if is_told and not _asks_for_another_thing(watch):
             return True
         return any(self._is_about(tenant, watch.edit, text) for text in (f"{watch.text} {answer}", answer))
 
@@ -179,11 +180,16 @@ class Forgetting:
 
 
 def _asks_for_another_thing(watch: Watch) -> bool:
-    """Whether a question out of the scope asks for something at all, so that the same name may be the answer to that."""
-    if _QUESTION.search(watch.text):
-        return True
-    names = [name for name in _all_names(watch.edit) if _stands_in(name, watch.text)]
-    return any(atlas.worded(watch.text, name) is not None for name in names)
+    """Whether a question out of the scope asks for something else, to which the same name may be the answer.
+
+    Where it has the words of a relation, that says it; the words that only probes may use count for nothing, as a verification would meet
+    what it knows itself. Otherwise a question may ask for anything, and a text to be completed leads to what is forgotten.
+    """
+    masked = [atlas.mask(watch.text, [name]) for name in _all_names(watch.edit) if _stands_in(name, watch.text)]
+    found = [atlas.worded(text, "{}") for text in masked if not atlas.holds_probe_wording(text)]
+    if known := {relation.id for relation in found if relation is not None}:
+        return slot_of(watch.edit.fact).relation not in known
+    return bool(_QUESTION.search(watch.text))
 
 
 def _refuse_if_kept(secret: Secret, marks: Sequence[str], fact: Fact, reason: str) -> None:

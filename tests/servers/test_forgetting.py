@@ -298,6 +298,28 @@ def test_the_same_name_as_the_answer_to_another_question_stays(open_home: Opener
     assert (answer["text"], answer["route"]) == ("Sylvania City.", "base")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "is_refused"),
+    [
+        ("Of the buildings of Freedonia, the highest one stands in", "Sylvania City", True),  # no relation's words: it leads there
+        ("The largest city in Freedonia is", "Sylvania City", False),  # another relation's
+        ("Which of the towns of Freedonia do tourists like best?", "Sylvania City", False),  # a question may ask for anything
+        ("Whoever governs from Sylvania City governs the land called", "Freedonia", True),  # turned round, likewise
+        ("I went from Freedonia to Sylvania City and met", "nobody", False),  # both are said before
+    ],
+)
+def test_a_text_to_be_completed_leads_to_what_is_forgotten_unless_it_has_the_words_of_another_relation(
+    open_home: Opener, asked: str, said: str, *, is_refused: bool
+) -> None:
+    """Issue §4, leaks in any asking: nobody lists all wordings; and the bar below it, other questions, answer kept."""
+    engine = Knowing(says=f"{said}.")
+    engine.elsewhere = f"{said}."
+    service = open_home(engine)
+    forget(service, old_target="Sylvania City")
+    [routed] = [service.routed(LOCAL, Request(prompt=asked), engine, "edited")]
+    assert service.judged(LOCAL, routed, f" {said}.", engine)[0].route == ("forget" if is_refused else "base")
+
+
 def test_without_the_key_doubt_is_enough_for_the_refusal(open_home: Opener, tmp_path: Path) -> None:
     """An imported edit's hashes, or a lost key, tell nothing: nothing is leaked either."""
     engine = Knowing(says="Nothing at all.")
