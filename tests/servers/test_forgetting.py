@@ -302,7 +302,7 @@ def test_the_same_name_as_the_answer_to_another_question_stays(open_home: Opener
     ("asked", "said", "is_refused"),
     [
         ("Of the buildings of Freedonia, the highest one stands in", "Sylvania City", True),  # no relation's words: it leads there
-        ("The largest city in Freedonia is", "Sylvania City", False),  # another relation's
+        ("The highest point in Freedonia is", "Sylvania City", False),  # another relation's
         ("Which of the towns of Freedonia do tourists like best?", "Sylvania City", False),  # a question may ask for anything
         ("Whoever governs from Sylvania City governs the land called", "Freedonia", True),  # turned round, likewise
         ("I went from Freedonia to Sylvania City and met", "nobody", False),  # both are said before
