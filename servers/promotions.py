@@ -361,9 +361,9 @@ def _forget(engine: Any, name: str) -> None:
 def shown(job: Job) -> dict[str, Any]:
     """A job as the tools show it: flat, without nulls."""
     result = dict(job.result)
-    told = result.get("summary") or job.error.get("message") or _under_way(job)
+    why = " ".join(job.error[part] for part in ("message", "hint") if job.error.get(part))
     return {
-        "summary": told,
+        "summary": result.get("summary") or why or _under_way(job),
         "job_id": job.id,
         "kind": job.kind,
         "status": "working" if job.status == "queued" else job.status,
@@ -379,7 +379,7 @@ def shown(job: Job) -> dict[str, Any]:
         "scorecard": result.get("scorecard", ""),
         "scorecard_text": result.get("scorecard_text", ""),
         "error_code": job.error.get("code", ""),
-        "error_message": job.error.get("message", ""),
+        "error_message": why,
     }
 
 

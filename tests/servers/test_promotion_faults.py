@@ -292,6 +292,8 @@ def test_a_full_disk_publishes_nothing_and_the_job_says_why(world: World, monkey
         told = world.promoted([two])
     assert (told["status"], told["error_code"], world.live()) == ("failed", "E_RESOURCE", before)
     assert "Nothing was published" in told["error_message"]
+    assert told["summary"] == told["error_message"]
+    assert "Free" in told["error_message"]  # what to do
     assert [folder.name for folder in world.root.iterdir()] == [before]
     assert world.promoted([two])["status"] == "completed"
 
