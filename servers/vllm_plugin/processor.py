@@ -2,6 +2,9 @@
 
 The number of no adapter is -1, which as an index means the last; the kernels of accelerators skip it, the CPU's do not (upstream:
 vllm-project/vllm#48421, #49656). Rows without adapter are skipped here, and each adapter's rows are one product.
+
+Where oneDNN computes with 8-bit weights, as on processors without AMX, it keeps them in a form of its own, and the layer has none; vLLM
+asks the weight for the device that an adapter goes to, and does not start. Here that is the processor, whatever the layer has.
 """
 
 from __future__ import annotations
@@ -22,7 +25,16 @@ def register() -> bool:
     for module in (lora_ops, punica_cpu):
         for name in ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice", "sgmv_shrink", "sgmv_expand", "sgmv_expand_slice"):
             setattr(module, name, globals()[name])
+    from vllm.lora.layers import base_linear
+
+    base_linear._get_lora_device = _on_processor
     return True
+
+
+def _on_processor(_base_layer: Any) -> Any:
+    import torch
+
+    return torch.device("cpu")
 
 
 def _groups(indices: Any) -> Iterator[tuple[int, Any]]:
