@@ -141,6 +141,11 @@ class Settings:
         return self.edit_model or self.model
 
     @property
+    def known(self) -> str:
+        """The model that is served, as far as it is known here: servers that run already may have a form of it that is nowhere else."""
+        return self.edited if self.vllm_url else self.model
+
+    @property
     def planned_on(self) -> str:
         """The device that edits are planned on."""
         return self.edit_device or self.device

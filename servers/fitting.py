@@ -64,15 +64,14 @@ def fits(settings: Settings, *, gpu_gib: float | None = None) -> tuple[bool, str
 
 def _at_hand(settings: Settings) -> Path | None:
     """The checkpoint, where it is here already and whole."""
-    name = settings.edited if settings.vllm_url else settings.model  # what servers have that run already need not be here
-    if name == "embedded":
+    if settings.known == "embedded":
         return embedded.locate(settings.cache)
-    path = Path(name).expanduser()
+    path = Path(settings.known).expanduser()
     try:
         if not path.exists():
             from huggingface_hub import snapshot_download
 
-            path = Path(snapshot_download(name, local_files_only=True))
+            path = Path(snapshot_download(settings.known, local_files_only=True))
         checkpoint.check(path, trust_remote_code=settings.trust_remote_code)
     except (ModelUnavailable, OSError, ValueError):  # the last two: of no hub's model
         return None
@@ -80,17 +79,14 @@ def _at_hand(settings: Settings) -> Path | None:
 
 
 def _of_transformers(settings: Settings, path: Path, here: Machine, gpu_gib: float | None) -> tuple[list[str], list[str]]:
-    """Of a model in this process: what is needed and fits, and what plainly does not."""
-    room, failures = _room(settings.device, here), list[str]()
+    """Of a model in this process: what is needed and fits, and what cannot be."""
+    room = _room(settings.device, here)
     is_exact = settings.device == "cpu" or (settings.device == "auto" and room.is_processors and sys.platform != "darwin")
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if is_exact else "bfloat16"
     found = sizing.sizes(path, dtype=dtype, rank=0, slots=0)
-    if settings.device.startswith("cuda") and room.is_processors:
-        failures.append(f"it cannot be served here: --device is {settings.device}, and {here.looked}")
-    elif room.lacks(found.weights):
-        failures.append(_not_served(found, room))
+    failures = _lacking(settings.device, "--device", here) or _too_large(found, room)
     needs = [f"transformers serves it in {dtype} with {shown(found.in_process)}, one sequence's cache included, in {room.name}"]
-    _plan(settings, found, here, needs, failures)
+    needs.append(_planned(settings, path, found, here))
     if not failures and found.is_editable and room.size and room == _room(settings.planned_on, here):
         needs.append(_together(found.in_process + found.editing, room, here))
     if gpu_gib:
@@ -112,7 +108,9 @@ def _of_vllm(settings: Settings, path: Path, here: Machine, gpu_gib: float | Non
     is_here = all(urlsplit(url).hostname in _HERE for url in settings.vllm_url)
     where = " in the processor's memory" if is_here and not gpu_gib and not here.gpus else ""
     needs = [f"vLLM needs {shown(found.serving)} at least{where}, of which weights are {shown(found.weights)}"]
-    if gpu_gib:
+    if settings.vllm_url and settings.edit_model:
+        needs = ["what the servers hold is not known here, as --edit-model is another form of it"]
+    elif gpu_gib:
         needs.append(_layout(settings, path, gpu_gib))
     elif not is_here:
         needs.append("--gpu-gib N says which layout fits GPUs of the machine that vLLM runs on")
@@ -120,28 +118,42 @@ def _of_vllm(settings: Settings, path: Path, here: Machine, gpu_gib: float | Non
         needs.append(_layout(settings, path, min(here.gpus) / GIB))
     if not settings.vllm_url and not gpu_gib:  # it will be started here
         room = _Room("the GPUs" if len(here.gpus) > 1 else "the GPU", sum(here.gpus)) if here.gpus else _room("cpu", here)
-        if room.lacks(found.weights):
-            failures.append(_not_served(found, room))
-    _plan(settings, found, here, needs, failures)
-    return needs, failures
+        failures = _too_large(found, room)
+    return [*needs, _planned(settings, path, found, here)], failures
 
 
-def _plan(settings: Settings, found: Sizes, here: Machine, needs: list[str], failures: list[str]) -> None:
-    """Add what planning promotions comes to."""
-    if not found.is_editable:
-        needs.append("no editor is known for such a model, so nothing is planned")
-        return
+def _planned(settings: Settings, path: Path, found: Sizes, here: Machine) -> str:
+    """What planning promotions comes to; where none can be planned, corrections act from the memory all the same."""
     room = _room(settings.planned_on, here)
-    needs.append(f"planning a promotion here takes at most about {shown(found.editing)}, in {room.name}")
-    if room.lacks(found.copy):
-        failures.append(
-            f"no promotion can be planned here: the editors' copy in float32 takes {shown(found.copy)}, more than the "
-            f"{shown(room.size)} of {room.name} (corrections act without)"
+    if not found.is_editable:
+        return "no editor is known for such a model, so nothing is planned"
+    try:
+        if not settings.edit_model:  # of which no engine is made where it is quantised
+            checkpoint.refuse_quantised(path)
+    except Unsupported as error:
+        return f"no promotion can be planned: {error}"
+    if lacking := _lacking(settings.planned_on, "--edit-device" if settings.edit_device else "--device", here):
+        return f"no promotion can be planned: {lacking[0]}"
+    if room.lacks(found.editors_copy):
+        return (
+            f"no promotion can be planned: the editors' copy in float32 takes {shown(found.editors_copy)}, more than the "
+            f"{shown(room.size)} of {room.name}"
         )
+    return f"planning a promotion here takes at most about {shown(found.editing)}, in {room.name}"
 
 
-def _not_served(found: Sizes, room: _Room) -> str:
-    return f"it cannot be served here: its weights take {shown(found.weights)}, more than the {shown(room.size)} of {room.name}"
+def _lacking(device: str, flag: str, here: Machine) -> list[str]:
+    """What keeps something from a device that is named and is not there; nothing where it is."""
+    is_there = not device.startswith("cuda") or not _room(device, here).is_processors
+    return [] if is_there else [f"{flag} is {device}, and {here.looked}"]
+
+
+def _too_large(found: Sizes, room: _Room) -> list[str]:
+    return (
+        [f"it cannot be served here: its weights take {shown(found.weights)}, more than the {shown(room.size)} of {room.name}"]
+        if room.lacks(found.weights)
+        else []
+    )
 
 
 def _served(settings: Settings, path: Path) -> Sizes:

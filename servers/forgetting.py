@@ -185,8 +185,8 @@ def _asks_for_another_thing(watch: Watch) -> bool:
     Where it has the words of a relation, that says it; the words that only probes may use count for nothing, as a verification would meet
     what it knows itself. Otherwise a question may ask for anything, and a text to be completed leads to what is forgotten.
     """
-    masked = [atlas.mask(watch.text, [name]) for name in _all_names(watch.edit) if _stands_in(name, watch.text)]
-    found = [atlas.worded(text, "{}") for text in masked if not atlas.holds_probe_wording(text)]
+    names = [name for name in _all_names(watch.edit) if _stands_in(name, watch.text)]
+    found = [atlas.worded(watch.text, name) for name in names if not atlas.holds_probe_wording(atlas.mask(watch.text, [name]))]
     if known := {relation.id for relation in found if relation is not None}:
         return slot_of(watch.edit.fact).relation not in known
     return bool(_QUESTION.search(watch.text))

@@ -343,7 +343,8 @@ async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T:
     def left(gone: asyncio.Task[None]) -> None:
         if not gone.cancelled():
             gone.exception()  # a connection that cannot be listened to is a client that left, too
-            patience.reschedule(loop.time())
+            with suppress(RuntimeError):  # the work ended in this same turn of the loop
+                patience.reschedule(loop.time())
 
     try:
         async with asyncio.timeout(None) as patience:

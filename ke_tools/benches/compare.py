@@ -159,7 +159,7 @@ class _Table:
             data=f"{hashlib.sha256(self.data.read_bytes()).hexdigest()} {self.kind}",
             method=name,
             how=resolved(editor) if editor else {},
-            device=" and ".join(dict.fromkeys((self.settings.planned_on, self.settings.device))),
+            device=f"{self.settings.planned_on} {self.settings.device}",
             edits=self.edits,
             batch=self.batch,
             seed=self.seed,

@@ -36,6 +36,9 @@ Reason = Annotated[str, typer.Option(help="Kept in the history.")]
 Aliases = Annotated[list[str] | None, typer.Option(help="Another name of the subject (repeatable).")]
 Longest = Annotated[int, typer.Option(min=1, max=1024, help="Longest answer.")]
 Means = Annotated[Via | None, typer.Option(help="How facts reach the model. [KE_VIA]")]
+GpuGib = Annotated[
+    float | None, typer.Option(min=1, metavar="GIB", help="Memory of one GPU: say how to serve and edit the model with such.")
+]
 Sample = Annotated[int, typer.Option(min=0, help="How many facts to ask about (0: a fair sample).")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same.")]
 
@@ -119,12 +122,8 @@ def _with_options(function: Callable[..., Any], own: Sequence[inspect.Parameter]
 
 
 _SHARED: Final = list(inspect.signature(_options, eval_str=True).parameters.values())
-_RARE: Final = {
-    "vllm",
-    "vllm_args",
-    "edit_model",
-    "edit_device",
-}  # before the verb, and of `serve`: an option of each verb costs all of them time
+# Given before the verb, or to `serve`: an option of each verb costs the start of all of them.
+_RARE: Final = {"vllm", "vllm_args", "edit_model", "edit_device"}
 _EVERYWHERE: Final = [p for p in _SHARED if p.name not in _RARE]
 _with_options(before_the_verb, [], _SHARED)
 

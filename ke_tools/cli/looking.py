@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from ke_tools.cli.calls import DONE, FAILED, Call, Cursor, Limit, service, show, verb
+from ke_tools.cli.calls import DONE, FAILED, Call, Cursor, GpuGib, Limit, service, show, verb
 
 PANEL: Final = "Look"
 
@@ -45,10 +45,7 @@ def doctor(
     call: Call,
     *,
     deep: Annotated[bool, typer.Option("--deep", help="Derive everything from the log again and compare.")] = False,
-    gpu_gib: Annotated[
-        float | None,
-        typer.Option(min=1, metavar="GIB", help="Memory of one GPU where vLLM is to run: say which layout fits."),
-    ] = None,
+    gpu_gib: GpuGib = None,
 ) -> int:
     """Say what is configured, what works and what does not, and whether the model fits."""
     with service(call) as local:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from ke_tools import printing
-from ke_tools.cli.calls import DONE, FAILED, Call, Sample, Seed, checkpoint_of, drawable, fetching, group, names_in, show, verb
+from ke_tools.cli.calls import DONE, FAILED, Call, GpuGib, Sample, Seed, checkpoint_of, drawable, fetching, group, names_in, show, verb
 from ke_tools.config import Settings
 from ke_tools.errors import InvalidInput, ModelUnavailable, NotFound, Unsupported
 
@@ -50,9 +50,7 @@ def model_fetch(
 def model_show(
     call: Call,
     *,
-    gpu_gib: Annotated[
-        float | None, typer.Option(min=1, metavar="GIB", help="Memory of one GPU: say how to serve and edit the model with such.")
-    ] = None,
+    gpu_gib: GpuGib = None,
 ) -> int:
     """Show architecture, size, licence, fingerprint and place of the model, and the memory that vLLM and the editors need for it."""
     from ke_tools.models import checkpoint, sizing, twins
@@ -61,7 +59,8 @@ def model_show(
     settings = call.settings()
     path = checkpoint_of(settings)
     card: dict[str, Any] = asdict(checkpoint.describe(path, cache=settings.cache))
-    served = twins.served(settings)
+    with fetching() as progress:
+        served = twins.served_checkpoint(settings, progress=progress)
     if served != path:
         card["served"] = str(served)
     try:

@@ -62,7 +62,7 @@ class Sizes:
         return self.weights + self.context * self.cache_token
 
     @property
-    def copy(self) -> int:
+    def editors_copy(self) -> int:
         """The editors' own copy: what planning takes however small its batches are."""
         return self.parameters * _BYTES["float32"]
 

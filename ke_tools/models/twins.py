@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ke_tools.config import Settings
     from ke_tools.models.embedded import Progress
 
-__all__ = ["refuse_others", "served"]
+__all__ = ["refuse_others", "served_checkpoint"]
 
 _SAME: Final = (  # what a quantisation leaves as it is, by the names that configurations have
     *("architectures", "model_type", "vocab_size"),
@@ -28,7 +28,7 @@ _SAME: Final = (  # what a quantisation leaves as it is, by the names that confi
 )
 
 
-def served(settings: Settings, *, progress: Progress | None = None) -> Path:
+def served_checkpoint(settings: Settings, *, progress: Progress | None = None) -> Path:
     """Return the folder of the model that a vLLM of our own serves, fetching it if need be.
 
     Raises:
@@ -36,7 +36,7 @@ def served(settings: Settings, *, progress: Progress | None = None) -> Path:
         Unsupported: it is no twin of the one that edits are planned with.
     """
     edited = checkpoint.resolve(settings, progress=progress)
-    if settings.edit_model is None or settings.vllm_url:  # of servers that run already there may be no folder here; they are asked
+    if settings.known == settings.edited:
         return edited
     path = checkpoint.resolve(replace(settings, edit_model=None), progress=progress)
     refuse_others(path, edited)

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from ke_tools.errors import KeToolsError, ModelUnavailable, Unsupported
@@ -60,6 +60,7 @@ class Replica:
     is_current: bool = False  # it has all that is wanted
     again: float = 0.0  # before that it is not looked at, where it is not
     why: str = ""  # it could not be brought up to date when it was looked at
+    given: set[str] = field(default_factory=set)  # names that it may have of us
 
 
 class Fleet:
@@ -86,7 +87,6 @@ class Fleet:
         self.replicas = tuple(Replica(server) for server in servers)
         self._check, self._mend, self._own = check, mend, own
         self._turn = 0
-        self._left: set[str] = set()  # names that a server may still have, as it did not say that it let them go
         self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module
         self._probes: dict[str, list[list[int]]] = {}  # texts that a release changes the likelihood of, by the same
         self._said: dict[str, Scores] = {}  # how likely they were to the base model, by the same
@@ -167,7 +167,7 @@ class Fleet:
         server, made = replica.server, list[Served]()
         try:
             made.append(one := book(next(iter(room), None)))
-            load(server, one)
+            self._load(replica, one)
             acts = differs([forced(server, one.name, [text])], [forced(server, self.model_id, [text]) for _ in range(2)])
         except KeToolsError as error:
             return False, f"{server.address} does not serve a codebook for a test: {error}"
@@ -187,7 +187,7 @@ class Fleet:
     def close(self) -> None:
         """Take out of the servers what they were given, as far as they answer at once, and let them go. One of our own ends."""
         if self._own is None or not self._own.is_ours:
-            take_out([replica.server for replica in self.replicas], {served.name for served in self.wanted.values()} | self._left)
+            take_out((replica.server, replica.given) for replica in self.replicas)
         for replica in self.replicas:
             replica.server.close()
         if self._own is not None:
@@ -314,8 +314,6 @@ class Fleet:
             is_out = [self._take_out(replica, served.name) for replica in replicas]
             if all(is_out):
                 shutil.rmtree(served.folder, ignore_errors=True)
-            else:
-                self._left.add(served.name)
 
     def _give(
         self,
@@ -347,8 +345,9 @@ class Fleet:
                 refuse_other_weights(server, before[0], said, "those that this was made for")
             listed = {str(card["id"]) for card in server.cards()}
             for one in served.values():
+                replica.given.add(one.name)  # also what a process of this owner left there that was killed
                 if one.name not in listed:
-                    load(server, one)
+                    self._load(replica, one)
                     fresh.append(one.name)
             base = self._refuse_idle(server, list(served.values()), texts, before)
             if READER in served and served[READER].name in fresh:
@@ -394,7 +393,7 @@ class Fleet:
         """
         ignored = []
         for kind, piece in pieces.items():
-            load(replica.server, piece)
+            self._load(replica, piece)
             try:
                 after = forced(replica.server, piece.name, texts)
             finally:
@@ -407,6 +406,10 @@ class Fleet:
                 "Name all modules by --lora-target-modules, as docs/vllm.md says.",
             )
 
+    def _load(self, replica: Replica, one: Served) -> None:
+        replica.given.add(one.name)  # before, as nobody knows what a server has that gives no answer
+        load(replica.server, one)
+
     def _take_out(self, replica: Replica, name: str) -> bool:
         """Whether the server has it no more; one that is away may have it when it is back, under a name that is not asked for again."""
         server = replica.server
@@ -415,9 +418,11 @@ class Fleet:
         except KeToolsError as error:
             with suppress(KeToolsError):
                 if all(card["id"] != name for card in server.cards()):
+                    replica.given.discard(name)
                     return True
             log.info("%s may still have %s: %s", server.address, name, error)
             return False
+        replica.given.discard(name)
         return True
 
     # -- coming back ---------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from ke_tools.errors import KeToolsError
@@ -15,13 +15,13 @@ __all__ = ["take_out"]
 SECONDS: Final = 1.5  # for all servers together: somebody waits for the end
 
 
-def take_out(servers: Sequence[Server], names: Collection[str]) -> None:
-    """Take adapters out of all servers at once. A server that does not answer in time keeps them, and nobody hears of it."""
-    if not names:
-        return
+def take_out(given: Iterable[tuple[Server, Collection[str]]]) -> None:
+    """Take each server's adapters out of it, of all at once. One that does not answer in time keeps them, and nobody hears of it."""
     end = time.monotonic() + SECONDS
     at_once = [
-        threading.Thread(target=_take_out, args=(server, sorted(names), end), name="ke-vllm-leave", daemon=True) for server in servers
+        threading.Thread(target=_take_out, args=(server, sorted(names), end), name="ke-vllm-leave", daemon=True)
+        for server, names in given
+        if names
     ]
     for one in at_once:
         one.start()
@@ -39,5 +39,3 @@ def _take_out(server: Server, names: Sequence[str], end: float) -> None:
         except KeToolsError:
             if server.circuit.told:  # nobody answers; else it has not this one
                 return
-        except Exception:  # noqa: BLE001  the connections were let go meanwhile
-            return

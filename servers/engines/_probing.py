@@ -135,7 +135,7 @@ def refuse_other_weights(server: Server, now: Scores, then: Scores, known: str) 
     if _is_of_other_weights(now, then):
         raise Unsupported(
             f"{server.address} serves other weights under the same name than {known}.",
-            "Start it with the checkpoint of --model, or start ke-tools again with the one that it serves.",
+            "Start it with the same weights as before, or start ke-tools again with the one that it serves.",
         )
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing
-from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -183,7 +182,7 @@ class Server:
         """
         self.circuit.check()
         try:
-            request = client.build_request(method, _url(self.address + path), **content)
+            request = client.build_request(method, self.address + path, **content)
         except httpx.InvalidURL as error:
             raise InvalidInput(f"the path cannot be passed on: {error}.", "Shorten it.") from error
         try:
@@ -241,16 +240,6 @@ class Server:
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
         return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_no_cookies())
-
-
-@lru_cache(maxsize=256)
-def _url(text: str) -> httpx.URL:
-    """An address read; a few are asked for all the time.
-
-    Raises:
-        httpx.InvalidURL: it is none.
-    """
-    return httpx.URL(text)
 
 
 def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> bool:

@@ -63,7 +63,7 @@ class Watch:
                 due.cancel()
 
         def looked(found: asyncio.Future[bool]) -> None:
-            if not has_ended and not found.cancelled() and not found.result():
+            if not found.cancelled() and not found.result() and not has_ended and not patience.expired():
                 patience.reschedule(loop.time())
 
         due = loop.call_later(SECONDS, look)
@@ -71,7 +71,9 @@ class Watch:
             async with asyncio.timeout(None) as patience:
                 return await asked
         except TimeoutError as error:
-            raise Hanging("it hangs", request=request) from error
+            if patience.expired():
+                raise Hanging("it hangs", request=request) from error
+            raise
         finally:
             has_ended = True
             due.cancel()

@@ -22,13 +22,12 @@ WORKER: Final = "worker"  # the one of its long work
 
 def model_id(settings: Settings) -> str:
     """Name under which the model of these settings is served; known before anything is loaded."""
-    named = settings.edited if settings.vllm_url else settings.model  # servers that run have their own name, told when they are met
     if settings.upstream:
         return settings.model if settings.model != "embedded" else settings.upstream
-    if named == "embedded":
+    if settings.known == "embedded":
         return EMBEDDED_ID
-    path = Path(named).expanduser()
-    return path.resolve().name if path.exists() else named
+    path = Path(settings.known).expanduser()
+    return path.resolve().name if path.exists() else settings.known
 
 
 def load_engine(settings: Settings, say: Callable[[str], None], *, owner: str = "") -> Engine:
@@ -90,7 +89,8 @@ def _vllm(settings: Settings, path: Path, fingerprint: str, reader: Path | None,
     from ke_tools.servers.engines.recipe import environment_of, recipe_of
     from ke_tools.servers.home_socket import Place
 
-    recipe, place = recipe_of(settings, twins.served(settings), model_id(settings)), Place.of(settings.home)
+    folder = twins.served_checkpoint(settings, progress=lambda message, _fraction: say(message))
+    recipe, place = recipe_of(settings, folder, model_id(settings)), Place.of(settings.home)
     place.make()
     own = Supervised(
         place.folder,
@@ -112,7 +112,7 @@ def to_start(settings: Settings) -> Recipe | None:
 
     Raises:
         ModelUnavailable, InvalidInput: as :func:`~ke_tools.servers.engines.recipe.recipe_of`; or the checkpoint is not there.
-        Unsupported: as :func:`~ke_tools.models.twins.served`.
+        Unsupported: as :func:`~ke_tools.models.twins.served_checkpoint`.
     """
     from ke_tools.models import twins
     from ke_tools.servers.engines._supervised import running
@@ -121,4 +121,4 @@ def to_start(settings: Settings) -> Recipe | None:
 
     if settings.vllm_url or running(Place.of(settings.home).folder):
         return None
-    return recipe_of(settings, twins.served(settings), model_id(settings))
+    return recipe_of(settings, twins.served_checkpoint(settings), model_id(settings))

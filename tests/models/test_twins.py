@@ -46,20 +46,20 @@ def copied(tmp_path: Path) -> Path:
 def test_one_is_served_and_edits_are_of_the_other(tmp_path: Path, packed: Path) -> None:
     """Issue 7, §5: the unquantised twin of what is served."""
     settings = given(tmp_path, packed, edit_model=str(thimble_path()))
-    assert twins.served(settings) == packed
+    assert twins.served_checkpoint(settings) == packed
     assert checkpoint.resolve(settings) == thimble_path()
 
 
 def test_without_a_twin_what_is_served_is_edited(tmp_path: Path) -> None:
-    """As ever."""
+    """Issue 7, §5: without a twin all is of --model."""
     settings = given(tmp_path, thimble_path())
-    assert twins.served(settings) == checkpoint.resolve(settings) == thimble_path()
+    assert twins.served_checkpoint(settings) == checkpoint.resolve(settings) == thimble_path()
 
 
 def test_of_servers_that_run_already_no_folder_is_looked_for(tmp_path: Path) -> None:
     """Issue 7, §5: there --edit-model stands in --model's place; what they hold they are asked."""
     settings = given(tmp_path, tmp_path / "on-another-machine", edit_model=str(thimble_path()), vllm_url=("http://127.0.0.1:9",))
-    assert twins.served(settings) == thimble_path()
+    assert twins.served_checkpoint(settings) == thimble_path()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_another_shape_is_no_twin(tmp_path: Path, packed: Path, field: str, valu
     """Issue 7, §5: what was found, what was expected, what to do; from the configurations alone."""
     other = changed(copied(tmp_path) / "config.json", lambda config: config.update({field: value}))
     with pytest.raises(Unsupported, match=re.escape(f"{other} of --edit-model is no twin of {packed}")) as caught:
-        twins.served(given(tmp_path, packed, edit_model=str(other)))
+        twins.served_checkpoint(given(tmp_path, packed, edit_model=str(other)))
     assert f"{field} is {value} there, and " in caught.value.message
     assert "quantised from" in caught.value.hint
 
@@ -77,25 +77,25 @@ def test_another_shape_is_no_twin(tmp_path: Path, packed: Path, field: str, valu
 def test_what_a_configuration_leaves_to_its_default_is_no_difference(tmp_path: Path, packed: Path) -> None:
     """Tools that quantise write the configuration anew."""
     other = changed(copied(tmp_path) / "config.json", lambda config: [config.pop(name) for name in ("head_dim", "num_key_value_heads")])
-    assert twins.served(given(tmp_path, packed, edit_model=str(other))) == packed
+    assert twins.served_checkpoint(given(tmp_path, packed, edit_model=str(other))) == packed
 
 
 def test_a_tokenizer_of_other_tokens_is_no_twin_and_one_that_is_only_written_otherwise_is(tmp_path: Path, packed: Path) -> None:
     """Issue 7, §5: the tokenizer; its file's form differs from version to version."""
     other = changed(copied(tmp_path) / "tokenizer.json", lambda said: said.update({"version": "1.1"}))
     settings = given(tmp_path, packed, edit_model=str(other))
-    assert twins.served(settings) == packed
+    assert twins.served_checkpoint(settings) == packed
     odd = changed(other / "tokenizer.json", lambda said: said["model"]["vocab"].update({"<odd>": 7}))
     with pytest.raises(Unsupported, match=re.escape(f"{odd} of --edit-model is no twin")) as caught:
-        twins.served(settings)
+        twins.served_checkpoint(settings)
     assert "their tokenizers differ in 1 tokens, e.g. '<odd>'" in caught.value.message
 
 
 def test_a_damaged_tokenizer_is_told(tmp_path: Path, packed: Path) -> None:
-    """Bad input."""
+    """Issue 7, bad input: what cannot be read is told with its name."""
     (packed / "tokenizer.json").write_bytes(b"{")
     with pytest.raises(ModelUnavailable, match=r"tokenizer\.json cannot be read"):
-        twins.served(given(tmp_path, packed, edit_model=str(thimble_path())))
+        twins.served_checkpoint(given(tmp_path, packed, edit_model=str(thimble_path())))
 
 
 def test_a_twin_that_is_quantised_itself_is_refused(tmp_path: Path, packed: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -369,18 +370,43 @@ def test_what_a_server_did_not_let_go_is_tried_again_at_the_end(tmp_path: Path) 
     assert server.loaded == {BASE}
 
 
+def test_what_is_being_given_at_the_end_is_taken_out_too(tmp_path: Path) -> None:
+    """A process that is told to end does not wait for a promotion under way."""
+    asked, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:
+            if body.get("model") == RELEASE:
+                asked.set()
+                assert goes_on.wait(10)
+                raise ModelUnavailable("it is asked no more.", "")
+            return super().post(path, body, is_json=is_json, seconds=seconds)
+
+    slow = Slow("a", {BASE: [-1.0], RELEASE: [-0.5]})
+    fleet = Fleet([slow], check=lambda _: None, mend=lambda *_: None)
+    fleet.meet()
+    with ThreadPoolExecutor(1) as pool:
+        given = pool.submit(fleet.publish, {"rel": served(tmp_path, RELEASE)}, TEXTS)
+        assert asked.wait(10)
+        assert RELEASE in slow.loaded
+        fleet.close()
+        assert slow.loaded == {BASE}
+        goes_on.set()
+        assert isinstance(given.exception(10), ModelUnavailable)
+
+
 def test_a_server_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody waits for a process that was told to end; the servers that answer are told all the same."""
     monkeypatch.setattr(_leaving, "SECONDS", 0.2)
     goes_on = threading.Event()
+    patience: list[float | None] = []
 
     class Hanging(Memory):
         def post(self, path: str, body: Mapping[str, Any], *, is_json: bool = True, seconds: float | None = None) -> Any:
             if path == "/unload_lora_adapter":
-                assert seconds is not None
-                assert seconds <= 0.2
+                patience.append(seconds)
                 goes_on.wait(10)
-                raise RuntimeError("the connections were let go")
+                raise ModelUnavailable("it is asked no more.", "")
             return super().post(path, body, is_json=is_json, seconds=seconds)
 
     hanging, well = (kind(name, {BASE: [-1.0], RELEASE: [-0.5]}) for kind, name in ((Hanging, "hanging"), (Memory, "well")))
@@ -392,6 +418,8 @@ def test_a_server_that_hangs_holds_up_no_end(tmp_path: Path, monkeypatch: pytest
     took = time.monotonic() - began
     goes_on.set()
     assert took < 5
+    assert all(seconds is not None and seconds <= 0.2 for seconds in patience)
+    assert len(patience) == 1
     assert well.loaded == {BASE}
 
 

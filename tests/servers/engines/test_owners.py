@@ -182,7 +182,7 @@ def test_the_workers_engine_is_closed_with_the_worker_and_made_anew_after_that(s
     assert not any(settings.served.iterdir())
 
 
-def test_who_fails_to_connect_leaves_nothing(settings: Settings, kept: VLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_cannot_write_the_readers_parts_leaves_nothing(settings: Settings, kept: VLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input: a disk that fills up while the second of two folders is written."""
 
     def full(*_: Any, **__: Any) -> Any:

@@ -40,6 +40,7 @@ class Moody(ThreadingHTTPServer):
         self.owned_by = "vllm"
         self.looked = threading.Semaphore(0)
         self.looks = 0
+        self.posted = threading.Semaphore(0)
         self.going_on = threading.Event()
 
 
@@ -56,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.posted.release()
         if not asked.get("stream"):
             self.server.going_on.wait(30)
             self._say(WHOLE)
@@ -84,9 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moody]:
-    """One that listens; it is looked at often, and a look has a short time."""
+    """One that listens, and is looked at often."""
     monkeypatch.setattr(_watch, "SECONDS", 0.05)
-    monkeypatch.setattr(_server, "_ASKING_SECONDS", 0.2)
     with Moody() as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
@@ -94,6 +95,14 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moody]:
         server.going_on.set()
         server.shutdown()
         thread.join(10)
+
+
+@pytest.fixture
+def hanging(moody: Moody, monkeypatch: pytest.MonkeyPatch) -> Moody:
+    """The same that hangs; a look at it does not take as long as usual."""
+    monkeypatch.setattr(_server, "_ASKING_SECONDS", 0.2)
+    moody.is_there = False
+    return moody
 
 
 @pytest.fixture
@@ -123,18 +132,18 @@ WAYS = [ask, stream]
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("begins", [0, 1])
-def test_who_waits_at_a_server_that_hangs_is_told(moody: Moody, watched: Server, way: Callable[[Server], str], begins: int) -> None:
+def test_who_waits_at_a_server_that_hangs_is_told(hanging: Moody, watched: Server, way: Callable[[Server], str], begins: int) -> None:
     """Not after the ten minutes that an answer may take; also where the answer has begun."""
-    moody.is_there, moody.begins = False, begins
+    hanging.begins = begins
     began = time.monotonic()
     with pytest.raises(ModelUnavailable, match="it hangs"):
         way(watched)
     assert time.monotonic() - began < 10
 
 
-def test_a_stream_that_is_passed_on_ends_where_its_server_hangs_in_the_middle(moody: Moody, watched: Server) -> None:
+def test_a_stream_that_is_passed_on_ends_where_its_server_hangs_in_the_middle(hanging: Moody, watched: Server) -> None:
     """What came is the caller's; the connection is not kept open for nothing."""
-    moody.is_there, moody.begins = False, 1
+    hanging.begins = 1
     came = []
 
     async def passed() -> None:
@@ -165,31 +174,31 @@ def test_a_slow_answer_of_a_server_that_is_there_is_waited_for(
         assert said.result(10) == "said"
 
 
-def test_not_all_who_wait_look(moody: Moody, watched: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_all_who_wait_look(hanging: Moody, watched: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is late must not be asked by hundreds for the list of its models."""
     monkeypatch.setattr(_watch, "SECONDS", 0.3)
-    moody.is_there = False
     with ThreadPoolExecutor(20) as pool:
         waiting = [pool.submit(ask, watched) for _ in range(20)]
     assert {type(one.exception()) for one in waiting} == {ModelUnavailable}
-    assert moody.looks < 5
+    assert hanging.looks < 5
 
 
 @pytest.mark.parametrize(("owner", "is_watched"), [("vllm", True), ("somebody", False)])
-def test_behind_upstream_only_a_server_that_answers_beside_its_work_is_looked_at(moody: Moody, owner: str, is_watched: bool) -> None:
+def test_behind_upstream_only_a_server_that_answers_beside_its_work_is_looked_at(hanging: Moody, owner: str, is_watched: bool) -> None:
     """One that does one thing at a time gives no list of its models while it generates, and does not hang."""
-    moody.owned_by = owner
-    moody.going_on.set()
-    upstream = Upstream(moody.url)
+    hanging.owned_by = owner
+    hanging.going_on.set()
+    upstream = Upstream(hanging.url)
     try:
-        moody.going_on.clear()
-        moody.is_there, seen = False, moody.looks
+        hanging.going_on.clear()
+        while hanging.looked.acquire(blocking=False):
+            pass
         with ThreadPoolExecutor(1) as pool:
             said = pool.submit(upstream.generate, [ASKED])
-            with suppress(TimeoutError):
-                assert isinstance(said.exception(10 if is_watched else 0.3), ModelUnavailable)
-            assert (moody.looks > seen) == said.done() == is_watched
-            moody.going_on.set()
+            assert hanging.looked.acquire(timeout=10 if is_watched else 0.3) == is_watched
+            if is_watched:
+                assert isinstance(said.exception(10), ModelUnavailable)
+            hanging.going_on.set()
     finally:
         upstream.close()
 
@@ -199,8 +208,7 @@ def test_who_waits_is_let_go_when_the_server_is_asked_no_more(moody: Moody) -> N
     server = Server(moody.url)
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(ask, server)
-        while not server._aside._loop:
-            time.sleep(0.001)
+        assert moody.posted.acquire(timeout=10)
         server.close()
         assert isinstance(said.exception(10), ModelUnavailable)
     with pytest.raises(ModelUnavailable, match="asked no more"):
