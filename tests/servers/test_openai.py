@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from starlette.requests import ClientDisconnect
 from starlette.testclient import TestClient
 
 from ke_tools.errors import InvalidInput, ModelLoading, ModelUnavailable, Unsupported
@@ -25,6 +26,7 @@ from ke_tools.servers import doors
 from ke_tools.servers.app import build_app
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.latencies import Latencies
+from ke_tools.servers.openai import unless_gone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -709,3 +711,45 @@ def test_metrics_count_routes_tokens_and_zones(service: Service) -> None:
         'ke_generation_seconds_count{route="memory"} 1.0',
     ):
         assert line in text
+
+
+@pytest.mark.parametrize("ends", ["work", "client", "both", "refuses"])
+def test_a_client_that_leaves_in_the_very_turn_in_which_the_work_ends_troubles_nobody(ends: str) -> None:
+    """Issue 7, bars: 0 errors in traffic. Whichever is seen first counts, and the event loop has nothing to complain of."""
+    troubles: list[dict[str, Any]] = []
+
+    async def received() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        if ends == "refuses":
+            raise ConnectionResetError
+        if ends == "work":
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def work() -> str:
+        await asyncio.sleep(0)
+        if ends in {"client", "refuses"}:
+            await asyncio.Event().wait()
+        return "said"
+
+    async def done() -> str:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        try:
+            return await unless_gone(received, work())
+        except ClientDisconnect:
+            return "gone"
+        finally:
+            await asyncio.sleep(0.01)
+
+    assert asyncio.run(done()) in {"work": {"said"}, "client": {"gone"}, "both": {"said", "gone"}, "refuses": {"gone"}}[ends]
+    assert not troubles
+
+
+def test_work_that_takes_too_long_by_its_own_measure_is_no_client_that_left() -> None:
+    """An error of the work is told as that."""
+
+    async def work() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(unless_gone(asyncio.Event().wait, work()))  # type: ignore[arg-type]  # a client that stays
