@@ -132,6 +132,10 @@ def _plan(settings: Settings, found: Sizes, here: Machine, needs: list[str], fai
         needs.append("no editor is known for such a model, so nothing is planned")
         return
     room = _room(settings.planned_on, here)
+    if settings.planned_on.startswith("cuda") and room.is_processors:
+        flag = "--edit-device" if settings.edit_device else "--device"
+        failures.append(f"no promotion can be planned here: {flag} is {settings.planned_on}, and {here.looked} (corrections act without)")
+        return
     needs.append(f"planning a promotion here takes at most about {shown(found.editing)}, in {room.name}")
     if room.lacks(found.copy):
         failures.append(
