@@ -113,10 +113,12 @@ class Settings:
         users = {name: (value, f"{users_file}", users_file.parent) for name, value in _read(users_file).items()}
         home_value, home_place, home_base = found.get("home") or users.get("home") or (user_folder("data"), "default", None)
         home = _readable("home", home_value, home_place, home_base)
-        for name, value in _read(home / FILE_NAME, without={"home"}).items():
-            found.setdefault(name, (value, f"{home / FILE_NAME}", home))
-        for name, given in users.items():
-            found.setdefault(name, given)
+        homes = {name: (value, f"{home / FILE_NAME}", home) for name, value in _read(home / FILE_NAME, without={"home"}).items()}
+        for further in (homes, users):
+            has_twin = found.get("engine", ("vllm",))[0] == "vllm" and "upstream" not in found
+            for name, given in further.items():
+                if has_twin or name != "edit_model":  # it is of the engine vllm, which nearer places chose another one than
+                    found.setdefault(name, given)
         found.setdefault("cache", (user_folder("cache"), "default", None))
         found["home"] = (home, home_place, None)
         values: dict[str, Any] = {name: _readable(name, *given) for name, given in found.items()}

@@ -338,12 +338,12 @@ async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T:
     Raises:
         ClientDisconnect: it did.
     """
-    loop = asyncio.get_running_loop()
+    loop, has_ended = asyncio.get_running_loop(), False
 
     def left(gone: asyncio.Task[None]) -> None:
         if not gone.cancelled():
             gone.exception()  # a connection that cannot be listened to is a client that left, too
-            with suppress(RuntimeError):  # the work ended in this same turn of the loop
+            if not has_ended:
                 patience.reschedule(loop.time())
 
     try:
@@ -353,7 +353,7 @@ async def unless_gone(receive: Receive, work: Awaitable[_T]) -> _T:
             try:
                 return await work
             finally:
-                gone.remove_done_callback(left)
+                has_ended = True  # removing the callback would not take back one that is due already
                 gone.cancel()
     except TimeoutError as error:
         if patience.expired():

@@ -206,6 +206,25 @@ def test_a_twin_is_of_the_engine_vllm_alone(home: Path, monkeypatch: pytest.Monk
     assert not home.exists()
 
 
+@pytest.mark.parametrize("nearer", [{"engine": "hf"}, {"upstream": "http://127.0.0.1:9"}])
+def test_a_file_names_a_twin_for_its_own_engine_alone(home: Path, nearer: dict[str, str]) -> None:
+    """Flags > environment > files: who runs the model otherwise for once need not change the file for it."""
+    write(home / "ke-tools.toml", 'engine = "vllm"\nedit_model = "a/twin"\nedit_device = "cpu"\n')
+    assert Settings.load().edited == "a/twin"
+    settings = Settings.load(**nearer)
+    assert (settings.edit_model, settings.sources["edit_model"], settings.planned_on) == (None, "default", "cpu")
+    with pytest.raises(InvalidInput, match="--edit-model"):
+        Settings.load(edit_model="a/twin", **nearer)
+
+
+def test_a_home_that_runs_another_engine_has_no_twin_of_the_users_file(home: Path) -> None:
+    """The same from one file to the other."""
+    write(user_folder("config") / "ke-tools.toml", 'engine = "vllm"\nedit_model = "a/twin"\n')
+    assert Settings.load().edited == "a/twin"
+    write(home / "ke-tools.toml", 'engine = "hf"\n')
+    assert Settings.load().edit_model is None
+
+
 def test_a_device_to_edit_on_is_checked_as_any(home: Path) -> None:
     """Issue 7, §5, bad input."""
     with pytest.raises(InvalidInput, match=r"--edit-device: edit_device = 'gpu'"):

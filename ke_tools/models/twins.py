@@ -65,11 +65,11 @@ def _difference(path: Path, edited: Path) -> str:
     """The first that is found, in words; empty where there is none."""
     theirs, ours = (_text(_read(folder / "config.json")) for folder in (path, edited))
     for name in _SAME:
-        if name in theirs and name in ours and theirs[name] != ours[name]:
+        if None not in (theirs.get(name), ours.get(name)) and theirs[name] != ours[name]:  # null is the default, as what is left out is
             return f"{name} is {ours[name]} there, and {theirs[name]} in what is served"
     files = [folder / "tokenizer.json" for folder in (path, edited)]
     if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
-        theirs, ours = (_tokens(_read(file)) for file in files)
+        theirs, ours = (_tokens(file) for file in files)
         if odd := sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)):
             return f"their tokenizers differ in {len(odd)} tokens, e.g. {odd[0]!r}"
     return ""
@@ -77,20 +77,27 @@ def _difference(path: Path, edited: Path) -> str:
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part about the language model, of one that also sees."""
-    return {**config, **(config.get("text_config") or {})}
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
 
 
-def _tokens(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+def _tokens(file: Path) -> dict[str, Any]:
     """Numbers by token, those that were added included; how the file writes them differs from version to version."""
-    known = (tokenizer.get("model") or {}).get("vocab") or {}
-    if not isinstance(known, dict):  # pairs of token and weight, by number
-        known = {str(pair[0]): number for number, pair in enumerate(known)}
-    return {**known, **{str(token["content"]): token["id"] for token in tokenizer.get("added_tokens") or ()}}
+    tokenizer = _read(file)
+    try:
+        known = (tokenizer.get("model") or {}).get("vocab") or {}
+        if not isinstance(known, dict):  # pairs of token and weight, by number
+            known = {str(pair[0]): number for number, pair in enumerate(known)}
+        return {**known, **{str(token["content"]): token["id"] for token in tokenizer.get("added_tokens") or ()}}
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ModelUnavailable(f"{file} lists no tokens: {error}", "Fetch the model again.") from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"{file} cannot be read: {error}", "Fetch the model again.") from error
+    if not isinstance(found, dict):
+        raise ModelUnavailable(f"{file} holds no JSON object.", "Fetch the model again.")
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -91,14 +92,16 @@ def erase(root: Path, edit_id: str) -> None:
     Raises:
         ReadOnly, ResourceExhausted: a folder could not be removed.
     """
-    for file in root.glob(f"*/*/{_EDITS}"):
+    for folder, _, names in os.walk(root):  # also what somebody who was killed wrote in part, or put aside
+        if _EDITS not in names:
+            continue
         try:
-            if edit_id.encode() in file.read_bytes():
-                shutil.rmtree(file.parent)
+            if edit_id.encode() in Path(folder, _EDITS).read_bytes():
+                shutil.rmtree(folder)
         except FileNotFoundError:  # who served it removes it, too
             continue
         except OSError as error:
-            raise cannot_write(file.parent, error) from error
+            raise cannot_write(Path(folder), error) from error
 
 
 def by_module(root: Path, part: Path, *, most_rank: int, owner: str = "") -> dict[str, Served]:
@@ -208,11 +211,10 @@ def _written(root: Path, factors: Mapping[str, Factors], book: Path | None, loss
         "target_modules": sorted({module.rpartition(".")[2] for module in factors}),
         "inference_mode": True,
     }
-    files = {peft_folder.CONFIG: json.dumps(config, sort_keys=True).encode(), peft_folder.WEIGHTS: save(tensors)}
+    files = {_EDITS: json.dumps(edits).encode()} if edits else {}  # written first, so that a purge finds the others
+    files |= {peft_folder.CONFIG: json.dumps(config, sort_keys=True).encode(), peft_folder.WEIGHTS: save(tensors)}
     if book is not None:
         files[codebooks.WEIGHTS] = book.read_bytes()
-    if edits:
-        files[_EDITS] = json.dumps(edits).encode()
     name = _name(files, owner)
     place = root / name
     if not _holds(place, files):

@@ -78,6 +78,8 @@ def test_what_a_configuration_leaves_to_its_default_is_no_difference(tmp_path: P
     """Tools that quantise write the configuration anew."""
     other = changed(copied(tmp_path) / "config.json", lambda config: [config.pop(name) for name in ("head_dim", "num_key_value_heads")])
     assert twins.served_checkpoint(given(tmp_path, packed, edit_model=str(other))) == packed
+    null = changed(other / "config.json", lambda config: config.update({"head_dim": None, "text_config": None}))
+    assert twins.served_checkpoint(given(tmp_path, packed, edit_model=str(null))) == packed
 
 
 def test_a_tokenizer_of_other_tokens_is_no_twin_and_one_that_is_only_written_otherwise_is(tmp_path: Path, packed: Path) -> None:
@@ -91,10 +93,20 @@ def test_a_tokenizer_of_other_tokens_is_no_twin_and_one_that_is_only_written_oth
     assert "their tokenizers differ in 1 tokens, e.g. '<odd>'" in caught.value.message
 
 
-def test_a_damaged_tokenizer_is_told(tmp_path: Path, packed: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no JSON object"),
+        ('{"model": "BPE"}', "lists no tokens"),
+        ('{"model": {"vocab": [["a", 0.5], 7]}}', "lists no tokens"),
+        ('{"added_tokens": [{"id": 1}]}', "lists no tokens"),
+    ],
+)
+def test_a_damaged_tokenizer_is_told(tmp_path: Path, packed: Path, said: str, told: str) -> None:
     """Issue 7, bad input: what cannot be read is told with its name."""
-    (packed / "tokenizer.json").write_bytes(b"{")
-    with pytest.raises(ModelUnavailable, match=r"tokenizer\.json cannot be read"):
+    (packed / "tokenizer.json").write_text(said, "utf-8")
+    with pytest.raises(ModelUnavailable, match=rf"tokenizer\.json {told}"):
         twins.served_checkpoint(given(tmp_path, packed, edit_model=str(thimble_path())))
 
 

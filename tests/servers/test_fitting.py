@@ -130,6 +130,15 @@ def test_a_gpu_that_is_too_small_and_one_that_is_not_there_are_told(asked: Asked
     assert f"--device is cuda, and {NO_GPU}" in said
 
 
+@pytest.mark.parametrize(("given", "flag"), [({"edit_device": "cuda:1"}, "--edit-device"), ({"device": "cuda:1"}, "--device")])
+def test_a_gpu_for_planning_that_is_not_there_is_told(asked: Asked, given: dict[str, str], flag: str) -> None:
+    """Issue 7, §5: --edit-device may be another GPU; where it is none, no promotion can be planned."""
+    _, said = asked(128, engine="vllm", **given)
+    assert f"no promotion can be planned: {flag} is cuda:1, and {NO_GPU}" in said
+    assert "planning a promotion here takes" not in said
+    assert "in GPU 1" in asked(128, 24.0, 48.0, engine="vllm", **given)[1]
+
+
 def test_gpus_elsewhere_are_named_by_a_flag_and_the_layout_is_that_of_model_show(asked: Asked, tmp_path: Path) -> None:
     """Issue 7, §5: a vLLM on another machine; one arithmetic for both commands."""
     found = sizes(tmp_path / "m", rank=recipe.RANK, slots=recipe.SLOTS)

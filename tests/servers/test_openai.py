@@ -367,6 +367,32 @@ def test_a_client_that_leaves_before_its_whole_answer_stops_its_generation(servi
         until(lambda: service.engine.closed == 1)
 
 
+def test_a_client_that_leaves_in_the_moment_of_its_answer_is_no_error() -> None:
+    """Contract: client disconnect cancels generation; there is none any more, and the log says nothing."""
+    told: list[dict[str, Any]] = []
+
+    async def together() -> str:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        answer, leaving = loop.create_future(), loop.create_future()
+
+        async def receive() -> dict[str, str]:
+            await leaving
+            return {"type": "http.disconnect"}
+
+        asked = asyncio.create_task(unless_gone(receive, answer))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        leaving.set_result(None)
+        answer.set_result("said")
+        said = await asked
+        await asyncio.sleep(0)
+        return str(said)
+
+    assert asyncio.run(together()) == "said"
+    assert told == []
+
+
 # --- by hand ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,58 @@ def test_a_purge_erases_what_was_served_of_the_edit_whoever_serves_it(tmp_path: 
     assert [one.folder.exists() for one in made] == [False, True, False, True]
     _served.erase(root, "ed_1")
     _served.erase(tmp_path / "nowhere", "ed_1")
+
+
+@pytest.mark.parametrize("at", ["adapter_model.safetensors", "grace.safetensors"])
+def test_a_purge_erases_also_what_a_killed_process_had_written_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """The same; such folders have no name yet, and nobody else removes them."""
+    config, root = {"hidden_size": 6, "intermediate_size": 10}, tmp_path / "served"
+    folder, part, write = _served.folder_of(root, "a"), release(tmp_path / "part", "ed_1"), Path.write_bytes
+
+    def until(file: Path, content: bytes) -> int:
+        written = write(file, content)
+        if file.name == at:
+            raise KeyboardInterrupt
+        return written
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "write_bytes", until)
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            _served.serve(folder, [part], config=config, owner="a")
+    assert [*folder.rglob(at)]
+    _served.erase(root, "ed_1")
+    assert not [*folder.rglob(at)]
+
+
+def test_a_purge_goes_on_where_an_owner_ends_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same: a verb of the command line takes its folder away when it ends."""
+    config, root = {"hidden_size": 6, "intermediate_size": 10}, tmp_path / "served"
+    part = release(tmp_path / "part", "ed_1")
+    made = [_served.serve(_served.folder_of(root, owner), [part], config=config, owner=owner) for owner in "abc"]
+    read = Path.read_bytes
+
+    def while_one_ends(file: Path) -> bytes:
+        said = read(file)
+        [*others] = [one.folder.parent for one in made if one.folder != file.parent and one.folder.exists()]
+        for other in others[:1]:
+            shutil.rmtree(other)
+        return said
+
+    monkeypatch.setattr(Path, "read_bytes", while_one_ends)
+    _served.erase(root, "ed_1")
+    assert not [*root.rglob("*.safetensors")]
+
+
+def test_a_purge_erases_also_what_was_put_aside_as_damaged(tmp_path: Path) -> None:
+    """The same, of a process that was killed while it wrote a folder again."""
+    config, root = {"hidden_size": 6, "intermediate_size": 10}, tmp_path / "served"
+    made = _served.serve(_served.folder_of(root, "a"), [release(tmp_path / "part", "ed_1")], config=config, owner="a")
+    aside = made.folder.parent / ".damaged-x"
+    aside.mkdir()
+    made.folder.rename(aside / made.name)
+    _served.erase(root, "ed_1")
+    assert not [*root.rglob("*.safetensors")]
 
 
 def test_a_release_whose_edits_cannot_be_read_is_not_served(tmp_path: Path) -> None:
