@@ -128,7 +128,7 @@ class OpenAI:
         except ClientDisconnect:
             return Response(status_code=GONE)
         except asyncio.CancelledError:  # by the HTTP server alone, when the time to finish what is under way is over
-            return error_response(_ending())
+            return error_response(ending())
 
     async def _serve(self, request: HTTPRequest, who: Principal, ask: Ask, view: View, shape: Shape) -> Response:
         said = await self._replied(who, ask, view)
@@ -253,7 +253,7 @@ class EventStream(Response):
             if not self._has_begun:
                 raise
             with suppress(OSError):
-                await self._send_last(send, event(error_body(_ending())))
+                await self._send_last(send, event(error_body(ending())))
         finally:
             await self._events.aclose()
 
@@ -301,7 +301,8 @@ async def _events(
         await rest.aclose()
 
 
-def _ending() -> ModelUnavailable:
+def ending() -> ModelUnavailable:
+    """Give the error for what is under way when the server ends, and the time to finish it is over."""
     return ModelUnavailable("the server ends, and breaks off what it has not finished.", "Ask again when it is back.")
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -26,9 +27,9 @@ from ke_tools.memory.router import READER
 from ke_tools.models.engine import Generation, Request
 from ke_tools.servers import rendered
 from ke_tools.servers.auth import LARGEST_PASSED, too_large
-from ke_tools.servers.http_errors import error_body
+from ke_tools.servers.http_errors import error_body, error_response
 from ke_tools.servers.metrics import Stopwatch
-from ke_tools.servers.openai import GONE, LOAD_WAIT_SECONDS, headers_of, plain_headers, principal_of, read_body, unless_gone
+from ke_tools.servers.openai import GONE, LOAD_WAIT_SECONDS, ending, headers_of, plain_headers, principal_of, read_body, unless_gone
 from ke_tools.servers.openai_request import MOST_CHOICES, parse_json
 from ke_tools.servers.openai_shapes import ChatShape, CompletionShape, Shape
 
@@ -182,6 +183,8 @@ class Passing:
             found: Response = await unless_gone(request.receive, work)
         except ClientDisconnect:
             return Response(status_code=GONE)
+        except asyncio.CancelledError:  # as in OpenAI
+            return error_response(ending())
         return found
 
     async def _answer(self, request: HTTPRequest, kind: Kind) -> Response:
@@ -328,7 +331,7 @@ class Passing:
 
 
 class Passed(Response):
-    """An answer of the server, handed on as it comes; ends it when the client goes."""
+    """An answer of the server, handed on as it comes; ends it when the client goes. Cancelled, a stream says that ke-tools ends."""
 
     def __init__(self, answer: httpx.Response, told: Mapping[str, str]) -> None:
         self._answer = answer
@@ -340,6 +343,7 @@ class Passed(Response):
         self.raw_headers = [*kept, *((name.encode(), value.encode("latin-1", "replace")) for name, value in told.items())]
         self.on_end: Callable[[], None] = lambda: None
         self._hidden: tuple[bytes, bytes] | None = None
+        self._has_begun = False
 
     @property
     def is_stream(self) -> bool:
@@ -383,10 +387,16 @@ class Passed(Response):
             await unless_gone(receive, self._send_all(send))
         except (ClientDisconnect, OSError):
             pass
+        except asyncio.CancelledError:
+            if not self._has_begun or not self._takes_a_word:
+                raise
+            with suppress(OSError):
+                await send({"type": "http.response.body", "body": _last_word(ending()), "more_body": False})
         finally:
             await self.aclose()
 
     async def _send_all(self, send: Send) -> None:
+        self._has_begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for part in self._parts():
             await send({"type": "http.response.body", "body": part, "more_body": True})
@@ -411,9 +421,13 @@ class Passed(Response):
             async for part in self._answer.aiter_raw() if self._hidden is None else self._renamed(*self._hidden):
                 yield part
         except httpx.HTTPError as error:
-            if "content-encoding" in self._answer.headers or not self.is_stream:
+            if not self._takes_a_word:
                 raise _broken(error) from error
-            yield b"\n\ndata: " + json.dumps(error_body(_broken(error))).encode() + b"\n\n"
+            yield _last_word(_broken(error))
+
+    @property
+    def _takes_a_word(self) -> bool:
+        return self.is_stream and "content-encoding" not in self._answer.headers
 
 
 def _read(kind: Kind, body: bytes, raw: Mapping[str, Any], engine: Remote) -> _Asked:
@@ -574,6 +588,11 @@ def _misled(engine: Remote, answer: httpx.Response) -> ModelUnavailable:
         f"the server at {engine.address} refuses the key it was given ({answer.status_code}).",
         "Give its own by --upstream-key-file or KE_UPSTREAM_KEY, where ke-tools is started.",
     )
+
+
+def _last_word(error: ModelUnavailable) -> bytes:
+    """An error as an event behind what may be half of one."""
+    return b"\n\ndata: " + json.dumps(error_body(error)).encode() + b"\n\n"
 
 
 def _broken(error: Exception) -> ModelUnavailable:

@@ -71,6 +71,7 @@ class Fleet:
         check: refuses a server that serves another model under the same name, by Unsupported.
         mend: writes the folders of what is wanted under a key again, where one was damaged; raises ModelUnavailable where it cannot.
         own: who runs the server, where that is ke-tools.
+        left: names that the servers may have from a process of the same owner that was killed.
     """
 
     def __init__(
@@ -80,11 +81,12 @@ class Fleet:
         check: Callable[[Server], None],
         mend: Callable[[str, Sequence[Served]], None],
         own: Own | None = None,
+        left: Collection[str] = (),
     ) -> None:
         self.wanted: Mapping[str, Served] = {}  # by the adapters in it, joined by +; replaced as a whole, never changed
         self.changing = threading.RLock()  # held by who changes what is wanted
         self.model_id = ""
-        self.replicas = tuple(Replica(server) for server in servers)
+        self.replicas = tuple(Replica(server, given=set(left)) for server in servers)
         self._check, self._mend, self._own = check, mend, own
         self._turn = 0
         self._pieces: Mapping[str, Served] = {}  # of the reader, by kind of module

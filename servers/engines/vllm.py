@@ -72,10 +72,11 @@ class VLLM:
     ) -> None:
         self.fingerprint = fingerprint
         servers = [Server(url, key=key, timeout=timeout, is_watched=True) for url in urls]
-        self._fleet = Fleet(servers, check=self._refuse_another_tokenizer, mend=self._write_again, own=own)
+        self._root, self._owner = folder_of(root, owner), owner
+        left = [folder.name for folder in self._root.glob("ke-*") if NAME.fullmatch(folder.name)]
+        self._fleet = Fleet(servers, check=self._refuse_another_tokenizer, mend=self._write_again, own=own, left=left)
         self._made: dict[str, tuple[Sequence[Path], int]] = {}  # of what, and up to which rank, by what is wanted
         self._pool = ThreadPoolExecutor(AT_ONCE, "ke-vllm")
-        self._root, self._owner = folder_of(root, owner), owner
         self._readers = [reader] if reader is not None else []  # one or none
         self._config = json.loads((path / "config.json").read_text("utf-8"))
         try:

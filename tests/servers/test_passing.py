@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from starlette.testclient import TestClient
@@ -17,6 +19,7 @@ from starlette.testclient import TestClient
 from ke_tools.config import Settings
 from ke_tools.errors import Unsupported
 from ke_tools.models.engine import Request
+from ke_tools.servers import doors
 from ke_tools.servers.app import build_app
 from ke_tools.servers.doctor import examine
 from ke_tools.servers.principal import Principal
@@ -670,3 +673,33 @@ def test_headers_pass_as_they_came(http: TestClient, other: OtherServer) -> None
 def test_a_path_that_no_server_takes_is_400(http: TestClient) -> None:
     """Bad input of every kind has a status of its own."""
     assert http.post("/v1/x" + ":" * 25_000).status_code == 400
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_passed_on_when_ke_tools_ends_is_an_error_and_no_torn_body(
+    service: Service, other: OtherServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    """Issue 7, §0, and SIGTERM: what cannot be finished in time is told in OpenAI's shape, as for a model of our own."""
+    monkeypatch.setattr(doors, "DRAIN_SECONDS", 0)
+    listener = doors.listen("127.0.0.1", 0)
+    assert listener is not None
+    body = {"model": "other-7b", "messages": OUT_OF_SCOPE, "stream": stream, "user": "forever"}
+
+    async def end_meanwhile() -> str:
+        door = doors.Door(listener)
+        async with contextlib.AsyncExitStack() as open_door, httpx.AsyncClient(trust_env=False) as client:
+            await open_door.enter_async_context(doors.opened(door, build_app(service)))
+            asked = client.build_request("POST", door.url + CHAT, json=body)
+            asking = asyncio.create_task(client.send(asked, stream=True))
+            while not (asking.done() if stream else other.generations):  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.001)
+            await open_door.aclose()
+            return (await (await asking).aread()).decode()
+
+    with listener:
+        told = asyncio.run(end_meanwhile())
+    other.left.set()
+    error = json.loads(told.rstrip().rpartition("data: ")[2])["error"]
+    assert (error["code"], error["type"]) == ("E_MODEL", "server_error")
+    assert "the server ends" in error["message"]
+    assert not [record for record in caplog.records if record.exc_info]

@@ -217,6 +217,20 @@ def test_a_server_that_was_killed_is_followed_by_one_that_finds_its_adapters(set
     killed.close()
 
 
+def test_what_a_killed_process_had_loaded_and_the_next_does_not_goes_with_the_next(settings: Settings, kept: VLLM) -> None:
+    """A candidate, or a release that was rolled back meanwhile: the names of the folders tell what vLLM may have of it."""
+    killed: Any = load_engine(settings, lambda _said: None, owner=WORKER)
+    [folder] = [one for one in folders(settings) if one.name == killed.served_as(READER)]
+    candidate = "ke-" + "a" * 24
+    shutil.copytree(folder, folder.with_name(candidate))
+    kept.loaded |= {candidate: folder.with_name(candidate), "somebody-elses": folder}
+    following = load_engine(settings, lambda _said: None, owner=WORKER)
+    assert candidate in kept.loaded
+    following.close()
+    assert set(kept.loaded) == {"somebody-elses"}
+    killed.close()
+
+
 def test_homes_do_not_know_each_others_adapters(settings: Settings, kept: VLLM, tmp_path: Path) -> None:
     """Several homes may stand before one vLLM."""
     other_home = tmp_path / "other"
