@@ -26,6 +26,7 @@ TIMEOUT: Final = httpx.Timeout(600.0, connect=5.0, write=60.0)  # seconds; a lon
 _ASKING_SECONDS: Final = 10.0  # for what is answered without a generation
 _MOST_CONNECTIONS: Final = 2048
 IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
+_DIRECT: Final = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))  # no proxy of the environment leads back here
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
 _ANSWERED: Final = ("/completions", "/tokenize", "/embeddings")  # ends of paths that are posted to for an answer
@@ -239,7 +240,7 @@ class Server:
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_no_cookies())
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_no_cookies(), mounts=_DIRECT)
 
 
 def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> bool:

@@ -71,6 +71,22 @@ def test_the_version_is_put_behind_an_address_that_lacks_one(url: str, address: 
     assert address_of(url) == address
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_no_proxy_of_the_environment_stands_before_a_server_of_this_machine(
+    other: OtherServer, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Issue 7, §1: a vLLM that ke-tools starts is on loopback, and a proxy reaches none there; others are asked by it, as before."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for url in (other.url, other.url.replace("127.0.0.1", "localhost")):
+        engine = Upstream(url)
+        assert streamed(engine, ASKED)[0] == engine.generate([ASKED])[0].text == "Canberra."
+        engine.close()
+    with pytest.raises(ModelUnavailable, match="does not answer"):
+        Upstream("http://a.test:8000")
+
+
 @pytest.mark.parametrize("url", ["", "a:8000", "ftp://a", "http://", "http://a:x", "http://me:key@a", "http://a/v1?key=1", "http://a:0"])
 def test_what_is_no_address_or_carries_a_key_is_refused(url: str) -> None:
     """Issue 7, §0; a key in an address would stand in every log."""
