@@ -228,7 +228,7 @@ class Tools:
         asked = self._service.query(
             self.who(), question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=wait_seconds
         )
-        return _done(await _with_heartbeat(ctx, asked, "the model answers"))
+        return _done(await _with_heartbeat(_Progress(ctx), asked, "the model answers"))
 
     async def verify(
         self,
@@ -242,6 +242,7 @@ class Tools:
         wait_seconds: shapes.WaitForBoth = 1.5,
     ) -> Annotated[CallToolResult, shapes.VerifyOut]:
         """Measure corrections."""
+        progress = _Progress(ctx)
         measured = self._service.verify(
             self.who(),
             edit_ids,
@@ -250,9 +251,9 @@ class Tools:
             suite=suite,
             probes=[probe.model_dump() for probe in probes],
             wait_seconds=wait_seconds,
-            heard=_progress(ctx),
+            heard=progress.heard,
         )
-        return _done(await _with_heartbeat(ctx, measured, "the model answers the probes"))
+        return _done(await _with_heartbeat(progress, measured, "the model answers the probes"))
 
     async def list_edits(
         self, *, state: shapes.ListedState = "any", contains: shapes.Contains = "", limit: shapes.Limit = 20, cursor: shapes.Cursor = ""
@@ -303,7 +304,7 @@ class Tools:
             reason=reason,
             idempotency_key=idempotency_key,
             wait_seconds=wait_seconds,
-            heard=_progress(ctx),
+            heard=_Progress(ctx).heard,
         )
         return _done(await begun)
 
@@ -311,7 +312,7 @@ class Tools:
         self, ctx: Ctx, job_id: shapes.JobId, *, wait_seconds: shapes.WaitForEnd = 20.0
     ) -> Annotated[CallToolResult, shapes.JobOut]:
         """See how a job stands."""
-        asked = self._service.job_status(self.who(), job_id, wait_seconds=wait_seconds, heard=_progress(ctx))
+        asked = self._service.job_status(self.who(), job_id, wait_seconds=wait_seconds, heard=_Progress(ctx).heard)
         return _done(await asked)
 
     async def job_cancel(self, job_id: shapes.JobId) -> Annotated[CallToolResult, shapes.JobOut]:
@@ -464,18 +465,22 @@ def _add_prompts(server: MCPServer[Any], service: Service, prefix: str) -> None:
         return prompts.render("review_and_promote", model=service.model_id, prefix=prefix)
 
 
-def _progress(ctx: Ctx) -> Callable[[Any], Awaitable[None]]:
-    """Passes on what a job tells; the numbers of a progress only grow, so that they count what was told."""
-    told = 0
+class _Progress:
+    """What the host of a call is told of its progress: whoever tells, each number is larger than the one before, as MCP wants it."""
 
-    async def heard(job: Any) -> None:
-        nonlocal told
-        told += 1
+    def __init__(self, ctx: Ctx) -> None:
+        self._ctx = ctx
+        self._last = 0.0
+
+    async def tell(self, said: str, seconds: float = 0.0) -> None:
+        """Say where it is."""
+        self._last = max(seconds, self._last + 1e-3)
+        await self._ctx.report_progress(self._last, None, said)
+
+    async def heard(self, job: Any) -> None:
+        """Pass on what a job tells."""
         where = f" {job.done}/{job.total}" if job.total else ""
-        said = ": ".join(part for part in (f"{job.stage or 'queued'}{where}", job.message) if part)
-        await ctx.report_progress(told * 1e-3, None, said)
-
-    return heard
+        await self.tell(": ".join(part for part in (f"{job.stage or 'queued'}{where}", job.message) if part))
 
 
 async def _read(call: Callable[[], T]) -> T:
@@ -490,7 +495,7 @@ async def _unstoppable(call: Callable[[], T]) -> T:
     return result  # noqa: RET504  type checkers hold that a cancel scope may swallow a return
 
 
-async def _with_heartbeat(ctx: Ctx, work: Awaitable[T], doing: str) -> T:
+async def _with_heartbeat(progress: _Progress, work: Awaitable[T], doing: str) -> T:
     """Await ``work`` and report progress meanwhile, for clients that would else take silence for death."""
 
     async def beat() -> None:
@@ -498,7 +503,7 @@ async def _with_heartbeat(ctx: Ctx, work: Awaitable[T], doing: str) -> T:
         while True:
             await anyio.sleep(HEARTBEAT_SECONDS)
             seconds += HEARTBEAT_SECONDS
-            await ctx.report_progress(seconds, None, f"{doing} ({seconds:.0f} s)")
+            await progress.tell(f"{doing} ({seconds:.0f} s)", seconds)
 
     failure: Exception | None = None
     async with anyio.create_task_group() as group:

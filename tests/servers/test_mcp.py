@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import anyio
@@ -299,6 +299,33 @@ async def test_a_long_answer_reports_progress(client: Client, service: Any, monk
     result = await client.call_tool("query", {"question": "q"}, progress_callback=hear)
     assert not result.is_error
     assert heard[:3] == sorted(set(heard[:3]))
+
+
+async def test_what_a_job_tells_and_that_the_call_is_alive_are_one_progress(
+    client: Client, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MCP, progress: each number must be larger than the one before, also where a job's stages come between heartbeats."""
+    monkeypatch.setattr(subject, "HEARTBEAT_SECONDS", 0.01)
+    heard: list[tuple[float, str]] = []
+    beaten = anyio.Event()
+    measure = service.verify
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append((progress, str(message)))
+        if "answers the probes" in str(message):
+            beaten.set()
+
+    async def slow(*args: Any, heard: Any, **options: Any) -> Any:
+        job = SimpleNamespace(done=1, total=2, stage="probes", message="probes as edited")
+        await heard(job)
+        await beaten.wait()
+        await heard(job)
+        return await measure(*args, **options)
+
+    service.verify = slow
+    await client.call_tool("verify", {}, progress_callback=hear)
+    assert "probes 1/2: probes as edited" in heard[-1][1]
+    assert [number for number, _ in heard] == sorted({number for number, _ in heard})
 
 
 async def test_resources_say_how_things_stand(client: Client) -> None:
