@@ -94,16 +94,16 @@ def _ledger(service: Service) -> tuple[bool, str]:
 
 
 def _model(service: Service) -> tuple[bool, str]:
-    from ke_tools.models import checkpoint, embedded
+    from ke_tools.models import checkpoint
 
     settings = service.settings
     if settings.upstream:
         return _upstream(service)
+    if (path := checkpoint.at_hand(settings.edited, settings)) is None:
+        return True, f"the model {settings.edited} is not fetched yet; the first question does it"
     if settings.engine == "vllm":
         return _vllm(service)
-    if settings.model == "embedded" and embedded.locate(settings.cache) is None:
-        return True, "the embedded model is not fetched yet; `ke-tools model fetch` does it, or the first question"
-    card = checkpoint.describe(checkpoint.resolve(settings), cache=settings.cache)
+    card = checkpoint.describe(path, cache=settings.cache)
     return True, f"{card.architecture}, {card.parameters:,} parameters, {card.fingerprint}, in {card.path}"
 
 
@@ -198,14 +198,13 @@ def _listed(findings: Sequence[str]) -> str:
 
 
 def _weights(service: Service) -> tuple[bool, str]:
-    from ke_tools.models import checkpoint, embedded
+    from ke_tools.models import checkpoint
 
     settings = service.settings
     if settings.upstream:
         return True, "another server's"
-    if settings.edited == "embedded" and embedded.locate(settings.cache) is None:
+    if (path := checkpoint.at_hand(settings.edited, settings)) is None:
         return True, "not fetched yet"
-    path = checkpoint.resolve(settings)
     told = checkpoint.fingerprint(path, cache=settings.cache)
     with tempfile.TemporaryDirectory() as empty:  # nothing noted there: the weights are read
         found = checkpoint.fingerprint(path, cache=Path(empty))

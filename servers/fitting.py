@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ke_tools.errors import ModelUnavailable, Unsupported
-from ke_tools.models import checkpoint, embedded, sizing
+from ke_tools.models import checkpoint, sizing
 from ke_tools.models.machine import Machine, this_machine
 from ke_tools.models.sizing import GIB, Sizes, shown
 
@@ -51,31 +51,14 @@ def fits(settings: Settings, *, gpu_gib: float | None = None) -> tuple[bool, str
     """
     if settings.upstream:
         return True, "nothing is estimated: another server holds the model, and nothing is planned here"
-    path = _at_hand(settings)
-    if path is None:
-        return True, "nothing is estimated, as the model is not here yet, or not whole"
     here = this_machine()
     try:
+        if (path := checkpoint.at_hand(settings.known, settings)) is None:
+            return True, "nothing is estimated, as the model is not fetched yet"
         needs, failures = (_of_vllm if settings.engine == "vllm" else _of_transformers)(settings, path, here, gpu_gib)
-    except Unsupported as error:
-        return True, str(error)
+    except (ModelUnavailable, Unsupported) as error:  # whether that keeps it from being served, another check says
+        return True, f"nothing is estimated: {error}"
     return not failures, "; ".join([*failures, *needs, _told(here)])
-
-
-def _at_hand(settings: Settings) -> Path | None:
-    """The checkpoint, where it is here already and whole."""
-    if settings.known == "embedded":
-        return embedded.locate(settings.cache)
-    path = Path(settings.known).expanduser()
-    try:
-        if not path.exists():
-            from huggingface_hub import snapshot_download
-
-            path = Path(snapshot_download(settings.known, local_files_only=True))
-        checkpoint.check(path, trust_remote_code=settings.trust_remote_code)
-    except (ModelUnavailable, OSError, ValueError):  # the last two: of no hub's model
-        return None
-    return path
 
 
 def _of_transformers(settings: Settings, path: Path, here: Machine, gpu_gib: float | None) -> tuple[list[str], list[str]]:

@@ -63,6 +63,29 @@ def resolve(settings: Settings, *, progress: Progress | None = None) -> Path:
     return path
 
 
+def at_hand(name: str, settings: Settings) -> Path | None:
+    """Return the folder of a model that is here already; ``None`` where it would have to be fetched.
+
+    Raises:
+        ModelUnavailable: it can only be here and is not, or as :func:`check` says.
+    """
+    if name == "embedded":
+        from ke_tools.models import embedded
+
+        return embedded.locate(settings.cache)
+    path = Path(name).expanduser()
+    if not path.exists():
+        _refuse_folder(name)
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(name, local_files_only=True))
+        except (OSError, ValueError):  # not there, or no name of the hub's
+            return None
+    check(path, trust_remote_code=settings.trust_remote_code)
+    return path
+
+
 def _found(name: str, settings: Settings, progress: Progress | None) -> Path:
     if name == "embedded":
         from ke_tools.models import embedded
@@ -70,11 +93,16 @@ def _found(name: str, settings: Settings, progress: Progress | None) -> Path:
         return embedded.fetch(settings.cache, progress=progress)
     path = Path(name).expanduser()
     if not path.exists():
-        if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
-            raise ModelUnavailable(f"there is no folder {name}.", _CHOICES)
+        _refuse_folder(name)
         path = _from_hub(name, with_code=settings.trust_remote_code)
     check(path, trust_remote_code=settings.trust_remote_code)
     return path.absolute()
+
+
+def _refuse_folder(name: str) -> None:
+    """Refuse the name of a folder, where there is none; others may be the hub's."""
+    if Path(name).expanduser().is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+        raise ModelUnavailable(f"there is no folder {name}.", _CHOICES)
 
 
 def check(path: Path, *, trust_remote_code: bool = False) -> None:

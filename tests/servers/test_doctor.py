@@ -312,6 +312,23 @@ def test_a_model_that_is_not_there_is_told(open_home: Callable[..., Service], tm
     assert told["model"].startswith("E_MODEL")
 
 
+@pytest.mark.parametrize("engine", ["hf", "vllm"])
+def test_a_model_of_the_hub_that_is_not_here_is_told_and_not_fetched(
+    open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Who asks how things stand waits for no gigabytes."""
+
+    def fetched(*_: Any, **__: Any) -> Path:
+        raise AssertionError
+
+    monkeypatch.setattr("ke_tools.models.checkpoint._from_hub", fetched)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    report = doctor.examine(open_home(model="nobody/has-this", engine=engine), deep=True)
+    assert bad(report) == {}
+    assert "nobody/has-this is not fetched yet" in detail(report, "model")
+    assert "not fetched" in detail(report, "model weights")
+
+
 def test_every_setting_comes_with_its_origin(open_home: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Design §3: each value says where it came from."""
     (tmp_path / "home").mkdir()

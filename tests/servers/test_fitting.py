@@ -182,7 +182,7 @@ def test_nothing_is_estimated_for_what_another_server_holds_or_what_is_not_here(
     for model in ("embedded", str(tmp_path / "nowhere"), "nobody/has-this", str(tmp_path)):
         is_well, said = asked(1, model=model)
         assert is_well
-        assert said.startswith("nothing is estimated, as the model is not here")
+        assert said.startswith("nothing is estimated")
 
 
 def test_a_model_that_no_editor_knows_is_told_so_and_needs_no_room_for_planning(asked: Asked, tmp_path: Path) -> None:
