@@ -73,9 +73,12 @@ def verified(service: Service, edit_id: str) -> Any:
 
 
 def finished(service: Service, edit_id: str, **more: Any) -> Any:
-    """The job that promotes an edit, at its end, through a gate that asks little: the gate itself is tested elsewhere."""
+    """The job that promotes an edit, at its end, through a gate that asks little: the gate itself is tested elsewhere.
+
+    It may draw many probes, as which are drawn follows from the edit's random id, and the tiny model knows few of its neighbours.
+    """
     unasked = ("generalisation", "locality_same_subject", "forgetfulness", "earlier")
-    policy = {**dict.fromkeys(unasked, 0.0), "reliability": 0.3, "locality_other_subject": 0.3, "probes": 8, "most": 24}
+    policy = {**dict.fromkeys(unasked, 0.0), "reliability": 0.3, "locality_other_subject": 0.3, "probes": 8, "most": 96}
     job = asyncio.run(service.promote(LOCAL, [edit_id], policy=policy, **more))
     end = time.monotonic() + 400
     while job["poll_after_ms"]:
