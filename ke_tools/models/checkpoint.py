@@ -223,7 +223,7 @@ def weight_files(path: Path) -> list[Path]:
     """
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        names = sorted(set(json_in(index).get("weight_map", {}).values()))
         missing = [name for name in names if Path(name).name != name or not (path / name).is_file()]
         if missing or not names:
             raise ModelUnavailable(f"{index} names files that are not there: {missing}.", "Fetch the model again.")
@@ -246,10 +246,15 @@ def _config(path: Path) -> dict[str, Any]:
         what = "a file, not a checkpoint folder" if path.is_file() else "without config.json, so not a checkpoint folder"
         hint = " A GGUF of the embedded model is taken by `ke-tools model fetch --from`." if path.suffix == ".gguf" else ""
         raise ModelUnavailable(f"{path} is {what}.", _CHOICES + hint)
-    return _json(file)
+    return json_in(file)
 
 
-def _json(file: Path) -> dict[str, Any]:
+def json_in(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint.
+
+    Raises:
+        ModelUnavailable: there is none in the file.
+    """
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:

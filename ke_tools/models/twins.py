@@ -6,7 +6,6 @@ started.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +62,7 @@ def refuse_others(path: Path, edited: Path) -> None:
 
 def _difference(path: Path, edited: Path) -> str:
     """The first that is found, in words; empty where there is none."""
-    theirs, ours = (_text(_read(folder / "config.json")) for folder in (path, edited))
+    theirs, ours = (_text(checkpoint.json_in(folder / "config.json")) for folder in (path, edited))
     for name in _SAME:
         if None not in (theirs.get(name), ours.get(name)) and theirs[name] != ours[name]:  # null is the default, as what is left out is
             return f"{name} is {ours[name]} there, and {theirs[name]} in what is served"
@@ -83,7 +82,7 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _tokens(file: Path) -> dict[str, Any]:
     """Numbers by token, those that were added included; how the file writes them differs from version to version."""
-    tokenizer = _read(file)
+    tokenizer = checkpoint.json_in(file)
     try:
         known = (tokenizer.get("model") or {}).get("vocab") or {}
         if not isinstance(known, dict):  # pairs of token and weight, by number
@@ -91,13 +90,3 @@ def _tokens(file: Path) -> dict[str, Any]:
         return {**known, **{str(token["content"]): token["id"] for token in tokenizer.get("added_tokens") or ()}}
     except (AttributeError, LookupError, TypeError) as error:
         raise ModelUnavailable(f"{file} lists no tokens: {error}", "Fetch the model again.") from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"{file} cannot be read: {error}", "Fetch the model again.") from error
-    if not isinstance(found, dict):
-        raise ModelUnavailable(f"{file} holds no JSON object.", "Fetch the model again.")
-    return found
