@@ -46,14 +46,14 @@ def commands() -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("shown", "words"), commands(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_command_shown_exists_with_its_options(shown: str, words: list[str]) -> None:
     """A reader types what a page shows; a verb or an option that is not there would be the first thing they meet."""
-    command = get_command(app)
+    program = command = get_command(app)
     verbs = []
     for word in words:
         if word in (getattr(command, "commands", None) or {}):
             command = command.commands[word]  # type: ignore[attr-defined]
             verbs.append(word)
     told = CliRunner().invoke(app, [*verbs, "--help"], env={"COLUMNS": "200"}).output
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {option for parameter in (*program.params, *command.params) for option in parameter.opts}
 
     assert verbs, shown
     assert "Usage" in told

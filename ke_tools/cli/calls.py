@@ -9,14 +9,15 @@ import gc
 import inspect
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from ke_tools import printing
 from ke_tools.config import Settings, Via
@@ -69,7 +70,7 @@ class Call:
 _shared = partial(typer.Option, rich_help_panel="Settings (also before the verb)")
 
 
-def _options(
+def before_the_verb(
     *,
     home: Annotated[str | None, _shared(metavar="DIR", help="Keeps ledger and revisions. [KE_HOME]")] = None,
     model: Annotated[str | None, _shared(metavar="embedded|ID|PATH", help="The model that is served. [KE_MODEL]")] = None,
@@ -105,27 +106,19 @@ def _options(
     as_json: Annotated[bool, _shared("--json", help="Print for programs: one JSON object on a line.")] = False,
     debug: Annotated[bool, _shared("--debug", help="Show where an unexpected error came from.")] = False,
 ) -> None:
-    """What every verb takes; only the signature is read."""
+    """Take what every verb takes: see ``_Command``, which reads what was given."""
 
 
-def before_the_verb(context: typer.Context, **given: Any) -> None:
-    """Keep the options that stand before the verb."""
-    context.obj = given
+class _Command(TyperCommand):
+    """A verb. It takes the options of ``before_the_verb`` too, which the program has once: made for each, they cost every start."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [*super().get_params(ctx), *ctx.find_root().command.params]
 
-def _with_options(function: Callable[..., Any], own: Sequence[inspect.Parameter], shared: Sequence[inspect.Parameter]) -> None:
-    """Give ``function`` the signature (context, own parameters, shared options), which typer reads."""
-    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    parameters = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *shared]
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__annotations__ = {p.name: p.annotation for p in parameters}
-
-
-_SHARED: Final = list(inspect.signature(_options, eval_str=True).parameters.values())
-# Given before the verb, or to `serve`: an option of each verb costs the start of all of them.
-_RARE: Final = {"vllm", "vllm_args", "edit_model", "edit_device"}
-_EVERYWHERE: Final = [p for p in _SHARED if p.name not in _RARE]
-_with_options(before_the_verb, [], _SHARED)
+    def invoke(self, ctx: Any) -> Any:
+        before = ctx.find_root().params
+        ctx.obj = {name: ctx.params.pop(name) or before[name] for name in before}
+        return super().invoke(ctx)
 
 
 def verb(app: typer.Typer, name: str, panel: str | None = None) -> Callable[[Verb], Verb]:
@@ -134,15 +127,18 @@ def verb(app: typer.Typer, name: str, panel: str | None = None) -> Callable[[Ver
     def register(function: Verb) -> Verb:
         def run(context: typer.Context, **given: Any) -> int:
             gc.enable()
-            flags = {p.name: given.pop(p.name, None) or context.obj[p.name] for p in _SHARED}
+            flags = dict(context.obj)
             as_json = flags.pop("as_json")
             del flags["debug"]  # main has read it: it holds for errors of parsing too
             return function(Call(flags, as_json), **given)
 
         run.__doc__ = function.__doc__
-        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        _with_options(run, own, _SHARED if name == "serve" else _EVERYWHERE)
-        app.command(name, rich_help_panel=panel)(run)
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        parameters = [context, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        app.command(name, cls=_Command, rich_help_panel=panel)(run)
         return function
 
     return register
