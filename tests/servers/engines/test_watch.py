@@ -148,7 +148,7 @@ def test_a_stream_that_is_passed_on_ends_where_its_server_hangs_in_the_middle(ha
 
     async def passed() -> None:
         async with watched.new_client() as client:
-            answer = await watched.send(client, "POST", "/completions", json={"stream": True})
+            answer = await watched.send(client, "POST", "/completions", content=b'{"stream": true}')
             async for part in answer.aiter_raw():
                 came.append(part)  # noqa: PERF401  what came before it broke off is looked at
 
@@ -226,7 +226,7 @@ def test_who_waits_for_an_answer_when_nobody_looks_any_more_gets_it(moody: Moody
         loop.set_exception_handler(lambda _, context: errors.append(context))
         loop.call_later(0.2, moody.going_on.set)  # a look would have been due before
         async with server.new_client() as client:
-            return await (await server.send(client, "POST", "/completions", json={})).aread()
+            return await (await server.send(client, "POST", "/completions", content=b"{}")).aread()
 
     assert asyncio.run(said()) == WHOLE
     assert not errors
