@@ -36,47 +36,32 @@ class Watch:
         self._is_there = True
 
     async def send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        """Give the answer with its body unread, which is watched as well.
+        """Give the answer with its body unread, which is watched as well until it is closed.
 
         Raises:
             Hanging: the server is not there. httpx.HTTPError: as the client has it.
         """
-        answer = await self._unless_hanging(client.send(request, stream=True), request)
+        patience = _Patience(self.look, request)
+        try:
+            answer = await patience.unless_hanging(client.send(request, stream=True))
+        except BaseException:
+            patience.end()
+            raise
         assert isinstance(answer.stream, httpx.AsyncByteStream)
-        answer.stream = _Body(answer.stream, lambda part: self._unless_hanging(part, request))
+        answer.stream = _Body(answer.stream, patience)
         return answer
+
+    def look(self) -> asyncio.Future[bool]:
+        """Look whether the server is there, in a thread.
+
+        Raises:
+            RuntimeError: the watch is closed.
+        """
+        return asyncio.get_running_loop().run_in_executor(self._looking, self._look_once)
 
     def close(self) -> None:
         """Look no more."""
         self._looking.shutdown(wait=False, cancel_futures=True)
-
-    async def _unless_hanging(self, asked: Awaitable[_T], request: httpx.Request) -> _T:
-        loop, has_ended = asyncio.get_running_loop(), False
-        due: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal due
-            due = loop.call_later(SECONDS, look)
-            try:
-                loop.run_in_executor(self._looking, self._look_once).add_done_callback(looked)
-            except RuntimeError:  # closed: who waits has what is left of the client's patience
-                due.cancel()
-
-        def looked(found: asyncio.Future[bool]) -> None:
-            if not found.cancelled() and not found.result() and not has_ended and not patience.expired():
-                patience.reschedule(loop.time())
-
-        due = loop.call_later(SECONDS, look)
-        try:
-            async with asyncio.timeout(None) as patience:
-                return await asked
-        except TimeoutError as error:
-            if patience.expired():
-                raise Hanging("it hangs", request=request) from error
-            raise
-        finally:
-            has_ended = True
-            due.cancel()
 
     def _look_once(self) -> bool:
         if time.monotonic() - self._looked >= SECONDS / 2:
@@ -85,17 +70,72 @@ class Watch:
         return self._is_there
 
 
-class _Body(httpx.AsyncByteStream):
-    """A body whose parts are waited for in a way."""
+class _Patience:
+    """Waits for one answer, part by part. Its timer is moved when it is due, since one for each part would cost more than to wait."""
 
-    def __init__(self, body: httpx.AsyncByteStream, wait: Callable[[Awaitable[bytes]], Awaitable[bytes]]) -> None:
+    def __init__(self, look: Callable[[], asyncio.Future[bool]], request: httpx.Request) -> None:
+        self._look = look
+        self._request = request
+        self._loop = asyncio.get_running_loop()
+        self._wait: asyncio.Timeout | None = None  # under way
+        self._due = 0.0  # when to look, by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def unless_hanging(self, asked: Awaitable[_T]) -> _T:
+        """Wait for a part.
+
+        Raises:
+            Hanging: the server is not there.
+        """
+        self._due = self._loop.time() + SECONDS
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._be_due)
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._wait = wait
+                return await asked
+        except TimeoutError as error:
+            if wait.expired():
+                raise Hanging("it hangs", request=self._request) from error
+            raise
+        finally:
+            self._wait = None
+
+    def end(self) -> None:
+        """Wait for nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _be_due(self) -> None:
+        self._timer = None
+        if (wait := self._wait) is None:
+            return
+        if self._loop.time() >= self._due:
+            self._due = self._loop.time() + SECONDS
+            try:
+                self._look().add_done_callback(lambda found: self._looked(wait, found))
+            except RuntimeError:  # closed: who waits has what is left of the client's patience
+                return
+        self._timer = self._loop.call_at(self._due, self._be_due)
+
+    def _looked(self, wait: asyncio.Timeout, found: asyncio.Future[bool]) -> None:
+        if not found.cancelled() and not found.result() and wait is self._wait and not wait.expired():
+            wait.reschedule(self._loop.time())
+
+
+class _Body(httpx.AsyncByteStream):
+    """A body whose parts are waited for with patience."""
+
+    def __init__(self, body: httpx.AsyncByteStream, patience: _Patience) -> None:
         self._body = body
-        self._wait = wait
+        self._patience = patience
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = aiter(self._body)
-        while part := await self._wait(anext(parts, _END)):
+        while part := await self._patience.unless_hanging(anext(parts, _END)):
             yield part
 
     async def aclose(self) -> None:
+        self._patience.end()
         await self._body.aclose()
