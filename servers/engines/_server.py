@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -229,15 +229,15 @@ class Server:
 
     async def _open(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         """Send a request, and once more where :func:`_is_worth_repeating` says so."""
+        timeout = request.extensions["timeout"]
+        request.extensions["timeout"] = {**timeout, "read": None}
+        send = partial(self._watch.send, client, request, timeout["read"], looks=self.is_watched)
         try:
-            return await self._send(client, request)
+            return await send()
         except httpx.TransportError as error:
             if not _is_worth_repeating(error, request):
                 raise
-            return await self._send(client, request)
-
-    async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        return await (self._watch.send(client, request) if self.is_watched else client.send(request, stream=True))
+            return await send()
 
     def _is_there(self) -> bool:
         try:

@@ -1,4 +1,7 @@
-"""What ends the wait for a server that hangs: an answer may take minutes, and one that is there meanwhile says what models it has."""
+"""What ends the wait for an answer that takes too long, and sooner where the server hangs.
+
+An answer may take minutes, and a server that is there meanwhile says what models it has.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Hanging(httpx.ReadTimeout):
 
 
 class Watch:
-    """Sends requests to one server, and looks whether it is there while they wait; one look for all. For any event loop.
+    """Sends requests to one server, and may look whether it is there while they wait; one look for all. For any event loop.
 
     Args:
         look: says whether the server answers what takes no generation; blocks.
@@ -35,15 +38,21 @@ class Watch:
         self._looked = -math.inf
         self._is_there = True
 
-    async def send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        """Give the answer with its body unread, which is watched as well until it is closed.
+    async def send(self, client: httpx.AsyncClient, request: httpx.Request, seconds: float | None, *, looks: bool) -> httpx.Response:
+        """Give the answer with its body unread, which is waited for in the same way until it is closed.
+
+        Args:
+            client: that asks.
+            request: without a timeout for reading, since a timer for each part costs more than to wait for it.
+            seconds: most that may pass without a byte.
+            looks: whether the server is looked at meanwhile.
 
         Raises:
             Hanging: the server is not there. httpx.HTTPError: as the client has it.
         """
-        patience = _Patience(self.look, request)
+        patience = _Patience(request, math.inf if seconds is None else seconds, self.look if looks else None)
         try:
-            answer = await patience.unless_hanging(client.send(request, stream=True))
+            answer = await patience.wait_for(client.send(request, stream=True))
         except BaseException:
             patience.end()
             raise
@@ -71,32 +80,32 @@ class Watch:
 
 
 class _Patience:
-    """Waits for one answer, part by part. Its timer is moved when it is due, since one for each part would cost more than to wait."""
+    """Waits for one answer, part by part, by one timer that is moved when it is due."""
 
-    def __init__(self, look: Callable[[], asyncio.Future[bool]], request: httpx.Request) -> None:
-        self._look = look
+    def __init__(self, request: httpx.Request, seconds: float, look: Callable[[], asyncio.Future[bool]] | None) -> None:
         self._request = request
+        self._seconds = seconds
+        self._look = look
         self._loop = asyncio.get_running_loop()
         self._wait: asyncio.Timeout | None = None  # under way
-        self._due = 0.0  # when to look, by the loop's clock
+        self._end = self._due = 0.0  # when it was long enough, and when there is something to do, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
+        self._error = httpx.ReadTimeout("no byte came in time", request=request)
 
-    async def unless_hanging(self, asked: Awaitable[_T]) -> _T:
+    async def wait_for(self, part: Awaitable[_T]) -> _T:
         """Wait for a part.
 
         Raises:
-            Hanging: the server is not there.
+            Hanging: the server is not there. httpx.ReadTimeout: it took too long.
         """
-        self._due = self._loop.time() + SECONDS
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._due, self._be_due)
+        self._begin()
         try:
             async with asyncio.timeout(None) as wait:
                 self._wait = wait
-                return await asked
+                return await part
         except TimeoutError as error:
             if wait.expired():
-                raise Hanging("it hangs", request=self._request) from error
+                raise self._error from error
             raise
         finally:
             self._wait = None
@@ -107,20 +116,33 @@ class _Patience:
             self._timer.cancel()
             self._timer = None
 
+    def _begin(self) -> None:
+        self._end = self._loop.time() + self._seconds
+        self._look_later()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._be_due)
+
+    def _look_later(self) -> None:
+        self._due = self._end if self._look is None else min(self._end, self._loop.time() + SECONDS)
+
     def _be_due(self) -> None:
         self._timer = None
         if (wait := self._wait) is None:
             return
-        if self._loop.time() >= self._due:
-            self._due = self._loop.time() + SECONDS
+        if (now := self._loop.time()) >= self._end:
+            wait.reschedule(now)
+            return
+        if now >= self._due and self._look is not None:
+            self._look_later()
             try:
                 self._look().add_done_callback(lambda found: self._looked(wait, found))
-            except RuntimeError:  # closed: who waits has what is left of the client's patience
-                return
+            except RuntimeError:  # closed: who waits has what is left of its patience
+                self._look, self._due = None, self._end
         self._timer = self._loop.call_at(self._due, self._be_due)
 
     def _looked(self, wait: asyncio.Timeout, found: asyncio.Future[bool]) -> None:
         if not found.cancelled() and not found.result() and wait is self._wait and not wait.expired():
+            self._error = Hanging("it hangs", request=self._request)
             wait.reschedule(self._loop.time())
 
 
@@ -133,7 +155,7 @@ class _Body(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = aiter(self._body)
-        while part := await self._patience.unless_hanging(anext(parts, _END)):
+        while part := await self._patience.wait_for(anext(parts, _END)):
             yield part
 
     async def aclose(self) -> None:
