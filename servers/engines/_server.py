@@ -6,7 +6,8 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import lru_cache, partial
+from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -169,23 +170,30 @@ class Server:
         except httpx.HTTPError as error:
             raise self.circuit.failed(_in_words(error)) from error
 
-    async def send(self, client: httpx.AsyncClient, method: str, path: str, **content: Any) -> httpx.Response:
+    async def send(
+        self, client: httpx.AsyncClient, method: str, path: str, *, headers: Sequence[tuple[bytes, bytes]] = (), content: bytes = b""
+    ) -> httpx.Response:
         """Pass something on; gives the answer with its body unread, whatever its status, for the caller to close.
 
         Args:
             client: one of :meth:`new_client`.
             method: of HTTP.
             path: with a slash in front; escaped.
-            content: as :meth:`httpx.AsyncClient.build_request` takes it.
+            headers: their names in lower case; take the place of the client's.
+            content: the body.
 
         Raises:
             ModelUnavailable: nobody answers, or nobody is asked as nobody answered just before.
         """
         self.circuit.check()
         try:
-            request = client.build_request(method, self.address + path, **content)
+            url = _url(self.address + path)
         except httpx.InvalidURL as error:
             raise InvalidInput(f"the path cannot be passed on: {error}.", "Shorten it.") from error
+        given = {name for name, _ in headers}
+        told = [*(pair for pair in client.headers.raw if pair[0].lower() not in given), *headers]
+        patience = {"timeout": client.timeout.as_dict()}
+        request = httpx.Request(method, url, headers=told, content=content, extensions=patience)  # what a client builds, in half the time
         try:
             answer = await self._open(client, request)
         except httpx.HTTPError as error:
@@ -221,15 +229,15 @@ class Server:
 
     async def _open(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         """Send a request, and once more where :func:`_is_worth_repeating` says so."""
+        timeout = request.extensions["timeout"]
+        request.extensions["timeout"] = {**timeout, "read": None}
+        send = partial(self._watch.send, client, request, timeout["read"], looks=self.is_watched)
         try:
-            return await self._send(client, request)
+            return await send()
         except httpx.TransportError as error:
             if not _is_worth_repeating(error, request):
                 raise
-            return await self._send(client, request)
-
-    async def _send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        return await (self._watch.send(client, request) if self.is_watched else client.send(request, stream=True))
+            return await send()
 
     def _is_there(self) -> bool:
         try:
@@ -240,7 +248,12 @@ class Server:
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_no_cookies(), mounts=_DIRECT)
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_NoCookies(), mounts=_DIRECT)
+
+
+@lru_cache(maxsize=64)
+def _url(address: str) -> httpx.URL:
+    return httpx.URL(address)
 
 
 def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> bool:
@@ -255,9 +268,11 @@ def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> 
     return was_closed and (request.method == "GET" or request.url.path.endswith(_ANSWERED))
 
 
-def _no_cookies() -> CookieJar:
+class _NoCookies(CookieJar):
     """A jar that takes none: one that a server sets for one caller must not go with the next one's request."""
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Look at none, which would take longer than to refuse it."""
 
 
 def limits() -> httpx.Limits:

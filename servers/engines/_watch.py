@@ -1,4 +1,7 @@
-"""What ends the wait for a server that hangs: an answer may take minutes, and one that is there meanwhile says what models it has."""
+"""What ends the wait for an answer that takes too long, and sooner where the server hangs.
+
+An answer may take minutes, and a server that is there meanwhile says what models it has.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Hanging(httpx.ReadTimeout):
 
 
 class Watch:
-    """Sends requests to one server, and looks whether it is there while they wait; one look for all. For any event loop.
+    """Sends requests to one server, and may look whether it is there while they wait; one look for all. For any event loop.
 
     Args:
         look: says whether the server answers what takes no generation; blocks.
@@ -35,48 +38,39 @@ class Watch:
         self._looked = -math.inf
         self._is_there = True
 
-    async def send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        """Give the answer with its body unread, which is watched as well.
+    async def send(self, client: httpx.AsyncClient, request: httpx.Request, seconds: float | None, *, looks: bool) -> httpx.Response:
+        """Give the answer with its body unread, which is waited for in the same way until it is closed.
+
+        Args:
+            client: that asks.
+            request: without a timeout for reading, since a timer for each part costs more than to wait for it.
+            seconds: most that may pass without a byte.
+            looks: whether the server is looked at meanwhile.
 
         Raises:
             Hanging: the server is not there. httpx.HTTPError: as the client has it.
         """
-        answer = await self._unless_hanging(client.send(request, stream=True), request)
+        patience = _Patience(request, math.inf if seconds is None else seconds, self.look if looks else None)
+        try:
+            answer = await patience.wait_for(client.send(request, stream=True))
+        except BaseException:
+            patience.end()
+            raise
         assert isinstance(answer.stream, httpx.AsyncByteStream)
-        answer.stream = _Body(answer.stream, lambda part: self._unless_hanging(part, request))
+        answer.stream = _Body(answer.stream, patience)
         return answer
+
+    def look(self) -> asyncio.Future[bool]:
+        """Look whether the server is there, in a thread.
+
+        Raises:
+            RuntimeError: the watch is closed.
+        """
+        return asyncio.get_running_loop().run_in_executor(self._looking, self._look_once)
 
     def close(self) -> None:
         """Look no more."""
         self._looking.shutdown(wait=False, cancel_futures=True)
-
-    async def _unless_hanging(self, asked: Awaitable[_T], request: httpx.Request) -> _T:
-        loop, has_ended = asyncio.get_running_loop(), False
-        due: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal due
-            due = loop.call_later(SECONDS, look)
-            try:
-                loop.run_in_executor(self._looking, self._look_once).add_done_callback(looked)
-            except RuntimeError:  # closed: who waits has what is left of the client's patience
-                due.cancel()
-
-        def looked(found: asyncio.Future[bool]) -> None:
-            if not found.cancelled() and not found.result() and not has_ended and not patience.expired():
-                patience.reschedule(loop.time())
-
-        due = loop.call_later(SECONDS, look)
-        try:
-            async with asyncio.timeout(None) as patience:
-                return await asked
-        except TimeoutError as error:
-            if patience.expired():
-                raise Hanging("it hangs", request=request) from error
-            raise
-        finally:
-            has_ended = True
-            due.cancel()
 
     def _look_once(self) -> bool:
         if time.monotonic() - self._looked >= SECONDS / 2:
@@ -85,17 +79,85 @@ class Watch:
         return self._is_there
 
 
-class _Body(httpx.AsyncByteStream):
-    """A body whose parts are waited for in a way."""
+class _Patience:
+    """Waits for one answer, part by part, by one timer that is moved when it is due."""
 
-    def __init__(self, body: httpx.AsyncByteStream, wait: Callable[[Awaitable[bytes]], Awaitable[bytes]]) -> None:
+    def __init__(self, request: httpx.Request, seconds: float, look: Callable[[], asyncio.Future[bool]] | None) -> None:
+        self._request = request
+        self._seconds = seconds
+        self._look = look
+        self._loop = asyncio.get_running_loop()
+        self._wait: asyncio.Timeout | None = None  # under way
+        self._end = self._due = 0.0  # when it was long enough, and when there is something to do, by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
+        self._error = httpx.ReadTimeout("no byte came in time", request=request)
+
+    async def wait_for(self, part: Awaitable[_T]) -> _T:
+        """Wait for a part.
+
+        Raises:
+            Hanging: the server is not there. httpx.ReadTimeout: it took too long.
+        """
+        self._begin()
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._wait = wait
+                return await part
+        except TimeoutError as error:
+            if wait.expired():
+                raise self._error from error
+            raise
+        finally:
+            self._wait = None
+
+    def end(self) -> None:
+        """Wait for nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin(self) -> None:
+        self._end = self._loop.time() + self._seconds
+        self._look_later()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._be_due)
+
+    def _look_later(self) -> None:
+        self._due = self._end if self._look is None else min(self._end, self._loop.time() + SECONDS)
+
+    def _be_due(self) -> None:
+        self._timer = None
+        if (wait := self._wait) is None:
+            return
+        if (now := self._loop.time()) >= self._end:
+            wait.reschedule(now)
+            return
+        if now >= self._due and self._look is not None:
+            self._look_later()
+            try:
+                self._look().add_done_callback(lambda found: self._looked(wait, found))
+            except RuntimeError:  # closed: who waits has what is left of its patience
+                self._look, self._due = None, self._end
+        self._timer = self._loop.call_at(self._due, self._be_due)
+
+    def _looked(self, wait: asyncio.Timeout, found: asyncio.Future[bool]) -> None:
+        if not found.cancelled() and not found.result() and wait is self._wait and not wait.expired():
+            self._error = Hanging("it hangs", request=self._request)
+            wait.reschedule(self._loop.time())
+
+
+class _Body(httpx.AsyncByteStream):
+    """A body whose parts are waited for with patience."""
+
+    def __init__(self, body: httpx.AsyncByteStream, patience: _Patience) -> None:
         self._body = body
-        self._wait = wait
+        self._patience = patience
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         parts = aiter(self._body)
-        while part := await self._wait(anext(parts, _END)):
+        while part := await self._patience.wait_for(anext(parts, _END)):
             yield part
 
     async def aclose(self) -> None:
+        self._patience.end()
         await self._body.aclose()

@@ -54,7 +54,7 @@ class Remote(Engine, Protocol):
             method: of HTTP.
             path: with a slash in front; escaped.
             adapter: that the request asks for by a name of :meth:`served_as`.
-            content: as :meth:`httpx.AsyncClient.build_request` takes it.
+            content: ``headers``, with names in lower case, and the body as ``content``.
 
         Raises:
             ModelUnavailable: nobody answers.

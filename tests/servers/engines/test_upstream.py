@@ -219,7 +219,7 @@ def test_a_connection_that_came_too_late_is_tried_once_more(late: int) -> None:
     async def send() -> int:
         server = Server("http://127.0.0.1:9")
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            return (await server.send(client, "POST", "/completions", json={})).status_code
+            return (await server.send(client, "POST", "/completions", content=b"{}")).status_code
 
     if late == 1:
         assert asyncio.run(send()) == 200
@@ -326,6 +326,34 @@ def test_how_long_an_answer_may_take_says_nothing_of_the_connection(monkeypatch:
     server.post("/completions", {}, seconds=seconds)
     server.close()
     assert (patience[0]["connect"], patience[0]["read"]) == (5.0, seconds or 600.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "content"),
+    [
+        ("POST", [(b"user-agent", b"me"), (b"x-own", b"1"), (b"x-own", b"\xe9"), (b"accept-encoding", b"identity")], b"{}"),
+        ("POST", [], b""),
+        ("GET", [(b"accept", b"text/plain")], b""),
+    ],
+)
+def test_what_is_passed_on_goes_as_a_client_would_build_it(method: str, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+    """Issue 7, §0: the server's own key, the caller's headers in their order, and of the client's those that the caller has not."""
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200)
+
+    async def send() -> httpx.Request:
+        server = Server("http://127.0.0.1:9", key="k")
+        known = {"authorization": "Bearer k", "accept-encoding": "gzip"}
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer), headers=known, timeout=httpx.Timeout(7, connect=3)) as client:
+            await server.send(client, method, "/a%20b?c=%2F", headers=headers, content=content)
+            return client.build_request(method, "http://127.0.0.1:9/v1/a%20b?c=%2F", headers=headers, content=content)
+
+    built = asyncio.run(send())
+    assert (sent[0].method, sent[0].url, sent[0].headers.raw, sent[0].content) == (built.method, built.url, built.headers.raw, content)
+    assert sent[0].extensions["timeout"] == {**built.extensions["timeout"], "read": None}  # what is waited for by one timer for all parts
 
 
 def test_a_cookie_of_the_servers_is_kept_by_nobody() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,7 +148,7 @@ def test_a_stream_that_is_passed_on_ends_where_its_server_hangs_in_the_middle(ha
 
     async def passed() -> None:
         async with watched.new_client() as client:
-            answer = await watched.send(client, "POST", "/completions", json={"stream": True})
+            answer = await watched.send(client, "POST", "/completions", content=b'{"stream": true}')
             async for part in answer.aiter_raw():
                 came.append(part)  # noqa: PERF401  what came before it broke off is looked at
 
@@ -172,6 +172,46 @@ def test_a_slow_answer_of_a_server_that_is_there_is_waited_for(
         assert not said.done()
         moody.going_on.set()
         assert said.result(10) == "said"
+
+
+def test_what_takes_too_long_is_told_by_the_time_since_the_last_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 7, bad input: dead or slow; an answer may take longer as a whole than any part of it."""
+    now, came = [0.0], list[bytes]()
+
+    async def passed() -> None:
+        parts = asyncio.Queue[bytes]()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+
+        class Body(httpx.AsyncByteStream):
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                while True:
+                    yield await parts.get()
+
+        async def read(client: httpx.AsyncClient) -> None:
+            answer = await server.send(client, "POST", "/completions")
+            async for part in answer.aiter_raw():
+                came.append(part)
+
+        async def later(seconds: float) -> None:
+            now[0] += seconds
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        server = Server("http://127.0.0.1:9")
+        async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200, stream=Body())), timeout=600) as client:
+            reading = asyncio.create_task(read(client))
+            for number in range(3):
+                await later(400)
+                parts.put_nowait(b"%d" % number)
+            await later(0)
+            assert came == [b"0", b"1", b"2"]
+            await later(599)
+            assert not reading.done()
+            await later(1)
+            with pytest.raises(httpx.ReadTimeout, match="in time"):
+                await reading
+
+    asyncio.run(passed())
 
 
 def test_not_all_who_wait_look(hanging: Moody, watched: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +266,7 @@ def test_who_waits_for_an_answer_when_nobody_looks_any_more_gets_it(moody: Moody
         loop.set_exception_handler(lambda _, context: errors.append(context))
         loop.call_later(0.2, moody.going_on.set)  # a look would have been due before
         async with server.new_client() as client:
-            return await (await server.send(client, "POST", "/completions", json={})).aread()
+            return await (await server.send(client, "POST", "/completions", content=b"{}")).aread()
 
     assert asyncio.run(said()) == WHOLE
     assert not errors
