@@ -119,7 +119,14 @@ async def opened(door: Door, app: ASGIApp) -> AsyncIterator[None]:
             yield
 
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+        app,
+        http="h11",  # the parser that uvicorn prefers where it is installed keeps a request's headers however long they are
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = Quiet(config)
     serving = asyncio.create_task(server.serve(sockets=[door.listener.dup()]))

@@ -127,7 +127,7 @@ class _Patience:
 
     def _be_due(self) -> None:
         self._timer = None
-        if (wait := self._wait) is None:
+        if (wait := self._wait) is None or wait.expired():
             return
         if (now := self._loop.time()) >= self._end:
             wait.reschedule(now)
