@@ -63,6 +63,7 @@ _DENYING: Final = _set(
 _PASSING: Final = _set("near like unlike outside beside opposite beyond resembling")
 _ASIDE: Final = _set("which who whom whose where while whereas although though located situated near about approximately just some unlike")
 _BE: Final = _set("is are was were")
+_FEWEST_REPEATED: Final = 3  # words of a prompt, said again, that are no accident
 _ELSEWHERE: Final = _set(  # states and provinces whose towns often bear an older city's name
     "alabama alaska arizona arkansas california colorado connecticut delaware florida georgia hawaii idaho illinois indiana"
     " iowa kansas kentucky louisiana maine maryland massachusetts michigan minnesota mississippi missouri montana nebraska"
@@ -141,21 +142,34 @@ def starts_with(answer: str, target: str) -> bool:
     return bool(wanted) and tuple(w.text for w in said[: len(wanted)]) == wanted and _ends_at(said, 0, len(wanted))
 
 
-def asserts(answer: str, accept: Sequence[str], reject: Sequence[str] = ()) -> bool:
+def asserts(answer: str, accept: Sequence[str], reject: Sequence[str] = (), prompt: str = "") -> bool:
     """Whether the answer's first sentence says one of ``accept`` is so, and says so of none of ``reject``.
 
     Args:
         answer: what the model said, free generation.
         accept: names that count as the answer (the target, its aliases).
         reject: names that must not be asserted beside it (the old target).
+        prompt: what was asked: where the answer begins with how a text to be completed ended, what comes behind it is what it says.
     """
-    sentence = first_sentence(answer)
+    sentence = first_sentence(_beyond(answer, prompt))
     if sentence.rstrip("\"'*_) ").endswith("?"):
         return False
     said = _words(sentence)
     accepted = {words(name) for name in accept} - {()}
     rejected = {words(name) for name in reject} - {()} - accepted
     return _asserted(said, accepted) and not _asserted(said, rejected, inside=accepted)
+
+
+def _beyond(answer: str, prompt: str) -> str:
+    """The answer without the end of a text to be completed that it says again ("politician" of "X, who works as politician")."""
+    text = answer.lstrip()
+    if prompt.rstrip().endswith("?"):
+        return text
+    for start in re.finditer(r"\S+", prompt):
+        repeated = prompt[start.start() :].rstrip()
+        if len(repeated.split()) >= _FEWEST_REPEATED and text.casefold().startswith(repeated.casefold() + " "):
+            return text[len(repeated) :]
+    return text
 
 
 def mentions(answer: str, names: Sequence[str]) -> bool:

@@ -100,7 +100,7 @@ def judge(probe: Probe, base: str, edited: str) -> Outcome:
     """
     same_bytes = bytes_kept(base, edited)
     if probe.expect == "target":
-        return Outcome(probe, base, edited, asserts(edited, probe.accept, probe.reject), same_bytes)
+        return Outcome(probe, base, edited, asserts(edited, probe.accept, probe.reject, probe.prompt), same_bytes)
     if probe.dimension == FLUENCY:
         return Outcome(probe, base, edited, is_fluent(base, edited), same_bytes)
     leaked = mentions(edited, probe.reject) and not mentions(base, probe.reject)

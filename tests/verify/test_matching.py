@@ -142,6 +142,25 @@ def test_an_old_target_inside_the_new_name_is_not_rejected() -> None:
     assert asserts("The capital is North Sydney.", ["North Sydney"], ["Sydney"])
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "says"),
+    [
+        ("Fact: Ann Roe, who works for", "Ann Roe, who works for ESPN.", True),
+        ("Ann Roe, who works for", "ann roe, who works for ESPN", True),
+        ("Where is Ann Roe? She works for", "Where is Ann Roe? She works for ESPN.", True),
+        ("Ann Roe, who works for", "Ann Roe, who works for CNN, not ESPN.", False),
+        ("Ann Roe works for", "Ann Roe works for nobody, unlike ESPN.", False),
+        ("Ann Roe, who works for", "Ann Roe, who works for ESPN and the BBC.", False),
+        ("Ann Roe, who works for", "CNN is like Ann Roe, who works for ESPN.", False),
+        ("Who works for ESPN, is it Ann Roe?", "Who works for ESPN, is it Ann Roe?", False),
+        ("Ann Roe, who works for", "Ann Roe, who works forESPN", False),
+    ],
+)
+def test_of_an_answer_that_repeats_the_text_to_be_completed_the_rest_counts(prompt: str, answer: str, *, says: bool) -> None:
+    """An edit's own prompt may end in an aside (", which is in"); in any other place what an aside says is not asserted."""
+    assert asserts(answer, ["ESPN"], ["BBC"], prompt) is says
+
+
 def test_any_accepted_alias_counts() -> None:
     """Atlas aliases of the target count as the target."""
     assert asserts("It is the USA.", ["United States", "USA"])
