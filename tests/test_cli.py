@@ -215,6 +215,33 @@ def test_the_option_after_the_verb_wins(service: FakeLocal) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["list"], ("--of", "them")),
+        (["--vllm-arg=--x", "list"], ("--x",)),
+        (["list", "--vllm-arg=--x", "--vllm-arg", "y"], ("--x", "y")),
+        (["--vllm-arg=--x", "list", "--vllm-arg=--y"], ("--y",)),
+    ],
+)
+def test_a_list_of_which_nothing_is_given_leaves_the_environments(
+    arguments: list[str], words: tuple[str, ...], service: FakeLocal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Design §3: flags, then environment, then files; what is no flag hides none of the others."""
+    monkeypatch.setenv("KE_VLLM_ARGS", "--of them")
+
+    cli.run(arguments)
+
+    assert service.settings.vllm_args == words
+
+
+def test_without_a_flag_no_setting_comes_from_one(service: FakeLocal) -> None:
+    """Design §3: ``doctor`` says where a value comes from."""
+    cli.run(["list"])
+
+    assert not [name for name, place in service.settings.sources.items() if place.startswith("--")]
+
+
+@pytest.mark.parametrize(
     ("arguments", "asked"),
     [
         (

@@ -117,7 +117,8 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         before = ctx.find_root().params
-        ctx.obj = {name: ctx.params.pop(name) or before[name] for name in before}
+        given = {name: ctx.params.pop(name) or before[name] for name in before}
+        ctx.obj = {name: None if value == () else value for name, value in given.items()}  # a list of which nothing was given
         return super().invoke(ctx)
 
 

@@ -162,13 +162,15 @@ def asserts(answer: str, accept: Sequence[str], reject: Sequence[str] = (), prom
 
 def _beyond(answer: str, prompt: str) -> str:
     """The answer without the end of a text to be completed that it says again ("politician" of "X, who works as politician")."""
-    text = answer.lstrip()
-    if prompt.rstrip().endswith("?"):
+    text, asked = answer.lstrip(), prompt.rstrip()
+    if asked.endswith("?"):
         return text
-    for start in re.finditer(r"\S+", prompt):
-        repeated = prompt[start.start() :].rstrip()
-        if len(repeated.split()) >= _FEWEST_REPEATED and text.casefold().startswith(repeated.casefold() + " "):
-            return text[len(repeated) :]
+    for word in re.finditer(r"\S+", asked):
+        length = len(asked) - word.start()
+        if length >= len(text) or text[length] != " " or text[:length].casefold() != asked[word.start() :].casefold():
+            continue
+        if len(text[:length].split()) >= _FEWEST_REPEATED:
+            return text[length:]
     return text
 
 

@@ -90,7 +90,7 @@ class _Patience:
         self._wait: asyncio.Timeout | None = None  # under way
         self._end = self._due = 0.0  # when it was long enough, and when there is something to do, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
-        self._error = httpx.ReadTimeout("no byte came in time", request=request)
+        self._hangs = False  # as far as who waits for this part knows
 
     async def wait_for(self, part: Awaitable[_T]) -> _T:
         """Wait for a part.
@@ -105,7 +105,8 @@ class _Patience:
                 return await part
         except TimeoutError as error:
             if wait.expired():
-                raise self._error from error
+                kind, said = (Hanging, "it hangs") if self._hangs else (httpx.ReadTimeout, "no byte came in time")
+                raise kind(said, request=self._request) from error
             raise
         finally:
             self._wait = None
@@ -117,6 +118,7 @@ class _Patience:
             self._timer = None
 
     def _begin(self) -> None:
+        self._hangs = False
         self._end = self._loop.time() + self._seconds
         self._look_later()
         if self._timer is None:
@@ -142,7 +144,7 @@ class _Patience:
 
     def _looked(self, wait: asyncio.Timeout, found: asyncio.Future[bool]) -> None:
         if not found.cancelled() and not found.result() and wait is self._wait and not wait.expired():
-            self._error = Hanging("it hangs", request=self._request)
+            self._hangs = True
             wait.reschedule(self._loop.time())
 
 

@@ -137,7 +137,7 @@ def test_the_command_shows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
 def test_the_command_counts_what_is_served_and_tells_whose_edits_act(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Issue 7, §5: a quantised model and its twin; options of few verbs stand before the verb."""
+    """Issue 7, §5: a quantised model and its twin."""
     monkeypatch.setenv("KE_HOME", str(tmp_path))
     monkeypatch.setenv("KE_CACHE", str(tmp_path))
     packed = quantised(thimble_path(), tmp_path / "packed")

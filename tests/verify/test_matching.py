@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,11 +156,19 @@ def test_an_old_target_inside_the_new_name_is_not_rejected() -> None:
         ("Ann Roe, who works for", "CNN is like Ann Roe, who works for ESPN.", False),
         ("Who works for ESPN, is it Ann Roe?", "Who works for ESPN, is it Ann Roe?", False),
         ("Ann Roe, who works for", "Ann Roe, who works forESPN", False),
+        ("Who lives in STRASSE STRASSE STRASSE is", "who lives in straße straße straße is no ESPN", False),  # ß folds to two letters
     ],
 )
 def test_of_an_answer_that_repeats_the_text_to_be_completed_the_rest_counts(prompt: str, answer: str, *, says: bool) -> None:
     """An edit's own prompt may end in an aside (", which is in"); in any other place what an aside says is not asserted."""
     assert asserts(answer, ["ESPN"], ["BBC"], prompt) is says
+
+
+def test_a_long_text_to_be_completed_takes_no_longer_to_judge_than_to_read() -> None:
+    """A document in front of a question has many thousands of words, and an answer few."""
+    began = time.process_time()
+    assert asserts("It is ESPN.", ["ESPN"], prompt="some words " * 10_000 + "Ann Roe works for")
+    assert time.process_time() - began < 1  # 16 s where each word's rest of the text was folded
 
 
 def test_any_accepted_alias_counts() -> None:

@@ -214,6 +214,29 @@ def test_what_takes_too_long_is_told_by_the_time_since_the_last_part(monkeypatch
     asyncio.run(passed())
 
 
+def test_what_was_found_while_one_part_came_says_nothing_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 7, bad input: dead or slow, and which of the two is told."""
+    monkeypatch.setattr(_watch, "SECONDS", 0.01)
+
+    async def waited() -> None:
+        looked, part = asyncio.Queue[asyncio.Future[bool]](), asyncio.Future[bytes]()
+
+        def look() -> asyncio.Future[bool]:
+            looked.put_nowait(found := asyncio.Future[bool]())
+            return found
+
+        patience = _watch._Patience(httpx.Request("GET", "http://127.0.0.1:9"), 0.05, look)
+        waiting = asyncio.create_task(patience.wait_for(part))
+        (await looked.get()).set_result(False)
+        part.set_result(b"came")
+        assert await waiting == b"came"
+        with pytest.raises(httpx.ReadTimeout, match="in time"):
+            await patience.wait_for(asyncio.Future[bytes]())
+        patience.end()
+
+    asyncio.run(waited())
+
+
 def test_not_all_who_wait_look(hanging: Moody, watched: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is late must not be asked by hundreds for the list of its models."""
     monkeypatch.setattr(_watch, "SECONDS", 0.3)
