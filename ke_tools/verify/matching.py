@@ -149,7 +149,7 @@ def asserts(answer: str, accept: Sequence[str], reject: Sequence[str] = (), prom
         answer: what the model said, free generation.
         accept: names that count as the answer (the target, its aliases).
         reject: names that must not be asserted beside it (the old target).
-        prompt: what was asked: where the answer begins with how a text to be completed ended, what comes behind it is what it says.
+        prompt: what was asked: of an answer that begins with the end of a text to be completed, see ``_beyond``.
     """
     sentence = first_sentence(_beyond(answer, prompt))
     if sentence.rstrip("\"'*_) ").endswith("?"):
@@ -161,7 +161,10 @@ def asserts(answer: str, accept: Sequence[str], reject: Sequence[str] = (), prom
 
 
 def _beyond(answer: str, prompt: str) -> str:
-    """The answer without the end of a text to be completed that it says again ("politician" of "X, who works as politician")."""
+    """The answer without the end of a text to be completed that it says again ("politician" of "X, who works as politician").
+
+    Only where what is said again has an aside or a question in it, which would be all that is read of the answer.
+    """
     text, asked = answer.lstrip(), prompt.rstrip()
     if asked.endswith("?"):
         return text
@@ -169,7 +172,8 @@ def _beyond(answer: str, prompt: str) -> str:
         length = len(asked) - word.start()
         if length >= len(text) or text[length] != " " or text[:length].casefold() != asked[word.start() :].casefold():
             continue
-        if len(text[:length].split()) >= _FEWEST_REPEATED:
+        said = _words(text[:length])
+        if len(said) >= _FEWEST_REPEATED and ("?" in text[:length] or _aside(said, len(said) - 1)):
             return text[length:]
     return text
 

@@ -187,7 +187,7 @@ class Server:
         """
         self.circuit.check()
         try:
-            url = _url(self.address + path)
+            url = httpx.URL(self.address + path) if "?" in path else _url(self.address + path)
         except httpx.InvalidURL as error:
             raise InvalidInput(f"the path cannot be passed on: {error}.", "Shorten it.") from error
         given = {name for name, _ in headers}
@@ -253,6 +253,7 @@ class Server:
 
 @lru_cache(maxsize=64)
 def _url(address: str) -> httpx.URL:
+    """Read an address, kept for the next request; none with a query, which is its caller's."""
     return httpx.URL(address)
 
 

@@ -44,7 +44,7 @@ class Watch:
         Args:
             client: that asks.
             request: without a timeout for reading, since a timer for each part costs more than to wait for it.
-            seconds: most that may pass without a byte.
+            seconds: most that may pass without a byte; before the first, connecting and asking count too.
             looks: whether the server is looked at meanwhile.
 
         Raises:
@@ -80,7 +80,7 @@ class Watch:
 
 
 class _Patience:
-    """Waits for one answer, part by part, by one timer that is moved when it is due."""
+    """Waits for one answer, part by part, by one timer: when it fires too early, as a part has come since, it is set anew."""
 
     def __init__(self, request: httpx.Request, seconds: float, look: Callable[[], asyncio.Future[bool]] | None) -> None:
         self._request = request

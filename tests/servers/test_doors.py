@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import uvicorn
 
 from ke_tools.errors import InvalidInput
 from ke_tools.servers import doors
@@ -31,8 +32,19 @@ def test_small_writes_leave_at_once(host: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_who_never_ends_a_header_is_shut_out_before_much_of_it_is_kept() -> None:
-    """Nobody is asked for a token before the headers have ended, so that their size alone keeps a stranger from filling the memory."""
+async def test_who_never_ends_a_header_is_shut_out_before_much_of_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked for a token before the headers have ended, so that their size alone keeps a stranger from filling the memory.
+
+    By h11, also where httptools, which sets no bound, is installed and uvicorn would prefer it.
+    """
+    configs: list[uvicorn.Config] = []
+
+    class Config(uvicorn.Config):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            configs.append(self)
+
+    monkeypatch.setattr(uvicorn, "Config", Config)
 
     async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("no request was complete")
@@ -48,3 +60,4 @@ async def test_who_never_ends_a_header_is_shut_out_before_much_of_it_is_kept() -
                     await client.send(b"a" * 65_536)
                     sent += 65_536
     assert sent < most
+    assert [config.http for config in configs] == ["h11"]

@@ -152,6 +152,8 @@ def test_an_old_target_inside_the_new_name_is_not_rejected() -> None:
         ("Where is Ann Roe? She works for", "Where is Ann Roe? She works for ESPN.", True),
         ("Ann Roe, who works for", "Ann Roe, who works for CNN, not ESPN.", False),
         ("Ann Roe works for", "Ann Roe works for nobody, unlike ESPN.", False),
+        ("Correct this: Ann Roe works for the BBC", "Ann Roe works for the BBC and ESPN.", False),
+        ("Ann Roe does not work for", "Ann Roe does not work for ESPN.", False),
         ("Ann Roe, who works for", "Ann Roe, who works for ESPN and the BBC.", False),
         ("Ann Roe, who works for", "CNN is like Ann Roe, who works for ESPN.", False),
         ("Who works for ESPN, is it Ann Roe?", "Who works for ESPN, is it Ann Roe?", False),
