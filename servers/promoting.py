@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools import releases
 from ke_tools.errors import Conflict, KeToolsError, NotFound, Unsupported, WrongState
 from ke_tools.facts import Edit, State
+from ke_tools.jobs import at_end
 from ke_tools.memory.events import now
 from ke_tools.models.engine import Request, Scores
 from ke_tools.promotion import Climb, Rung, climb
@@ -204,6 +205,7 @@ def loaded(settings: Settings) -> tuple[CausalModel, Serving]:
     model = load(settings, beside=getattr(engine, "weights", None))
     if isinstance(engine, Scores) and settings.is_remote:
         refuse_another(model, engine)
+    at_end(loaded.cache_clear)  # the engine is closed then
     return model, engine
 
 
