@@ -120,7 +120,7 @@ async def opened(door: Door, app: ASGIApp) -> AsyncIterator[None]:
 
     config = uvicorn.Config(
         app,
-        http="h11",  # the parser that uvicorn prefers where it is installed keeps a request's headers however long they are
+        http="h11",  # httptools keeps a head however long it is, and loses the body of a request that offers HTTP/2, as Java's client does
         lifespan="off",
         log_config=None,
         access_log=False,

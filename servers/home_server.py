@@ -316,6 +316,8 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
     Raises:
         KeToolsError: the service cannot be opened.
     """
+    import uvloop
+
     service = open_service(settings)
 
     certain = threading.Timer(END_SECONDS, os._exit, (1,))
@@ -325,7 +327,8 @@ def serve(held: Held, settings: Settings, door: Door, open_service: Opener, *, i
         await HomeServer(held, service, idle_seconds=idle_seconds).run(door, is_own=is_own, on_stop=certain.start)
 
     try:
-        asyncio.run(run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run())
     except BaseExceptionGroup as group:
         known = group.subgroup(KeToolsError)
         if known is None:

@@ -61,7 +61,14 @@ if __name__ == "__main__":
         raise doors.taken("127.0.0.1", int(port))
     server = uvicorn.Server(
         uvicorn.Config(
-            app(address), http="h11", log_config=None, access_log=False, ws="none", server_header=False, timeout_graceful_shutdown=1
+            app(address),
+            loop="uvloop",
+            http="h11",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=1,
         )
     )
     server.run(sockets=[listener])

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import aclosing
 from functools import lru_cache, partial
-from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from ke_tools.errors import InvalidInput, KeToolsError, ModelUnavailable, NotFou
 from ke_tools.models.engine import Generation, Piece, Request
 from ke_tools.servers.engines._aside import Aside
 from ke_tools.servers.engines._circuit import Circuit
+from ke_tools.servers.engines._direct import Direct
 from ke_tools.servers.engines._watch import Hanging, Watch
 from ke_tools.servers.engines._wire import body_of, generation_of, path_of, pieces_of
 
@@ -27,7 +27,7 @@ TIMEOUT: Final = httpx.Timeout(600.0, connect=5.0, write=60.0)  # seconds; a lon
 _ASKING_SECONDS: Final = 10.0  # for what is answered without a generation
 _MOST_CONNECTIONS: Final = 2048
 IDLE_SECONDS: Final = 2.0  # that an idle connection is kept: less than the 5 after which uvicorn, by which vLLM answers, closes it
-_DIRECT: Final = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))  # no proxy of the environment leads back here
+_HERE: Final = ("127.0.0.1", "localhost", "[::1]")  # no proxy of the environment leads back here
 _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*$")
 _SHOWN: Final = 300
 _ANSWERED: Final = ("/completions", "/tokenize", "/embeddings")  # ends of paths that are posted to for an answer
@@ -248,7 +248,9 @@ class Server:
 
     def new_client(self) -> httpx.AsyncClient:
         """What connections of one event loop are kept in."""
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits(), cookies=_NoCookies(), mounts=_DIRECT)
+        here = Direct(limits())
+        mounts = {f"{scheme}://{name}": here if scheme == "http" else None for scheme in ("http", "https") for name in _HERE}
+        return _Client(headers=self._headers, timeout=self._timeout, limits=limits(), mounts=mounts)
 
 
 @lru_cache(maxsize=64)
@@ -269,11 +271,25 @@ def _is_worth_repeating(error: httpx.TransportError, request: httpx.Request) -> 
     return was_closed and (request.method == "GET" or request.url.path.endswith(_ANSWERED))
 
 
-class _NoCookies(CookieJar):
-    """A jar that takes none: one that a server sets for one caller must not go with the next one's request."""
+class _Client(httpx.AsyncClient):
+    """A client without cookies: one that a server sets for one caller must not go with the next one's request."""
 
-    def extract_cookies(self, response: object, request: object) -> None:
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """None, whatever comes."""
+        return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, _: object) -> None:
+        """Take none."""
+
+
+class _NoCookies(httpx.Cookies):
+    def extract_cookies(self, response: httpx.Response) -> None:
         """Look at none, which would take longer than to refuse it."""
+
+
+_NO_COOKIES: Final = _NoCookies()
 
 
 def limits() -> httpx.Limits:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
-import uvicorn
+from anyio.abc import SocketStream
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ke_tools.errors import InvalidInput
 from ke_tools.servers import doors
-
-if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -31,33 +32,70 @@ def test_small_writes_leave_at_once(host: str) -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-@pytest.mark.anyio
-async def test_who_never_ends_a_header_is_shut_out_before_much_of_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is asked for a token before the headers have ended, so that their size alone keeps a stranger from filling the memory.
-
-    By h11, also where httptools, which sets no bound, is installed and uvicorn would prefer it.
-    """
-    configs: list[uvicorn.Config] = []
-
-    class Config(uvicorn.Config):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings)
-            configs.append(self)
-
-    monkeypatch.setattr(uvicorn, "Config", Config)
-
-    async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("no request was complete")
-
+@asynccontextmanager
+async def connected(app: ASGIApp) -> AsyncIterator[SocketStream]:
+    """A connection to an app that is served as ours is."""
     listener = doors.listen("127.0.0.1", 0)
     assert listener is not None
-    door, sent, most = doors.Door(listener), 0, 16_000_000
+    door = doors.Door(listener)
     with listener:
-        async with doors.opened(door, nobody), await anyio.connect_tcp(*door.address) as client:
-            with suppress(anyio.BrokenResourceError):
-                await client.send(b"GET / HTTP/1.1\r\nhost: x\r\nx: ")
-                while sent < most:
-                    await client.send(b"a" * 65_536)
-                    sent += 65_536
+        async with doors.opened(door, app), await anyio.connect_tcp(*door.address) as client:
+            yield client
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with what came."""
+    request = Request(scope, receive)
+    await Response(f"{request.method} {len(await request.body())};")(scope, receive, send)
+
+
+async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse without having read, as who has no token is refused."""
+    await Response(status_code=401)(scope, receive, send)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: ",
+        b"GET /",
+        b"\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1;x=",
+    ],
+    ids=["header", "path", "nothing", "trailer", "chunk"],
+)
+async def test_who_never_ends_a_line_is_shut_out_before_much_of_it_is_kept(start: bytes) -> None:
+    """Nobody is asked for a token before the headers have ended, so that their size alone keeps a stranger from filling the memory."""
+    filling = start if start == b"\r\n" else b"a"
+    sent, most = 0, 16_000_000
+    async with connected(nobody) as client:
+        with suppress(anyio.BrokenResourceError):
+            await client.send(start)
+            while sent < most:
+                await client.send(filling * (65_536 // len(filling)))
+                sent += 65_536
     assert sent < most
-    assert [config.http for config in configs] == ["h11"]
+
+
+@pytest.mark.anyio
+async def test_what_is_within_the_bounds_is_answered() -> None:
+    """A long header, a body of megabytes, a few requests at once, and HTTP/2 offered, as Java's client does by default."""
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 60_000 + b"\r\ncontent-length: 3000000\r\n\r\n"
+    few = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 8
+    upgrade = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+    java = b"POST / HTTP/1.1\r\nhost: x\r\n" + upgrade + b"content-length: 5\r\n\r\nhello"
+    async with connected(echo) as client:
+        for sent, told in [
+            (head + b"a" * 3_000_000, [b"POST 3000000;"]),
+            (few, [b"GET 0;"] * 8),
+            (java, [b"POST 5;"]),
+            (java, [b"POST 5;"]),
+            (few, [b"GET 0;"] * 8),
+        ]:
+            await client.send(sent)
+            said = b""
+            while said.count(b";") < len(told):
+                said += await client.receive()
+            assert re.findall(rb"[A-Z]+ \d+;", said) == told

@@ -1,0 +1,91 @@
+"""Connections to a server of this machine: asyncio's own streams, on which a request leaves in one piece."""
+
+# ruff: noqa: ASYNC109  a timeout is what httpcore calls with
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import httpcore
+import httpx
+
+__all__ = ["Direct"]
+
+_MOST_HELD: Final = 65_536  # bytes
+
+
+class Direct(httpx.AsyncHTTPTransport):
+    """A transport over TCP without TLS, which no proxy of the environment concerns.
+
+    Differs from what httpx does by itself: a request's head and its body are one write, which wakes up the server once, and neither to
+    write nor to read takes a turn of the loop.
+    """
+
+    def __init__(self, limits: httpx.Limits) -> None:
+        super().__init__(verify=False, limits=limits)
+        self._pool._network_backend = _Backend()  # noqa: SLF001  httpcore takes one as an argument, httpx does not hand it on
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+        with _in_its_words(httpcore.ConnectTimeout, httpcore.ConnectError):
+            async with asyncio.timeout(timeout):
+                return _Stream(*await asyncio.open_connection(host, port))
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection that holds what is written until an answer is read, or it is much."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._held: list[bytes] = []
+        self._patience: float | None = None
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._held.append(buffer)
+        self._patience = timeout
+        if sum(map(len, self._held)) > _MOST_HELD:
+            await self._flush()
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._held:
+            with suppress(httpcore.WriteError):  # as httpcore does: who refuses a request before its end may have said why
+                await self._flush()
+        with _in_its_words(httpcore.ReadTimeout, httpcore.ReadError):
+            if timeout is None:
+                return await self._reader.read(max_bytes)
+            async with asyncio.timeout(timeout):
+                return await self._reader.read(max_bytes)
+
+    async def aclose(self) -> None:
+        self._writer.transport.abort()
+
+    def get_extra_info(self, info: str) -> Any:
+        """Say whether the server has closed an idle connection; nothing else is asked of one without TLS."""
+        if info != "is_readable":
+            return self._writer.get_extra_info(info)
+        there = select.poll()
+        there.register(self._writer.get_extra_info("socket").fileno(), select.POLLIN)
+        return self._reader.at_eof() or bool(there.poll(0))
+
+    async def _flush(self) -> None:
+        held, self._held = b"".join(self._held), []
+        with _in_its_words(httpcore.WriteTimeout, httpcore.WriteError):
+            self._writer.write(held)
+            async with asyncio.timeout(self._patience):
+                await self._writer.drain()
+
+
+@contextmanager
+def _in_its_words(late: type[Exception], broken: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise late(str(error)) from error
+    except OSError as error:
+        raise broken(str(error)) from error
