@@ -102,6 +102,10 @@ def test_the_shipped_scorer_is_small_and_says_where_it_comes_from() -> None:
     scorer = TrainedScorer(shipped_folder())
 
     assert sum(file.stat().st_size for file in shipped_folder().iterdir()) < 13_000_000
+    assert {file.name for file in shipped_folder().iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "crossing.safetensors"),
+        *("inventory.safetensors", "card.json", "subjects.json"),
+    }
     assert 0 < scorer.grey < scorer.within < 1
     assert all(len(data["sha256"]) == 64 for data in scorer.card["data"])
     assert scorer.card["without"] == []
