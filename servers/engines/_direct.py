@@ -66,16 +66,20 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._writer.transport.abort()
 
     def get_extra_info(self, info: str) -> Any:
-        """Say whether the server has closed an idle connection; nothing else is asked of one without TLS."""
+        """Say whether an idle connection is of no more use: the server closed it, or said what nobody asked and the next would be told."""
         if info != "is_readable":
             return self._writer.get_extra_info(info)
+        if self._writer.is_closing() or self._reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001  the loop reads ahead
+            return True
         there = select.poll()
         there.register(self._writer.get_extra_info("socket").fileno(), select.POLLIN)
-        return self._reader.at_eof() or bool(there.poll(0))
+        return bool(there.poll(0))
 
     async def _flush(self) -> None:
         held, self._held = b"".join(self._held), []
         with _in_its_words(httpcore.WriteTimeout, httpcore.WriteError):
+            if self._writer.is_closing():
+                raise ConnectionResetError("the connection is lost")  # where uvloop has a RuntimeError
             self._writer.write(held)
             async with asyncio.timeout(self._patience):
                 await self._writer.drain()

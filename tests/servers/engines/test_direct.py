@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import httpcore
 import httpx
 import pytest
 
-from ke_tools.servers.engines._direct import Direct
+from ke_tools.servers.engines._direct import Direct, _Backend
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +40,18 @@ async def asked(serve: Serve, *, timeout: float = 10.0) -> AsyncIterator[httpx.A
     host, port = server.sockets[0].getsockname()
     async with server, httpx.AsyncClient(transport=Direct(httpx.Limits()), base_url=f"http://{host}:{port}", timeout=timeout) as client:
         yield client
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop see what has come."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection as the kernel closes one of a process that was killed with something unread."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def test_a_request_comes_in_one_piece() -> None:
@@ -104,6 +119,56 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again()
             assert (await client.get("/")).text == "ok"
             await asyncio.sleep(0)
             assert connections == number
+
+
+async def test_a_connection_that_was_reset_meanwhile_is_not_used_again() -> None:
+    """Fault: a server that is killed while a connection is idle; no request ever came through any more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await turns()
+        reset(writer)
+
+    async with asked(serve) as client:
+        for _ in range(3):
+            assert (await client.get("/")).text == "ok"
+            await turns(40)
+
+
+async def test_a_connection_that_is_reset_before_it_is_asked_is_a_write_error() -> None:
+    """Fault: it is lost between the look at it and the write; uvloop has an error of its own there, which nobody expects."""
+    until = asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await until.wait()
+        reset(writer)
+
+    async with asked(serve) as client:
+        stream = await _Backend().connect_tcp(client.base_url.host, client.base_url.port or 0)
+        until.set()
+        await turns()
+        with pytest.raises(httpcore.WriteError):
+            await stream.write(b"what?" * 100_000)
+        with pytest.raises(httpcore.ReadError):
+            await stream.read(1)
+        await stream.aclose()
+
+
+async def test_what_nobody_asked_for_is_told_nobody() -> None:
+    """Fault: a server that answers once too often; the second answer was another caller's."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await turns()
+        writer.write(OK.replace(b"ok", b"no"))
+        await reader.read()
+
+    async with asked(serve) as client:
+        for _ in range(3):
+            assert (await client.get("/")).text == "ok"
+            await turns(40)
 
 
 @pytest.mark.parametrize(
