@@ -57,6 +57,10 @@ class _Stream(httpcore.AsyncNetworkStream):
             with suppress(httpcore.WriteError):  # as httpcore does: who refuses a request before its end may have said why
                 await self._flush()
         with _in_its_words(httpcore.ReadTimeout, httpcore.ReadError):
+            if (came := self._unread) and self._reader.exception():  # what came before the connection broke counts first
+                part = bytes(came[:max_bytes])
+                del came[:max_bytes]
+                return part
             if timeout is None:
                 return await self._reader.read(max_bytes)
             async with asyncio.timeout(timeout):
@@ -69,11 +73,16 @@ class _Stream(httpcore.AsyncNetworkStream):
         """Say whether an idle connection is of no more use: the server closed it, or said what nobody asked and the next would be told."""
         if info != "is_readable":
             return self._writer.get_extra_info(info)
-        if self._writer.is_closing() or self._reader._buffer:  # type: ignore[attr-defined]  # noqa: SLF001  the loop reads ahead
+        if self._writer.is_closing() or self._unread:
             return True
         there = select.poll()
         there.register(self._writer.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(there.poll(0))
+
+    @property
+    def _unread(self) -> bytearray:
+        """What the loop has read ahead."""
+        return self._reader._buffer  # type: ignore[attr-defined, no-any-return]  # noqa: SLF001  there is no public way to see it
 
     async def _flush(self) -> None:
         held, self._held = b"".join(self._held), []

@@ -103,6 +103,22 @@ async def test_who_refuses_a_body_before_its_end_is_heard() -> None:
         assert (await client.post("/", content=b"a" * 60_000)).text == "no!"
 
 
+@pytest.mark.parametrize("size", [2, 100_000])
+async def test_what_came_before_a_reset_is_heard(size: int) -> None:
+    """Fault: a server that answers and closes with something unread, as who refuses a picture does; the kernel resets then."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: %d\r\n\r\n" % size + b"a" * size)
+        await turns()
+        reset(writer)
+
+    async with asked(serve) as client, client.stream("POST", "/", content=b"what?" * 5_000_000) as answer:
+        await turns(40)  # the caller takes its time
+        assert answer.status_code == 413
+        assert await answer.aread() == b"a" * size
+
+
 async def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> None:
     """Fault: an idle connection, closed by the server before the next request."""
     connections = 0
