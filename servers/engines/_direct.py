@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final
 
 import httpcore
@@ -21,13 +21,41 @@ _MOST_HELD: Final = 65_536  # bytes
 class Direct(httpx.AsyncHTTPTransport):
     """A transport over TCP without TLS, which no proxy of the environment concerns.
 
-    Differs from what httpx does by itself: a request's head and its body are one write, which wakes up the server once, and neither to
-    write nor to read takes a turn of the loop.
+    Differs from what httpx does by itself: a request's head and its body are one write, which wakes up the server once, neither to write
+    nor to read takes a turn of the loop, and who leaves takes its connection along.
     """
 
     def __init__(self, limits: httpx.Limits) -> None:
-        super().__init__(verify=False, limits=limits)
-        self._pool._network_backend = _Backend()  # noqa: SLF001  httpcore takes one as an argument, httpx does not hand it on
+        self._pool = _Pool(
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_Backend(),
+        )
+
+
+class _Pool(httpcore.AsyncConnectionPool):
+    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
+        return _Connection(origin, keepalive_expiry=self._keepalive_expiry, network_backend=self._network_backend)
+
+
+class _Connection(httpcore.AsyncHTTPConnection):
+    """A connection without httpcore's locks.
+
+    They take turns of the loop. Who is cancelled in one, as its caller went, leaves a connection that nobody uses and nobody closes, and
+    when the pool is full of such it asks no more. One request at a time has a connection, and nothing awaits where a state changes.
+    """
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        if self._connection is None:
+            try:
+                stream = await self._connect(request)
+            except BaseException:
+                self._connect_failed = True
+                raise
+            self._connection = connection = httpcore.AsyncHTTP11Connection(self._origin, stream, self._keepalive_expiry)
+            connection._state_lock = nullcontext()  # type: ignore[assignment]  # noqa: SLF001
+        return await self._connection.handle_async_request(request)
 
 
 class _Backend(httpcore.AsyncNetworkBackend):

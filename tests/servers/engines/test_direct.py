@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpcore
 import httpx
@@ -27,7 +27,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 @asynccontextmanager
-async def asked(serve: Serve, *, timeout: float = 10.0) -> AsyncIterator[httpx.AsyncClient]:  # noqa: ASYNC109  of each part
+async def asked(
+    serve: Serve,
+    *,
+    timeout: float = 10.0,  # noqa: ASYNC109  of each part
+    transport: Direct | None = None,
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server that does as ``serve`` says with each connection."""
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,7 +43,8 @@ async def asked(serve: Serve, *, timeout: float = 10.0) -> AsyncIterator[httpx.A
 
     server = await asyncio.start_server(served, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    async with server, httpx.AsyncClient(transport=Direct(httpx.Limits()), base_url=f"http://{host}:{port}", timeout=timeout) as client:
+    transport = transport or Direct(httpx.Limits())
+    async with server, httpx.AsyncClient(transport=transport, base_url=f"http://{host}:{port}", timeout=timeout) as client:
         yield client
 
 
@@ -256,3 +262,27 @@ async def test_who_leaves_an_answer_closes_its_connection() -> None:
                 assert part == b"a"
                 break
         await asyncio.wait_for(left.wait(), 5)
+
+
+async def test_who_leaves_at_any_moment_leaves_no_connection_behind() -> None:
+    """Fault: callers that go; each might leave a connection that was neither used nor closed, until there could be no more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"what?"):
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+                await turns(2)
+                writer.write(b"0\r\n\r\n")
+
+    transport, ended = Direct(httpx.Limits()), 0
+    async with asked(serve, transport=transport) as client:
+        for count in range(60):
+            asking = asyncio.create_task(client.post("/", content=b"what?"))
+            await turns(count)
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                ended += (await asking).is_success
+            pool = transport._pool
+            assert isinstance(pool, httpcore.AsyncConnectionPool)
+            assert [one for one in pool.connections if not one.is_idle()] == [], count
+    assert ended  # so that it was cancelled in all that there is
