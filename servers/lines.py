@@ -35,6 +35,8 @@ async def opened(connection: socket.socket, *, on_sent: Callable[[], None] = lam
     outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
 
     async def say(message: JSONRPCMessage) -> None:
+        if writer.is_closing():
+            raise ConnectionResetError("the window has gone")  # where uvloop has a RuntimeError
         writer.write(message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
         await writer.drain()
         on_sent()

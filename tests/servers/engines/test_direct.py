@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import httpcore
 import httpx
 import pytest
 
-from ke_tools.servers.engines._direct import Direct
+from ke_tools.servers.engines._direct import Direct, _Backend
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +27,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 @asynccontextmanager
-async def asked(serve: Serve, *, timeout: float = 10.0) -> AsyncIterator[httpx.AsyncClient]:  # noqa: ASYNC109  of each part
+async def asked(
+    serve: Serve,
+    *,
+    timeout: float = 10.0,  # noqa: ASYNC109  of each part
+    transport: Direct | None = None,
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server that does as ``serve`` says with each connection."""
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,8 +43,21 @@ async def asked(serve: Serve, *, timeout: float = 10.0) -> AsyncIterator[httpx.A
 
     server = await asyncio.start_server(served, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    async with server, httpx.AsyncClient(transport=Direct(httpx.Limits()), base_url=f"http://{host}:{port}", timeout=timeout) as client:
+    transport = transport or Direct(httpx.Limits())
+    async with server, httpx.AsyncClient(transport=transport, base_url=f"http://{host}:{port}", timeout=timeout) as client:
         yield client
+
+
+async def turns(count: int = 20) -> None:
+    """Let the loop see what has come."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection as the kernel closes one of a process that was killed with something unread."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def test_a_request_comes_in_one_piece() -> None:
@@ -88,6 +109,22 @@ async def test_who_refuses_a_body_before_its_end_is_heard() -> None:
         assert (await client.post("/", content=b"a" * 60_000)).text == "no!"
 
 
+@pytest.mark.parametrize("size", [2, 100_000])
+async def test_what_came_before_a_reset_is_heard(size: int) -> None:
+    """Fault: a server that answers and closes with something unread, as who refuses a picture does; the kernel resets then."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: %d\r\n\r\n" % size + b"a" * size)
+        await turns()
+        reset(writer)
+
+    async with asked(serve) as client, client.stream("POST", "/", content=b"what?" * 5_000_000) as answer:
+        await turns(40)  # the caller takes its time
+        assert answer.status_code == 413
+        assert await answer.aread() == b"a" * size
+
+
 async def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> None:
     """Fault: an idle connection, closed by the server before the next request."""
     connections = 0
@@ -104,6 +141,56 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again()
             assert (await client.get("/")).text == "ok"
             await asyncio.sleep(0)
             assert connections == number
+
+
+async def test_a_connection_that_was_reset_meanwhile_is_not_used_again() -> None:
+    """Fault: a server that is killed while a connection is idle; no request ever came through any more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await turns()
+        reset(writer)
+
+    async with asked(serve) as client:
+        for _ in range(3):
+            assert (await client.get("/")).text == "ok"
+            await turns(40)
+
+
+async def test_a_connection_that_is_reset_before_it_is_asked_is_a_write_error() -> None:
+    """Fault: it is lost between the look at it and the write; uvloop has an error of its own there, which nobody expects."""
+    until = asyncio.Event()
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await until.wait()
+        reset(writer)
+
+    async with asked(serve) as client:
+        stream = await _Backend().connect_tcp(client.base_url.host, client.base_url.port or 0)
+        until.set()
+        await turns()
+        with pytest.raises(httpcore.WriteError):
+            await stream.write(b"what?" * 100_000)
+        with pytest.raises(httpcore.ReadError):
+            await stream.read(1)
+        await stream.aclose()
+
+
+async def test_what_nobody_asked_for_is_told_nobody() -> None:
+    """Fault: a server that answers once too often; the second answer was another caller's."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await turns()
+        writer.write(OK.replace(b"ok", b"no"))
+        await reader.read()
+
+    async with asked(serve) as client:
+        for _ in range(3):
+            assert (await client.get("/")).text == "ok"
+            await turns(40)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +262,27 @@ async def test_who_leaves_an_answer_closes_its_connection() -> None:
                 assert part == b"a"
                 break
         await asyncio.wait_for(left.wait(), 5)
+
+
+async def test_who_leaves_at_any_moment_leaves_no_connection_behind() -> None:
+    """Fault: callers that go; each might leave a connection that was neither used nor closed, until there could be no more."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"what?"):
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+                await turns(2)
+                writer.write(b"0\r\n\r\n")
+
+    transport, ended = Direct(httpx.Limits()), 0
+    async with asked(serve, transport=transport) as client:
+        for count in range(60):
+            asking = asyncio.create_task(client.post("/", content=b"what?"))
+            await turns(count)
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                ended += (await asking).is_success
+            pool = transport._pool
+            assert isinstance(pool, httpcore.AsyncConnectionPool)
+            assert [one for one in pool.connections if not one.is_idle()] == [], count
+    assert ended  # so that it was cancelled in all that there is
