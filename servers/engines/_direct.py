@@ -35,6 +35,16 @@ class Direct(httpx.AsyncHTTPTransport):
 
 
 class _Pool(httpcore.AsyncConnectionPool):
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Ask; who leaves the queue just as it is given a connection leaves none that is nobody's."""
+        try:
+            return await super().handle_async_request(request)
+        except BaseException:
+            asked = {id(one.connection) for one in self._requests}
+            self._connections = [one for one in self._connections if one.is_idle() or id(one) in asked]
+            await self._close_connections(self._assign_requests_to_connections())
+            raise
+
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
         return _Connection(origin, keepalive_expiry=self._keepalive_expiry, network_backend=self._network_backend)
 

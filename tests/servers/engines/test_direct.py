@@ -286,3 +286,21 @@ async def test_who_leaves_at_any_moment_leaves_no_connection_behind() -> None:
             assert isinstance(pool, httpcore.AsyncConnectionPool)
             assert [one for one in pool.connections if not one.is_idle()] == [], count
     assert ended  # so that it was cancelled in all that there is
+
+
+async def test_who_leaves_the_queue_leaves_its_place() -> None:
+    """Fault: a caller that goes just as it is given a connection, of a pool that was full."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"what?")
+            writer.write(OK.replace(b"content-length", b"connection: close\r\ncontent-length"))
+
+    async with asked(serve, transport=Direct(httpx.Limits(max_connections=1))) as client:
+        for count in range(60):
+            first, second = (asyncio.create_task(client.post("/", content=b"what?")) for _ in range(2))
+            await turns(count)
+            second.cancel()
+            assert (await first).text == "ok"
+            await asyncio.wait([second])
+        assert (await asyncio.wait_for(client.post("/", content=b"what?"), 5)).text == "ok"
