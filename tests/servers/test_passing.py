@@ -698,6 +698,8 @@ def test_what_is_passed_on_when_ke_tools_ends_is_an_error_and_no_torn_body(
 
     with listener:
         told = asyncio.run(end_meanwhile())
+    if stream:
+        assert other.left.wait(10)  # or that it was left would be told to the next test
     other.left.set()
     error = json.loads(told.rstrip().rpartition("data: ")[2])["error"]
     assert (error["code"], error["type"]) == ("E_MODEL", "server_error")
