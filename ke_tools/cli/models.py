@@ -174,17 +174,28 @@ def scope_train(
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder to write weights and card into.")],
     data: Data = None,
     without: Annotated[str, typer.Option(metavar="RELATION,…", help="Relations that no source shall teach.")] = "",
+    start: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="A scorer to go on from: its embedding stays, its cross-encoder goes on."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to tune the embedding; the rest in proportion.")] = None,
+    crossing_steps: Annotated[
+        int | None, typer.Option(min=0, help="How long to train the cross-encoder; 0, with --start: not, only weigh anew.")
+    ] = None,
     seed: Seed = 0,
 ) -> int:
     """Train the scorer of questions on the inventory's relations and on benchmark files."""
     from ke_tools.memory.scope import training
 
+    if crossing_steps == 0 and start is None:
+        raise InvalidInput("a scorer without a cross-encoder is none.", "Give --crossing-steps of 1 or more, or --start with a scorer.")
     usual = training.Recipe(seed=seed)
     recipe = usual if steps is None else replace(usual, steps=steps, crossing_steps=max(1, usual.crossing_steps * steps // usual.steps))
+    if crossing_steps is not None:
+        recipe = replace(recipe, crossing_steps=crossing_steps)
     with printing.progress() as progress:
         left_out = names_in(without)
-        return show(call, training.train(data or [], out, without=left_out, recipe=recipe, progress=progress))
+        return show(call, training.train(data or [], out, start=start, without=left_out, recipe=recipe, progress=progress))
 
 
 @verb(scope_app, "show")

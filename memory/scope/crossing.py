@@ -42,8 +42,11 @@ class Labelled(NamedTuple):
     same: bool
 
 
-def fit(mixer: Mixer, embedder: Embedder, out: Path, *, steps: int, rank: int, rate: float, seed: int, tell: Tell) -> None:
-    """Train on pairs of the mixer's batches and write what changed to ``out``, where the tuned encoder lies."""
+def fit(mixer: Mixer, embedder: Embedder, out: Path, *, steps: int, rank: int, rate: float, seed: int, goes_on: bool, tell: Tell) -> None:
+    """Train on pairs of the mixer's batches and write what changed to ``out``, where the tuned encoder lies.
+
+    It begins where the encoder ended, or ``goes_on`` where the cross-encoder in ``out`` did.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -51,7 +54,7 @@ def fit(mixer: Mixer, embedder: Embedder, out: Path, *, steps: int, rank: int, r
     mixer.begin(seed)
     folder = locate()
     torch.manual_seed(seed)
-    model = network.untrained(folder, out).train().requires_grad_()
+    model = (network.crossing if goes_on else network.untrained)(folder, out).train().requires_grad_()
     model.get_submodule("bert.embeddings").requires_grad_(requires_grad=False)
     tokenizer = tokenizer_of(folder, _LONGEST)
 

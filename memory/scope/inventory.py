@@ -116,9 +116,12 @@ class Inventory:
         """Their names, in order."""
         return tuple(dict.fromkeys(self.names))
 
-    def likeness(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The cosine of the nearest wording of each relation; (n, dimension) → (n, relations)."""
-        return np.maximum.reduceat(vectors @ self.vectors.T, self._starts, axis=1)
+    def likeness(self, vectors: NDArray[np.float32], besides: Sequence[str] = ()) -> NDArray[np.float32]:
+        """The cosine of the nearest wording of each relation, for each row a text left out; (n, dimension) → (n, relations)."""
+        found = vectors @ self.vectors.T
+        for row, text in enumerate(besides):
+            found[row, self._places.get(text, [])] = -1
+        return np.maximum.reduceat(found, self._starts, axis=1)
 
     def nearest(self, vectors: NDArray[np.float32], most: int, *, besides: Container[str] = ()) -> tuple[list[str], int]:
         """Find the wordings nearest to any of some vectors, none of a relation ``besides`` or of one that they may be of themselves.
@@ -130,6 +133,13 @@ class Inventory:
         rows = np.array([n for n, name in enumerate(self.names) if name not in besides and name not in may_be], np.intp)
         likeness = (self.vectors[rows] @ vectors.T).max(1)
         return [self.texts[n] for n in rows[np.argsort(-likeness)[:most]]], len(rows)
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for number, text in enumerate(self.texts):
+            places.setdefault(text, []).append(number)
+        return places
 
     @cached_property
     def _starts(self) -> NDArray[np.intp]:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["ADAPTER", "CROSSING", "changes", "crossing", "encoder", "trainable", "untrained"]
+__all__ = ["ADAPTER", "ADAPTER_CONFIG", "CROSSING", "changes", "crossing", "encoder", "trainable", "untrained"]
 
 ADAPTER: Final = "adapter_model.safetensors"
+ADAPTER_CONFIG: Final = "adapter_config.json"
 CROSSING: Final = "crossing.safetensors"
 _PROJECTIONS: Final = ["query", "key", "value", "dense"]
 _WIDTH: Final = 128

@@ -7,7 +7,9 @@ relation $r$ of the inventory, a logistic regression weighs
 1. $\cos(q, e)$ with and without the target,
 2. $\max_r \min(\cos_r(q), \cos_r(e))$: a relation that both are near to,
 3. $\max \{\cos_r(q) : \cos_r(e) < .6\}$: another relation that the question is near to,
-4. $\max_r \cos_r(q)$, $\max_r \cos_r(e)$, $\max_r (\cos_r(q) - \cos_r(e))$: whether the inventory knows them at all.
+4. $\max_r \cos_r(q)$, $\max_r \cos_r(e)$, $\max_r (\cos_r(q) - \cos_r(e))$: whether the inventory knows them at all,
+5. where the edit is surely of a relation $o = \arg\max_r \cos_r(e)$, that is $\cos_o(e) \ge .8$, the lead of this one over what else may be
+   asked, $\cos_o(q) - \max \{\cos_r(q) : \cos_r(e) < \cos_o(e) - .05\}$, and that it is; else 0 and 0.
 
 Where this leaves it possible that the same is asked, a cross-encoder reads both at once (:mod:`ke_tools.memory.scope.network`), which tells
 a minimum from a maximum; a second regression weighs its logit and the log odds of the first.
@@ -47,12 +49,14 @@ __all__ = [
 ]
 
 CARD: Final = "card.json"
-FEATURES: Final = 7
+FEATURES: Final = 9
 CROSSED_FROM: Final = -4.0  # log odds from which the cross-encoder is asked; with less the question is about something else
 LONGEST_TARGET: Final = 50  # characters of it that are read
 _CACHED: Final = 4_000  # texts, of which each takes 13 KB with its likeness to 2,900 relations
 _JUDGED: Final = 20_000  # pairs
 _AT_ONCE: Final = 32
+_OWN: Final = 0.8  # cosine from which an edit is surely of a relation
+_AS_NEAR: Final = 0.05  # relations that the edit is nearly as near to are no others
 _SURE: Final = 30.0  # log odds of a question in the edit's very words
 _STEEP: Final = 20.0  # of *open*: a lead of .1 over everything else makes it sure
 _REMEDY: Final = "Install ke-tools again, or train one: ke-tools scope train."
@@ -213,8 +217,18 @@ def features(asked: NDArray[np.float32], told: NDArray[np.float32], edits: NDArr
         of_asked.max(1),
         of_edit.max(1),
         (of_asked - of_edit).max(1),
+        *_lead(of_asked, of_edit),
     )
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _lead(of_asked: NDArray[np.float32], of_edit: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """By how much a question is nearer to the edit's own relation than to any other, and whether it has one; (n,) each."""
+    own = of_edit.argmax(1)
+    nearest = of_edit.max(1)
+    others = np.where(of_edit < (nearest - _AS_NEAR)[:, None], of_asked, -1).max(1)
+    has = nearest >= _OWN
+    return np.where(has, of_asked[np.arange(len(own)), own] - others, 0), has
 
 
 def shipped_folder() -> Path:

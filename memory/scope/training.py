@@ -1,10 +1,11 @@
 """Training of the scorer, in four steps.
 
 MiniLM is tuned by contrast, the inventory's wordings are embedded by it, a cross-encoder goes on from there, and two logistic regressions
-learn what likenesses and the cross-encoder's judgement are worth.
+learn what likenesses and the cross-encoder's judgement are worth. Or, from another scorer on: its embedding stays, and its cross-encoder
+goes on where it ended.
 
-A tenth of each source's relations is kept back from the tuning and the cross-encoder, for the regressions and the thresholds. What only
-probes may use never enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
+A tenth of each source's relations is kept back from the tuning and the cross-encoder, for the regressions and the thresholds (those that a
+scorer to go on from kept back). What only probes may use never enters, nor do subjects for which :func:`ke_tools.cases.is_kept_back` holds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools import atlas
-from ke_tools.errors import InvalidInput
+from ke_tools.errors import InvalidInput, ModelUnavailable
 from ke_tools.facts import squash
 from ke_tools.memory.scope import contrast, crossing
 from ke_tools.memory.scope.asking import neutral
@@ -30,13 +33,15 @@ from ke_tools.memory.scope.batches import NO_QUESTIONS, Mixer
 from ke_tools.memory.scope.corpora import Corpus, Group, corpora, subjects_of, training_texts
 from ke_tools.memory.scope.embedding import Embedder, minilm, tuned
 from ke_tools.memory.scope.inventory import Inventory, of_atlas, of_slots
+from ke_tools.memory.scope.network import ADAPTER, ADAPTER_CONFIG, CROSSING
 from ke_tools.memory.scope.scorer import CARD, CROSSED_FROM, CrossEncoder, Pair, Scorer, TrainedScorer, features
 
 __all__ = ["SUBJECTS", "Recipe", "measure", "train", "training_texts"]
 
 SUBJECTS: Final = "subjects.json"
 _HELD_OUT: Final = 0.1  # of the groups of each source
-_PAIRS: Final = 16  # of a group, for the regressions
+_PAIRS: Final = 48  # of a group, for the regressions
+_RIDGE: Final = 3e-4
 _REPORT_EVERY: Final = 10
 _BUDGET: Final = {"in": 0.06, "grey": 0.12}  # of the negatives of relations kept back may pass
 
@@ -51,7 +56,7 @@ class Recipe:
     rank: int = 16
     learning_rate: float = 6e-4
     temperature: float = 0.06
-    crossing_steps: int = 500
+    crossing_steps: int = 500  # 0: a scorer's to go on from stays as it is
     crossing_rank: int = 64  # that is kept
     crossing_rate: float = 2e-4
     seed: int = 0
@@ -70,6 +75,7 @@ def train(
     data: Sequence[Path],
     out: Path,
     *,
+    start: Path | None = None,
     without: Collection[str] = (),
     recipe: Recipe | None = None,
     embedder: Embedder | None = None,
@@ -80,6 +86,7 @@ def train(
     Args:
         data: benchmark files.
         out: a folder, for the weights, the inventory's vectors, the card and the list of subjects fitted on.
+        start: a scorer to go on from.
         without: relations (the atlas's ids, ids of slots, or a file's masked wording) that no source shall teach.
         recipe: hyper-parameters.
         embedder: tells which relations are alike; all-MiniLM-L6-v2 unless given.
@@ -87,41 +94,16 @@ def train(
 
     Raises:
         InvalidInput: a data file is of no known format, or ``without`` names a relation that no source has.
-        ModelUnavailable: the embedding model is not there.
+        ModelUnavailable: the embedding model, or a scorer to go on from, is not there.
     """
     chosen, tell = recipe or Recipe(), progress or (lambda _stage, _done, _total: None)
     began = time.monotonic()
     rng = random.Random(chosen.seed)  # noqa: S311  no secret
     _refuse_unknown(without, data)
+    before = _card(start) if start else {}
     sources = corpora(data, without)
-    fitted, kept = _split(sources, rng)
-    tell("comparing relations", 0, 1)
-    embed = (embedder or minilm()).encode
-    mixer = Mixer(fitted, lambda texts: embed([neutral(text) for text in texts]), seed=chosen.seed)
-    contrast.fit(
-        mixer,
-        out,
-        steps=chosen.steps,
-        rank=chosen.rank,
-        rate=chosen.learning_rate,
-        temperature=chosen.temperature,
-        seed=chosen.seed,
-        tell=_told("tuning", chosen.steps, tell),
-    )
-    made = tuned(out)
-    tell("embedding the inventory", 0, 1)
-    inventory = Inventory.of(made, [one for one in (*of_atlas(), *of_slots()) if one[0].removeprefix("slot:") not in without])
-    inventory.save(out)
-    crossing.fit(
-        mixer,
-        made,
-        out,
-        steps=chosen.crossing_steps,
-        rank=chosen.crossing_rank,
-        rate=chosen.crossing_rate,
-        seed=chosen.seed,
-        tell=_told("crossing", chosen.crossing_steps, tell),
-    )
+    fitted, kept = _split(sources, rng, before.get("kept_back"))
+    made, inventory = _networks(fitted, out, start, without, chosen, embedder, tell)
     tell("weighing", 0, 1)
     weighed = _weigh(list(_judged(kept, sources, rng)), made, inventory, CrossEncoder(out))
     card = {
@@ -130,6 +112,7 @@ def train(
         "without": sorted(without),
         "relations": {corpus.name: len(corpus.groups) for corpus in fitted},
         "kept_back": {corpus.name: [group.name for group in corpus.groups] for corpus in kept},
+        **({"start": {name: before[name] for name in ("recipe", "made", "start") if name in before}} if before else {}),
         **weighed,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
@@ -138,6 +121,55 @@ def train(
     card["probe"] = measure(TrainedScorer(out), random.Random(chosen.seed))  # noqa: S311  no secret
     _write(out / CARD, card)
     return card
+
+
+def _networks(
+    fitted: Sequence[Corpus],
+    out: Path,
+    start: Path | None,
+    without: Collection[str],
+    recipe: Recipe,
+    embedder: Embedder | None,
+    tell: Progress,
+) -> tuple[Embedder, Inventory]:
+    """Train the two networks, or what of them a scorer to go on from leaves to do, and embed the inventory by the first."""
+
+    @cache
+    def mixer() -> Mixer:
+        tell("comparing relations", 0, 1)
+        embed = (embedder or minilm()).encode
+        return Mixer(fitted, lambda texts: embed([neutral(text) for text in texts]), seed=recipe.seed)
+
+    if start:
+        _copy(start, out)
+    else:
+        contrast.fit(
+            mixer(),
+            out,
+            steps=recipe.steps,
+            rank=recipe.rank,
+            rate=recipe.learning_rate,
+            temperature=recipe.temperature,
+            seed=recipe.seed,
+            tell=_told("tuning", recipe.steps, tell),
+        )
+    made = tuned(out)
+    tell("embedding the inventory", 0, 1)
+    inventory = Inventory.of(made, [one for one in (*of_atlas(), *of_slots()) if one[0].removeprefix("slot:") not in without])
+    inventory.save(out)
+    if recipe.crossing_steps:
+        crossing.fit(
+            mixer(),
+            made,
+            out,
+            steps=recipe.crossing_steps,
+            rank=recipe.crossing_rank,
+            rate=recipe.crossing_rate,
+            seed=recipe.seed,
+            goes_on=start is not None,
+            tell=_told("crossing", recipe.crossing_steps, tell),
+        )
+    return made, inventory
 
 
 def _told(stage: str, steps: int, tell: Progress) -> Callable[[int, float], None]:
@@ -186,13 +218,40 @@ def _refuse_unknown(without: Collection[str], data: Sequence[Path]) -> None:
         raise InvalidInput(f"no source has the relation {unknown[0]!r}.", "Name relations as `ke-tools scope relations` lists them.")
 
 
-def _split(sources: Sequence[Corpus], rng: random.Random) -> tuple[list[Corpus], list[Corpus]]:
-    """Keep some groups of each source back."""
+def _card(start: Path) -> Mapping[str, Any]:
+    """The card of a scorer to go on from, whatever its regressions weighed.
+
+    Raises:
+        ModelUnavailable: the folder holds no scorer.
+    """
+    try:
+        card = json.loads((start / CARD).read_text("utf-8"))
+        missing = [name for name in (ADAPTER, ADAPTER_CONFIG, CROSSING) if not (start / name).is_file()]
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"the scorer in {start} cannot be read: {error}", "Name the folder of a trained scorer.") from error
+    if missing or not isinstance(card, dict) or "kept_back" not in card:
+        lacks = missing[0] if missing else "kept_back in its card"
+        raise ModelUnavailable(f"the scorer in {start} has no {lacks}.", "Name the folder of a trained scorer.")
+    return card
+
+
+def _copy(start: Path, out: Path) -> None:
+    """Copy a scorer's networks."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (ADAPTER, ADAPTER_CONFIG, CROSSING):
+        shutil.copyfile(start / name, out / name)
+
+
+def _split(
+    sources: Sequence[Corpus], rng: random.Random, earlier: Mapping[str, Collection[str]] | None
+) -> tuple[list[Corpus], list[Corpus]]:
+    """Keep some groups of each source back; those that were kept ``earlier``, by source, where that is given."""
     fitted, kept = [], []
     for corpus in sources:
-        back = set(rng.sample(range(len(corpus.groups)), round(_HELD_OUT * len(corpus.groups))))
-        fitted.append(replace(corpus, groups=tuple(group for n, group in enumerate(corpus.groups) if n not in back)))
-        kept.append(replace(corpus, groups=tuple(group for n, group in enumerate(corpus.groups) if n in back)))
+        names = [group.name for group in corpus.groups]
+        back = set(rng.sample(names, round(_HELD_OUT * len(names)))) if earlier is None else set(earlier.get(corpus.name, ()))
+        fitted.append(replace(corpus, groups=tuple(group for group in corpus.groups if group.name not in back)))
+        kept.append(replace(corpus, groups=tuple(group for group in corpus.groups if group.name in back)))
     return fitted, kept
 
 
@@ -210,7 +269,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _judged(kept: Sequence[Corpus], sources: Sequence[Corpus], rng: random.Random) -> Iterator[_Judged]:
-    """Pairs of the relations kept back, each positive with negatives of its source."""
+    """Pairs of the relations kept back, each positive with negatives of its source; few wordings give the same pair more than once."""
     for corpus, source in zip(kept, sources, strict=True):
         for group in corpus.groups:
             rivals = [other for other in source.groups if _may_contrast(group, other)]
@@ -239,23 +298,26 @@ def _may_contrast(group: Group, other: Group) -> bool:
 def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory, cross: CrossEncoder) -> dict[str, Any]:
     """Fit the regressions and choose the thresholds; what the card says of them.
 
-    Each pair counts twice: as it is, and as if the inventory did not have its relation, as with relations that nobody has listed.
+    Each pair counts three times: with an inventory that has not the question's wording, with one that has not the edit's either, and with
+    one that has not their relation at all, as with relations that nobody has listed.
     """
-    known, unknown = [], []
-    for vectors in (embedder.encode([getattr(one.pair, name) for one in judged]) for name in ("asked", "told", "edit")):
-        likeness = inventory.likeness(vectors)
-        known.append(np.concatenate([vectors, likeness], axis=1))
-        hidden = likeness.copy()
-        for row, one in enumerate(judged):
-            if one.relation in inventory.relations:
-                hidden[row, inventory.relations.index(one.relation)] = -1
-        unknown.append(np.concatenate([vectors, hidden], axis=1))
-    found = np.concatenate([features(rows[0], rows[1], rows[2], embedder.dimension) for rows in (known, unknown)])
-    same = np.array([one.same for one in judged] * 2)
-    sources = np.array([one.source for one in judged] * 2)
+    asked, told, edit = (embedder.encode([getattr(one.pair, name) for one in judged]) for name in ("asked", "told", "edit"))
+    without_asked = inventory.likeness(asked, [one.pair.asked for one in judged])
+    of_told, of_edit = inventory.likeness(told), inventory.likeness(edit)
+    without_edit = inventory.likeness(edit, [one.pair.edit for one in judged])
+    hidden = (_hidden(likeness, judged, inventory) for likeness in (without_asked, of_told, of_edit))
+    ways = ((without_asked, of_told, of_edit), (without_asked, of_told, without_edit), tuple(hidden))
+    found = np.concatenate(
+        [
+            features(np.hstack([asked, of_a]), np.hstack([told, of_t]), np.hstack([edit, of_e]), embedder.dimension)
+            for of_a, of_t, of_e in ways
+        ]
+    )
+    same = np.array([one.same for one in judged] * len(ways))
+    sources = np.array([one.source for one in judged] * len(ways))
     first = _logistic(found, same, _even(sources, same))
     odds = found @ first[:-1] + first[-1]
-    both = np.stack([odds, np.tile(cross.logits([one.pair for one in judged]), 2)], axis=1)
+    both = np.stack([odds, np.tile(cross.logits([one.pair for one in judged]), len(ways))], axis=1)
     near = odds >= CROSSED_FROM
     second = _logistic(both[near], same[near], _even(sources[near], same[near]))
     odds[near] = both[near] @ second[:-1] + second[-1]
@@ -265,6 +327,15 @@ def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory, 
         "crossing": [round(weight, 4) for weight in second.tolist()],
         "thresholds": {"in": within, "grey": grey, "chosen": f"so many negatives of kept-back relations pass: {_BUDGET}"},
     }
+
+
+def _hidden(likeness: NDArray[np.float32], judged: Sequence[_Judged], inventory: Inventory) -> NDArray[np.float32]:
+    """The likeness, but that of each pair to its own relation."""
+    hidden, places = likeness.copy(), {name: place for place, name in enumerate(inventory.relations)}
+    for row, one in enumerate(judged):
+        if one.relation in places:
+            hidden[row, places[one.relation]] = -1
+    return hidden
 
 
 def _thresholds(scores: NDArray[np.float64], same: NDArray[np.bool_], sources: NDArray[np.str_]) -> tuple[float, float]:
@@ -285,7 +356,7 @@ def _even(sources: NDArray[np.str_], same: NDArray[np.bool_]) -> NDArray[np.floa
     return np.asarray(weights / weights.mean(), np.float64)
 
 
-def _logistic(x: NDArray[np.float32], y: NDArray[np.bool_], weights: NDArray[np.float64], ridge: float = 1e-3) -> NDArray[np.float64]:
+def _logistic(x: NDArray[np.float32], y: NDArray[np.bool_], weights: NDArray[np.float64], ridge: float = _RIDGE) -> NDArray[np.float64]:
     """Weighted logistic regression by Newton's method; (n, k) → k weights and the intercept."""
     design = np.concatenate([x, np.ones((len(x), 1), x.dtype)], axis=1).astype(np.float64)
     beta: NDArray[np.float64] = np.zeros(design.shape[1], np.float64)

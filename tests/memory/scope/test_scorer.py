@@ -126,8 +126,22 @@ def test_a_question_near_to_another_relation_is_told_from_one_near_to_the_edits(
     for_it, for_another = (features(asked, edit, edit, d)[0] for asked in (asks_it, asks_another))
 
     assert for_it.shape == (FEATURES,)
-    assert for_it == pytest.approx([1, 1, 0.9, 0.2, 0.9, 0.9, 0.1])
-    assert for_another == pytest.approx([0, 0, 0.1, 0.9, 0.9, 0.9, 0.8])
+    assert for_it == pytest.approx([1, 1, 0.9, 0.2, 0.9, 0.9, 0.1, 0.7, 1])
+    assert for_another == pytest.approx([0, 0, 0.1, 0.9, 0.9, 0.9, 0.8, -0.8, 1])
+
+
+def test_an_edit_of_no_known_relation_has_no_lead() -> None:
+    """What the inventory does not know leads over nothing, whatever the question is near to."""
+    edit, asked = np.array([[1, 0, 0.79, 0.1]], np.float32), np.array([[1, 0, 0.9, 0.2]], np.float32)
+
+    assert features(asked, edit, edit, 2)[0, 7:] == pytest.approx([0, 0])
+
+
+def test_a_relation_that_the_edit_is_nearly_as_near_to_is_no_other() -> None:
+    """Two names of one relation: a question near to the second asks for the edit as well."""
+    edit, asked = np.array([[1, 0, 0.95, 0.92, 0.3]], np.float32), np.array([[1, 0, 0.7, 0.9, 0.5]], np.float32)
+
+    assert features(asked, edit, edit, 2)[0, 7] == pytest.approx(0.2)
 
 
 def test_an_inventory_is_read_back(tmp_path: Path) -> None:
@@ -141,6 +155,19 @@ def test_an_inventory_is_read_back(tmp_path: Path) -> None:
     assert (again.vectors * made.vectors).sum(1).min() > 0.999
     assert made.likeness(made.vectors[:3]).max(1) == pytest.approx(1)
     assert made.likeness(made.vectors[:1]).shape == (1, len(made.relations))
+
+
+def test_a_text_of_the_inventory_can_be_left_out() -> None:
+    """A wording to weigh by must not meet itself: what is asked in use is not among the inventory's wordings."""
+    made = Inventory.of(HashingEmbedder(64), [("a", ("one two", "one three")), ("b", ("four five",))])
+    place = made.texts.index("one two")
+    vector = made.vectors[place : place + 1]
+
+    with_it, without, beside = (made.likeness(vector, besides)[0] for besides in ((), ["one two"], ["else"]))
+
+    assert with_it[0] == beside[0] == pytest.approx(1)
+    assert without[0] == pytest.approx(float(made.vectors[made.texts.index("one three")] @ vector[0]))
+    assert with_it[1] == without[1]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no tensors"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ke_tools.errors import InvalidInput
+from ke_tools.errors import InvalidInput, ModelUnavailable
 from ke_tools.facts import squash
 from ke_tools.memory.scope import batches, training
 from ke_tools.memory.scope.corpora import Corpus, corpora
@@ -102,6 +103,51 @@ def test_a_relation_that_is_left_out_teaches_nothing(tmp_path: Path) -> None:
 
     assert card["without"] == [left_out.name]
     assert left_out.name not in {group.name for corpus in corpora((), card["without"]) for group in corpus.groups}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_small")
+def test_a_scorer_goes_on_from_another(tmp_path: Path) -> None:
+    """Its embedding stays and its cross-encoder goes on; what was kept back stays so, and the card says from what it went on."""
+    first = trained(tmp_path / "first")
+
+    again = trained(tmp_path / "again", start=tmp_path / "first")
+
+    one, two = tmp_path / "first", tmp_path / "again"
+    assert (one / ADAPTER).read_bytes() == (two / ADAPTER).read_bytes()
+    assert (one / CROSSING).read_bytes() != (two / CROSSING).read_bytes()
+    assert again["kept_back"] == first["kept_back"]
+    assert again["start"] == {"recipe": first["recipe"]}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_small")
+def test_a_scorer_is_weighed_anew_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the likenesses are worth can be found out again in minutes; nothing is compared or tuned for it."""
+    trained(tmp_path / "first")
+    card = json.loads((tmp_path / "first" / "card.json").read_text("utf-8"))
+    card["weights"] = [1.0]  # of features that there were before
+    (tmp_path / "first" / "card.json").write_text(json.dumps(card), "utf-8")
+    monkeypatch.setattr(training, "Mixer", None)
+
+    weighed = training.train(
+        [], tmp_path / "again", start=tmp_path / "first", recipe=replace(QUICK, crossing_steps=0), embedder=HashingEmbedder(64)
+    )
+
+    assert len(weighed["weights"]) == FEATURES + 1
+    for name in (ADAPTER, CROSSING):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize("lacks", ["card.json", ADAPTER, CROSSING])
+def test_what_is_no_scorer_cannot_be_gone_on_from(tmp_path: Path, lacks: str) -> None:
+    """It is said before anything is computed, and what is missing."""
+    for name in ("card.json", "adapter_config.json", ADAPTER, CROSSING):
+        if name != lacks:
+            (tmp_path / name).write_text('{"kept_back": {}}', "utf-8")
+
+    with pytest.raises(ModelUnavailable, match=lacks):
+        trained(tmp_path / "out", start=tmp_path)
 
 
 def test_a_relation_that_no_source_has_is_refused(tmp_path: Path) -> None:
