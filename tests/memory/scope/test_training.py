@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ke_tools import cli
 from ke_tools.errors import InvalidInput, ModelUnavailable
 from ke_tools.facts import squash
 from ke_tools.memory.scope import batches, training
@@ -165,3 +166,31 @@ def test_the_regression_finds_what_separates() -> None:
     weights = training._logistic(x, y, np.ones(2000))
 
     assert weights == pytest.approx([2, 0, -1], abs=0.25)
+
+
+def test_a_scorer_without_a_cross_encoder_is_not_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to leave as it is."""
+    assert cli.run(["scope", "train", "--crossing-steps", "0", "--out", str(tmp_path / "out")]) != 0
+
+    assert "--start" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_verb_hands_over_how_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cross-encoder's steps by themselves; else they follow the embedding's."""
+    asked: list[dict[str, Any]] = []
+
+    def train(_data: Any, _out: Path, **how: Any) -> dict[str, Any]:
+        asked.append(how)
+        return {}
+
+    monkeypatch.setattr(training, "train", train)
+    begin = ["scope", "train", "--out", str(tmp_path / "out")]
+
+    cli.run([*begin, "--start", str(tmp_path), "--crossing-steps", "90"])
+    cli.run([*begin, "--steps", str(Recipe().steps // 2)])
+
+    assert [(how["start"], how["recipe"].steps, how["recipe"].crossing_steps) for how in asked] == [
+        (tmp_path, Recipe().steps, 90),
+        (None, Recipe().steps // 2, Recipe().crossing_steps // 2),
+    ]
