@@ -28,14 +28,15 @@ _LONG_ASKED: Final = 20
 def measure(plan: Plan, what: str) -> dict[str, Any]:
     """Open the ledger and measure the first question, or everything."""
     from ke_tools.memory.ledger import Ledger
-    from ke_tools.memory.scope import Embedder, Scope, minilm
+    from ke_tools.memory.scope import Scope, minilm
+    from ke_tools.memory.scope.scorer import TrainedScorer, shipped_folder
     from ke_tools.testing import HashingEmbedder
 
-    embedder: Embedder = minilm() if plan.embedder == "minilm" else HashingEmbedder()
+    embedder, scorer = (minilm(), TrainedScorer(shipped_folder())) if plan.embedder == "minilm" else (HashingEmbedder(), None)
     _decide_once()
     started, busy = time.perf_counter(), time.process_time()
     ledger = Ledger(plan.ledger)
-    scope = Scope(ledger, embedder, cache=Path(plan.cache))
+    scope = Scope(ledger, embedder, scorer, cache=Path(plan.cache))
     first = _decider(scope, TENANT)(plan.questions[0])
     found: dict[str, Any] = {"cold": {"seconds": _seconds(started), "processor_seconds": round(time.process_time() - busy, 2)}}
     if note := first["stages"].get("index"):
@@ -51,9 +52,9 @@ def _everything(plan: Plan, ledger: Ledger, scope: Scope) -> dict[str, Any]:
     size = {"scope": _resident_mib()}
     long = _timed(ask, [_long(question) for question in plan.questions[:_LONG_ASKED]])
     more = _one_more(plan, ledger, ask)
-    named = [ask(question) for question in plan.named]
-    size["with_questions_embedded"] = _resident_mib()
     scope.warm()
+    named, took = zip(*_answered(ask, plan.named), strict=True)
+    size["with_questions_embedded"] = _resident_mib()
     risky = _timed(_decider(scope, RISKY_TENANT), plan.risky)
     one = _timed(_decider(scope, ONE_SUBJECTS_TENANT), plan.one_subject)
     size["in_the_end"] = _resident_mib()
@@ -66,7 +67,8 @@ def _everything(plan: Plan, ledger: Ledger, scope: Scope) -> dict[str, Any]:
             "out_100_kB": _percentiles(long),
             "named_stage_0": _percentiles(stage0),
             "named_scoring": _percentiles(answer["stages"]["ms"]["scores"] for answer in named),
-            "named_in_scope": round(sum(answer["zone"] == "in" for answer in named) / max(1, len(named)), 4),
+            "in": _percentiles(ms for answer, ms in zip(named, took, strict=True) if answer["zone"] == "in"),
+            "grey": _percentiles(ms for answer, ms in zip(named, took, strict=True) if answer["zone"] == "grey"),
             "risky": _percentiles(risky),
             "one_subject_first": round(one[0], 3) if one else None,
             "one_subject": _percentiles(one[1:]),
@@ -117,6 +119,14 @@ def _decide_once() -> None:
 
 def _long(question: str) -> str:
     return (f"{question} ".replace("?", ".") * (_LONG // len(question)))[:_LONG] + question
+
+
+def _answered(ask: Callable[[str], dict[str, Any]], texts: Iterable[str]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Each answer, and the milliseconds that it took."""
+    for text in texts:
+        started = time.perf_counter()
+        answer = ask(text)
+        yield answer, (time.perf_counter() - started) * 1000
 
 
 def _timed(call: Callable[[str], object], texts: Iterable[str], clock: Callable[[], float] = time.perf_counter) -> list[float]:

@@ -33,6 +33,7 @@ MEMORY_BAR: Final = 1024.0  # MiB, scope and ledger, before a model is loaded
 COLD_BAR: Final = 10.0  # seconds, with the index file
 EDIT_BAR: Final = 50.0  # milliseconds, p99
 OUT_BAR: Final = 1.0  # milliseconds, p99
+IN_BAR: Final = 10.0  # milliseconds, p99
 RISKY_BAR: Final = 15.0  # milliseconds, p99
 
 IMPORT_BATCH: Final = 1000
@@ -57,7 +58,7 @@ class Plan:
     cache: str
     embedder: str
     questions: tuple[str, ...]  # that name no edited subject
-    named: tuple[str, ...]  # that ask for an edited fact
+    named: tuple[str, ...]  # that ask for an edited fact, in other words
     new: tuple[tuple[str, str, str], ...]  # subject, prompt, target of edits to be made
     risky: tuple[str, ...]  # that use the words of a description
     one_subject: tuple[str, ...]
@@ -132,6 +133,8 @@ def _bars(results: dict[str, Any]) -> list[Bar]:
         at_most("one more edit effective, p99 ms", results["one_more_edit"]["effective"]["p99"], EDIT_BAR),
         at_most("question that names no edited subject, p99 ms", results["question"]["out"]["p99"], OUT_BAR),
     ]
+    if results["question"]["in"]["n"]:
+        bars.append(at_most("question in scope, p99 ms", results["question"]["in"]["p99"], IN_BAR))
     if results["question"]["risky"]["n"]:
         bars.append(at_most("question among risky edits, p99 ms", results["question"]["risky"]["p99"], RISKY_BAR))
     return bars
@@ -239,13 +242,21 @@ def _plan(
         cache=str(cache),
         embedder=embedder,
         questions=tuple(chance.choice(fronts) + chance.choice(questions).replace("{}", name) for name in strangers),
-        named=tuple(chance.choice(fronts) + fact.prompt for fact in some),
+        named=tuple(chance.choice(fronts) + _in_other_words(fact, chance) for fact in some),
         new=tuple((name, f"The capital of {name} is", _name(chance)) for name in new),
         risky=tuple(f"Who looks after {chance.choice(described).subject.replace('our', 'the')}?" for _ in range(asked))
         if described
         else (),
         one_subject=tuple(f"What is the {_name(chance).lower()} of {ONE_SUBJECT}?" for _ in range(min(asked, 100))),
     )
+
+
+def _in_other_words(fact: Fact, chance: random.Random) -> str:
+    """Another fitted wording of the fact's relation."""
+    masked = fact.prompt.replace(fact.subject, "{}")
+    relation = next(r for r in atlas.relations().values() if r.functional and masked == next(iter(r.fitted_statements), ""))
+    others = [text for text in relation.fitted_statements + relation.fitted_questions if text != masked]
+    return chance.choice(others or [masked]).replace("{}", fact.subject)
 
 
 def _probe(plan: Plan, what: str) -> dict[str, Any]:
