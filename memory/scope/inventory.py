@@ -53,6 +53,7 @@ OPEN_QUESTIONS: Final = (
     "Prepare a fact sheet on {}.",
 )
 _KEPT: Final = 4  # wordings of a relation that stand for all of them
+_FEW: Final = 4  # vectors that are compared without BLAS, whose threads wait for a processor longer than they compute
 
 Wordings = tuple[str, tuple[str, ...]]  # a relation's name and its masked wordings
 
@@ -118,7 +119,7 @@ class Inventory:
 
     def likeness(self, vectors: NDArray[np.float32], besides: Sequence[str] = ()) -> NDArray[np.float32]:
         """The cosine of the nearest wording of each relation, for each row a text left out; (n, dimension) → (n, relations)."""
-        found = vectors @ self.vectors.T
+        found = np.einsum("nd,wd->nw", vectors, self.vectors) if len(vectors) <= _FEW else vectors @ self.vectors.T
         for row, text in enumerate(besides):
             found[row, self._places.get(text, [])] = -1
         return np.maximum.reduceat(found, self._starts, axis=1)

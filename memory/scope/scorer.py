@@ -130,7 +130,8 @@ class TrainedScorer:
         """Judge."""
         if not pairs:
             return np.zeros((0, 2), np.float32)
-        asked, told, edits = (np.stack(self._read.of(texts)) for texts in zip(*((p.asked, p.told, p.edit) for p in pairs), strict=True))
+        rows = self._read.of([text for pair in pairs for text in (pair.asked, pair.told, pair.edit)])
+        asked, told, edits = (np.stack(rows[part::3]) for part in range(3))
         found = features(asked, told, edits, self._embedder.dimension)
         same = found @ self._weights[:-1] + self._weights[-1]
         own = np.array([pair.asked == pair.edit for pair in pairs])

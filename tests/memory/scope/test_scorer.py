@@ -157,6 +157,15 @@ def test_an_inventory_is_read_back(tmp_path: Path) -> None:
     assert made.likeness(made.vectors[:1]).shape == (1, len(made.relations))
 
 
+def test_few_vectors_are_compared_as_many_are() -> None:
+    """One question is compared without BLAS; the numbers are the same."""
+    made = Inventory.of(HashingEmbedder(64), list(of_atlas()))
+
+    together = made.likeness(made.vectors[:9])
+
+    assert together[:1] == pytest.approx(made.likeness(made.vectors[:1]), abs=1e-6)
+
+
 def test_a_text_of_the_inventory_can_be_left_out() -> None:
     """A wording to weigh by must not meet itself: what is asked in use is not among the inventory's wordings."""
     made = Inventory.of(HashingEmbedder(64), [("a", ("one two", "one three")), ("b", ("four five",))])
