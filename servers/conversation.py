@@ -73,7 +73,7 @@ class Conversation:
             yield said
             return
         request = Request(messages=tuple(messages), max_tokens=self._max_tokens)
-        routed, pieces = await self._service.open_stream(self._who, request, view=self._view, wait_seconds=self._patience)
+        routed, pieces = await self._service.answering.open_stream(self._who, request, view=self._view, wait_seconds=self._patience)
         self.last = {"route": routed.route, "edits": [hit.edit.id for hit in routed.hits], "revision": routed.decision.revision}
         try:
             async for piece in pieces:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ke_tools.memory.supposed import Supposed
 from ke_tools.models.engine import Request, one_turn
 from ke_tools.servers import approvals, verifying
+from ke_tools.servers.answering import Answering
+from ke_tools.servers.home import Home
 from ke_tools.servers.measuring import BaseAnswers
 from ke_tools.servers.slot import ModelSlot
 
@@ -48,7 +50,7 @@ def evidence(
     fact = outlook.edit.fact
     request = one_turn(fact.prompt, engine, _ANSWER_TOKENS) if fact.is_question else Request(prompt=fact.prompt, max_tokens=_ANSWER_TOKENS)
     supposed = _supposed(service, outlook, engine)
-    ways = {"base": None, "now": service} | ({} if outlook.obstacle else {"approved": supposed})
+    ways = {"base": None, "now": service.answering} | ({} if outlook.obstacle else {"approved": supposed})
     answers = [_answer(view, way, who, request, engine) for view, way in ways.items()]
     card = _scorecard(supposed, who, edit_id, engine, tell) if verify and not outlook.obstacle else {"scorecard_text": "", "passed": False}
     shown = approvals.told(outlook)
@@ -64,13 +66,13 @@ def evidence(
     }
 
 
-def _supposed(service: Service, outlook: Outlook, engine: Engine) -> Service:
-    """The same service with the proposal approved; it is never closed, as all that it holds is another's."""
+def _supposed(service: Service, outlook: Outlook, engine: Engine) -> Answering:
+    """What answers with the proposal approved; it is never closed, as all that it holds is another's."""
     ledger = Supposed(service.ledger, outlook)
-    return type(service)(service.settings, ledger, ModelSlot(lambda _say: engine), model_id=service.model_id)
+    return Answering(Home(service.settings, ledger, ModelSlot(lambda _say: engine), model_id=service.model_id))
 
 
-def _answer(view: str, way: Service | None, who: Principal, request: Request, engine: Engine) -> dict[str, Any]:
+def _answer(view: str, way: Answering | None, who: Principal, request: Request, engine: Engine) -> dict[str, Any]:
     if way is None:
         return {"view": view, "text": engine.generate([request])[0].text.strip(), "route": "base", "used_edits": []}
     [(routed, made)] = way.generated(who, [way.path(who, engine)(request)], engine)
@@ -78,7 +80,7 @@ def _answer(view: str, way: Service | None, who: Principal, request: Request, en
     return {"view": view, "text": made.text.strip(), "route": routed.route, "used_edits": used}
 
 
-def _scorecard(supposed: Service, who: Principal, edit_id: str, engine: Engine, tell: Tell) -> dict[str, Any]:
+def _scorecard(supposed: Answering, who: Principal, edit_id: str, engine: Engine, tell: Tell) -> dict[str, Any]:
     found = verifying.measure(supposed, who, engine, verifying.Wanted(edit_ids=(edit_id,)), base=BaseAnswers(), tell=tell)
     return {"scorecard_text": found["scorecard_text"], "passed": found["passed"]}
 

@@ -45,9 +45,9 @@ async def present_answer(service: Service, who: Principal, prompt: str) -> str:
         engine = await service.models.engine_async(_PATIENCE)
         is_asked = prompt.rstrip().endswith("?")
         request = one_turn(prompt, engine, _ANSWER_TOKENS) if is_asked else Request(prompt=prompt, max_tokens=_ANSWER_TOKENS)
-        routed = await asyncio.to_thread(service.path(who, engine), request)
+        routed = await asyncio.to_thread(service.answering.path(who, engine), request)
         async with asyncio.timeout(_ANSWER_SECONDS):
-            made = await service.answered(who, routed, engine)
+            made = await service.answering.answered(who, routed, engine)
     except TimeoutError:
         return "(it did not answer in time)"
     except KeToolsError as error:

@@ -12,13 +12,14 @@ from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
 from ke_tools.models.engine import Request
 from ke_tools.servers import approvals, protecting, undoing
+from ke_tools.servers.answering import View
 from ke_tools.servers.chatting import Chatting
 from ke_tools.servers.conversation import Conversation
 from ke_tools.servers.evidence import evidence
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import shown
 from ke_tools.servers.rows import frozen_messages
-from ke_tools.servers.service import Mode, Service, View, open_service
+from ke_tools.servers.service import Mode, Service, open_service
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -118,9 +119,11 @@ class Local:
         explain: bool = False,
         via: Literal["auto", "ike", "reader", "weights"] = "auto",
     ) -> dict[str, Any]:
-        """See :meth:`Service.query`."""
+        """See :meth:`Answering.query`."""
         return asyncio.run(
-            self.service.query(self._who, question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=_PATIENCE)
+            self.service.answering.query(
+                self._who, question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=_PATIENCE
+            )
         )
 
     def conversation(self, *, view: Literal["edited", "base"] = "edited", max_tokens: int = 256) -> Conversation:
@@ -139,7 +142,7 @@ class Local:
         probes: Sequence[Mapping[str, Any]] = (),
         heard: Callable[[Mapping[str, Any]], None] = lambda _job: None,
     ) -> dict[str, Any]:
-        """See :meth:`Service.verify`; waits for the end, however long that takes.
+        """See :meth:`Verifying.verify`; waits for the end, however long that takes.
 
         Raises:
             KeToolsError: the job failed or was cancelled; the message says why.
@@ -148,7 +151,7 @@ class Local:
         async def tell(job: Job) -> None:
             heard(shown(job))
 
-        asked = self.service.verify(
+        asked = self.service.verifying.verify(
             self._who,
             edit_ids,
             revision=revision,
@@ -165,7 +168,7 @@ class Local:
         job = self._ended(self.job(found["job_id"]), heard)
         if job["status"] != "completed":
             raise KeToolsError(job["error_message"] or job["summary"], f"See `ke-tools job {job['job_id']}`.")
-        return self.service.verified(self._who, job["job_id"])
+        return self.service.verifying.verified(self._who, job["job_id"])
 
     def scorecard(self, name: str) -> dict[str, Any]:
         """See :meth:`Service.get_scorecard`."""
@@ -219,7 +222,7 @@ class Local:
             if isinstance(asked, KeToolsError):
                 yield {"id": name, "error": asked.as_dict()}
             else:
-                yield {"id": name, **self.service.route(self._who, asked)}
+                yield {"id": name, **self.service.answering.route(self._who, asked)}
 
     def answer_lines(
         self, lines: Iterable[str], *, view: Literal["edited", "base"] = "edited", max_tokens: int = 24
@@ -228,7 +231,7 @@ class Local:
         asked = _requests(lines, max_tokens=max_tokens)
         while chunk := list(islice(asked, _BATCH)):
             good = [request for _, request in chunk if isinstance(request, Request)]
-            answers = iter(self.service.answer_batch(self._who, good, view=view))
+            answers = iter(self.service.answering.answer_batch(self._who, good, view=view))
             for name, request in chunk:
                 if isinstance(request, KeToolsError):
                     yield {"id": name, "error": request.as_dict()}

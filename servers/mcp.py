@@ -225,7 +225,7 @@ class Tools:
         wait_seconds: shapes.Wait = 1.5,
     ) -> Annotated[CallToolResult, shapes.QueryOut]:
         """Ask the model."""
-        asked = self._service.query(
+        asked = self._service.answering.query(
             self.who(), question, view=view, max_tokens=max_tokens, explain=explain, via=via, wait_seconds=wait_seconds
         )
         return _done(await _with_heartbeat(_Progress(ctx), asked, "the model answers"))
@@ -243,7 +243,7 @@ class Tools:
     ) -> Annotated[CallToolResult, shapes.VerifyOut]:
         """Measure corrections."""
         progress = _Progress(ctx)
-        measured = self._service.verify(
+        measured = self._service.verifying.verify(
             self.who(),
             edit_ids,
             revision=None if revision < 0 else revision,

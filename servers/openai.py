@@ -172,7 +172,7 @@ class OpenAI:
                 for copy in range(n):
                     watch = Stopwatch()
                     seeded = request if request.seed is None else replace(request, seed=_shifted(request.seed, copy))
-                    routed, pieces = await self._service.open_stream(who, seeded, view=view, via="auto", wait_seconds=0)
+                    routed, pieces = await self._service.answering.open_stream(who, seeded, view=view, via="auto", wait_seconds=0)
                     opened.append(Opened(at * n + copy, routed, pieces, watch, who.tenant))
                 self._metrics.routed(opened[-1].routed)
         except BaseException:
@@ -222,7 +222,7 @@ class OpenAI:
                     if piece.finished.finish_reason == "cancelled":
                         break
                     self._metrics.generated(answer.routed, piece.finished, answer.watch.seconds)
-                    self._service.latencies.note(answer.tenant, "answer", answer.watch.seconds)
+                    self._service.answering.latencies.note(answer.tenant, "answer", answer.watch.seconds)
                 await queue.put((answer.index, piece))
                 if piece.finished is not None:
                     return

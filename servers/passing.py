@@ -154,7 +154,7 @@ class Passing:
         if request.method == "GET" and path == f"models/{(engine := await self._engine()).model_id}{_BASE}":
             [card] = [one for one in await self._in_a_thread(engine.cards) if one["id"] == engine.model_id][:1] or [{}]
             return JSONResponse({**card, "id": engine.model_id + _BASE})
-        if path.split("/", maxsplit=1)[0] not in _SILENT and await asyncio.to_thread(self._service.forgets, who):
+        if path.split("/", maxsplit=1)[0] not in _SILENT and await asyncio.to_thread(self._service.answering.forgets, who):
             raise Unsupported(
                 f"something is forgotten here, and answers of /v1/{path[:80]} are not looked at for it.", "Ask by /v1/chat/completions."
             )
@@ -210,7 +210,7 @@ class Passing:
             self._metrics.routed(one)
         request.scope["ke.route"] = routed[0].route if routed else "base"
         if any(one.route == "forget" for one in routed):
-            generations = await asyncio.to_thread(self._service.generated, who, routed, engine)
+            generations = await asyncio.to_thread(self._service.answering.generated, who, routed, engine)
             return _rendered(asked, [made for _, made in generations], engine, headers_of(routed, self._service))
         response = await self._sent(request, who, asked, routed, engine, watch)
         if any(one.watched for one in routed):
@@ -219,9 +219,9 @@ class Passing:
 
     async def _routed(self, who: Principal, request: Request, engine: Remote, view: Literal["edited", "base"], *, is_short: bool) -> Routed:
         """Route in a thread, which takes longer than to see that a short request names nobody."""
-        if is_short and view == "edited" and (routed := self._service.routed_at_once(who, request)) is not None:
+        if is_short and view == "edited" and (routed := self._service.answering.routed_at_once(who, request)) is not None:
             return routed
-        return await asyncio.to_thread(self._service.routed, who, request, engine, view)
+        return await asyncio.to_thread(self._service.answering.routed, who, request, engine, view)
 
     async def _asked_in(self, kind: Kind, body: bytes, engine: Remote) -> _Asked:
         """Read a request; in a thread where that takes its time, or a server is asked whether it has what is named."""
@@ -236,11 +236,11 @@ class Passing:
         """Pass on what no edit can go into; what is forgotten is kept out of it all the same, by all that it says anywhere."""
         path, told = _PATHS[asked.kind], plain_headers(f"base; reason={asked.reason}", self._service)
         body = _changed(asked, (), engine.model_id, engine.model_id)
-        if not await asyncio.to_thread(self._service.forgets, who):
+        if not await asyncio.to_thread(self._service.answering.forgets, who):
             return await self._passed(request, "POST", path, body, told)
-        routed = await asyncio.to_thread(self._service.watched, who, "\n".join(rendered.strings_in(asked.raw)))
+        routed = await asyncio.to_thread(self._service.answering.watched, who, "\n".join(rendered.strings_in(asked.raw)))
         if routed.route == "forget":
-            [(_, made)] = await asyncio.to_thread(self._service.generated, who, [routed], engine)
+            [(_, made)] = await asyncio.to_thread(self._service.answering.generated, who, [routed], engine)
             return _rendered(asked, [made], engine, headers_of([routed], self._service))
         response = await self._passed(request, "POST", path, body, told, is_plain=bool(routed.watched))
         return await self._looked_at(who, asked, [routed], engine, response) if routed.watched else response
@@ -284,7 +284,7 @@ class Passing:
 
         def ended() -> None:
             self._metrics.answered(routed[0].route if routed else "base", watch.seconds)
-            self._service.latencies.note(who.tenant, "answer", watch.seconds)
+            self._service.answering.latencies.note(who.tenant, "answer", watch.seconds)
 
         answer.on_end = ended
         return answer
@@ -324,7 +324,7 @@ class Passing:
             raise ModelUnavailable("the server's answer cannot be read, and may say what is forgotten.", "Ask in another form.")
         for one in routed:
             for text in texts:
-                judged, made = await asyncio.to_thread(self._service.judged, who, one, text, engine)
+                judged, made = await asyncio.to_thread(self._service.answering.judged, who, one, text, engine)
                 if judged is not one:
                     return _rendered(asked, [made] * max(1, len(asked.requests)), engine, headers_of([judged], self._service))
         return response.again(whole)

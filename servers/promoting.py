@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ke_tools.memory.joblog import Job
     from ke_tools.memory.ledger import Ledger
     from ke_tools.models.causal import CausalModel
-    from ke_tools.servers.service import Service
+    from ke_tools.servers.home import Home
     from ke_tools.workshop import Serving
 
 __all__ = ["acting", "loaded", "made", "promoted", "run_job"]
@@ -93,7 +93,7 @@ def promoted(
         InvalidInput: the policy or the method is none.
         Conflict: another release went live meanwhile; nothing was changed.
     """
-    from ke_tools.servers.service import Service
+    from ke_tools.servers.home import Home
     from ke_tools.workshop import Workshop
 
     root = settings.releases
@@ -102,8 +102,8 @@ def promoted(
     model, engine = loaded(settings)
     releases.sweep(root, ledger.releases())
     shop = Workshop(model, engine, root=root, cache=settings.cache, live=ledger.live(job.tenant), tell=reporter.tell)
-    service = Service(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
-    against = contradicted(service.scope, job.tenant, climbing, (*in_weights, *in_codebook))
+    home = Home(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
+    against = contradicted(home.scope, job.tenant, climbing, (*in_weights, *in_codebook))
     try:
         climbed = climb(
             [edit for edit in climbing if edit.id not in against],
@@ -115,7 +115,7 @@ def promoted(
             tell=reporter.tell,
         )
         climbed = replace(climbed, rungs=climbed.rungs | {edit_id: (Rung.MEMORY, why) for edit_id, why in against.items()})
-        document = _document(service, job, reporter, climbing, climbed, policy)
+        document = _document(home, job, reporter, climbing, climbed, policy)
         return reporter.commit(partial(_published, ledger, job, old, climbing, climbed, anew, document))
     finally:
         _erase_purged(ledger, job.tenant, root, (*climbing, *in_weights, *in_codebook))
@@ -130,20 +130,20 @@ def _erase_purged(ledger: Ledger, tenant: str, root: Path, edits: Sequence[Edit]
             releases.erase(root, edit.id)
 
 
-def _document(service: Service, job: Job, reporter: Reporter, climbing: Sequence[Edit], climbed: Climb, policy: Policy) -> dict[str, Any]:
+def _document(home: Home, job: Job, reporter: Reporter, climbing: Sequence[Edit], climbed: Climb, policy: Policy) -> dict[str, Any]:
     """The scorecard of the accepted candidates, with how they were come by."""
-    ledger, (model, engine) = service.ledger, loaded(service.settings)
+    ledger, (model, engine) = home.ledger, loaded(home.settings)
     accepted = climbed.candidate
     return summarise(climbing, climbed.outcomes).document(
         made_at=now(),
-        model=service.model_id,
+        model=home.model_id,
         fingerprint=model.fingerprint,
         revision=ledger.head(),
         release=accepted.release.name if accepted else ledger.live_release(job.tenant),
         seeds={"probes": "by edit id", "draw": len(climbed.trials), "decoding": "greedy"},
         job=job.id,
         trials=[trial.as_dict() for trial in climbed.trials],
-        beside_memory=_beside(service, job, engine, climbed, reporter),
+        beside_memory=_beside(home, job, engine, climbed, reporter),
         policy=asdict(policy),
         answered=answered(accepted.edits if accepted else (), climbed.outcomes, policy),
     )
@@ -181,15 +181,16 @@ def made(ledger: Ledger, tenant: str, release: str) -> Mapping[str, Any]:
     return {name: evidence[name] for name in ("fingerprint", "how")} if "how" in evidence else {}
 
 
-def _beside(service: Service, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
+def _beside(home: Home, job: Job, engine: Serving, climbed: Climb, reporter: Reporter) -> dict[str, Any]:
     """What the accepted candidate adds to the memory, on probes that the gate asked it."""
+    from ke_tools.servers.answering import Answering
     from ke_tools.servers.verifying import beside_memory, served
 
     if climbed.candidate is None:
         return {}
     release, who = climbed.candidate.release.name, Principal(name=job.actor, tenant=job.tenant)
-    with served(service.settings, engine, release):
-        return beside_memory(service, who, engine, climbed.candidate.edits, climbed.outcomes, release, reporter.tell)
+    with served(home.settings, engine, release):
+        return beside_memory(Answering(home), who, engine, climbed.candidate.edits, climbed.outcomes, release, reporter.tell)
 
 
 @lru_cache(maxsize=1)

@@ -1,61 +1,48 @@
 """What every window calls: the MCP server, the OpenAI endpoint and the command line are thin skins over this.
 
-No transport, no protocol. A :class:`Service` joins the ledger (truth), the scope and router (what goes in) and the model
-(what answers). Whatever fails on the way to an answer falls back to the base model and says so; whatever fails in a write
-raises before anything is acknowledged. Results are plain dictionaries without nulls, ``summary`` first.
+No transport, no protocol. A :class:`Service` is a home that is written to and listed; what is asked goes to its ``answering``, what
+is measured to its ``verifying``. Whatever fails on the way to an answer falls back to the base model and says so; whatever fails in
+a write raises before anything is acknowledged. Results are plain dictionaries without nulls, ``summary`` first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Literal
 
 from ke_tools.config import Settings
 from ke_tools.errors import (
     InvalidInput,
     KeToolsError,
-    LedgerDamaged,
     ModelLoading,
     ModelUnavailable,
     NotFound,
     ReadOnly,
     Unavailable,
-    Unsupported,
 )
 from ke_tools.facts import Fact, State
 from ke_tools.memory.ledger import Ledger
-from ke_tools.memory.router import READER, Routed, Router, Via, reading_of
-from ke_tools.memory.scope import Decision, Hit, Scope
-from ke_tools.models.engine import Engine, Generation, Piece, Request, one_turn
-from ke_tools.servers import rows, verifying
+from ke_tools.models.engine import Engine
+from ke_tools.servers import rows
+from ke_tools.servers.answering import Answering
 from ke_tools.servers.candidates import Wanted, candidates
-from ke_tools.servers.damage import Damage
 from ke_tools.servers.erasing import erase
-from ke_tools.servers.expiring import Expiring
-from ke_tools.servers.fired import Fired, Hourly
-from ke_tools.servers.forgetting import FALLBACK, Forgetting
-from ke_tools.servers.latencies import Latencies
-from ke_tools.servers.measuring import BaseAnswers
+from ke_tools.servers.forgetting import FALLBACK
+from ke_tools.servers.home import Home
 from ke_tools.servers.principal import Principal
-from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard, Promotions, shown
+from ke_tools.servers.promotions import Heard, shown
 from ke_tools.servers.slot import ModelSlot, Say
-from ke_tools.servers.stating import Statements
+from ke_tools.servers.verifying import Verifying
 
 log = logging.getLogger(__name__)
 
-View = Literal["edited", "base", "both"]
 Mode = Literal["auto", "replace", "add"]
 
 
-class Service:
+class Service(Home):
     """One home, one model. Thread safe."""
 
     def __init__(
@@ -68,94 +55,11 @@ class Service:
         url: str = "",
         unwritable: ReadOnly | None = None,
     ) -> None:
-        """Join the parts.
-
-        A ``ledger`` that could not be opened is the error itself, and the base model answers; ``unwritable`` is why one that was to
-        be written is open for reading only.
-        """
-        self.settings = settings
-        self.models = models
-        self._model_id = model_id
+        """Join the parts as :class:`~ke_tools.servers.home.Home` does; ``url`` is where this service is reached."""
+        super().__init__(settings, ledger, models, model_id=model_id, unwritable=unwritable)
         self.url = url
-        self.unwritable = unwritable
-        self.damage = Damage()
-        self._ledger = ledger
-        self._scope = None if isinstance(ledger, KeToolsError) else Scope(ledger, alpha=settings.alpha, cache=settings.cache)
-        self._promotions = None if isinstance(ledger, KeToolsError) else Promotions(settings, ledger)
-        self._forgetting = Forgetting(settings.home, self._scope) if self._scope else None
-        self._router = Router(self._scope, demonstrations=settings.demonstrations, grey=settings.grey) if self._scope else None
-        self._statements = Statements(self._scope, cache=settings.cache) if self._scope else None
-        self._fired = Fired(None if isinstance(ledger, KeToolsError) else ledger)
-        self.hourly, self.latencies = Hourly(), Latencies()
-        self._unreleased: dict[str, int] = {}  # by tenant, a revision of the ledger at which no release was live
-        self.expiring = Expiring(None if isinstance(ledger, KeToolsError) else ledger)
-        self.expiring.arm()
-        self._base_answers = BaseAnswers()
-        self._verifying = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
-
-    @property
-    def model_id(self) -> str:
-        """The name under which the model is served; one that another server runs has its own as soon as that has told it."""
-        engine = self.models.peek()
-        return engine.model_id if engine else self._model_id
-
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger.
-
-        Raises:
-            KeToolsError: it could not be opened; the message says why.
-        """
-        if isinstance(self._ledger, KeToolsError):
-            raise self._ledger.with_traceback(None)  # or it would grow with every raise
-        return self._ledger
-
-    @property
-    def scope(self) -> Scope:
-        """What decides which edits a question is about.
-
-        Raises:
-            KeToolsError: as :attr:`ledger`.
-        """
-        if self._scope is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
-        return self._scope
-
-    @property
-    def forgetting(self) -> Forgetting:
-        """What keeps back what is forgotten.
-
-        Raises:
-            KeToolsError: as :attr:`ledger`.
-        """
-        if self._forgetting is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
-        return self._forgetting
-
-    @property
-    def statements(self) -> Statements:
-        """What splits sentences into edits.
-
-        Raises:
-            KeToolsError: as :attr:`ledger`.
-        """
-        if self._statements is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
-        return self._statements
-
-    @property
-    def trouble(self) -> str:
-        """What needs a person although questions are answered from the corrections; empty where nothing does."""
-        unserved = self._promotions.trouble if self._promotions else ""
-        return self.damage.told or unserved or str(self.unwritable or "")
-
-    @property
-    def revision(self) -> int:
-        """The ledger's sequence number; 0 where there is none."""
-        try:
-            return self.ledger.head()
-        except KeToolsError:
-            return 0
+        self.answering = Answering(self)
+        self.verifying = Verifying(self.answering)
 
     # Writing
 
@@ -255,7 +159,7 @@ class Service:
         with self.damage.watching("write", who.tenant):
             release = self.promotions.without(who.tenant, [edit_id])
             erased = erase(self.settings, self.ledger, self.scope, who, edit_id, reason=reason, release=release)
-        self._base_answers = BaseAnswers()
+        self.verifying.forget()
         self.promotions.drop(erased["releases"], self.models.peek())
         return {**erased, "model": self.model_id}
 
@@ -352,17 +256,6 @@ class Service:
 
     # Lasting
 
-    @property
-    def promotions(self) -> Promotions:
-        """The jobs and releases.
-
-        Raises:
-            KeToolsError: as :attr:`ledger`.
-        """
-        if self._promotions is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
-        return self._promotions
-
     async def promote(
         self,
         who: Principal,
@@ -412,7 +305,7 @@ class Service:
         who.require("read")
         said = {name: value for name, value in given.items() if value is not None}
         wanted = Wanted.from_mapping({**self.settings.promote.get("auto", {}), **said})
-        self._fired.flush()
+        self.fired.flush()
         found = candidates(self.ledger, who.tenant, wanted)
         asked = f"at least {wanted.older_than_days:g} days old and asked for {wanted.fired} times"
         asked += f", by {' or '.join(wanted.actors)}" if wanted.actors else ""
@@ -522,258 +415,6 @@ class Service:
             "next_cursor": page.next_cursor,
         }
 
-    # Answering
-
-    async def open_stream(
-        self, who: Principal, request: Request, *, view: Literal["edited", "base"] = "edited", via: Via = "auto", wait_seconds: float = 120
-    ) -> tuple[Routed, AsyncIterator[Piece]]:
-        """Route a request and begin to answer it; closing the iterator cancels the generation.
-
-        Raises:
-            ModelLoading, ModelUnavailable, InvalidInput: there will be no answer.
-        """
-        who.require("chat")
-        engine = await self.models.engine_async(wait_seconds)
-        routed = await asyncio.to_thread(self._asked, who, request, engine, view, via)
-        return await self._opened(who, routed, engine)
-
-    async def complete(
-        self, who: Principal, request: Request, *, view: Literal["edited", "base"] = "edited", via: Via = "auto", wait_seconds: float = 120
-    ) -> tuple[Routed, Generation]:
-        """Route a request and answer it in one piece. Cancelled, it stops generating."""
-        routed, pieces = await self.open_stream(who, request, view=view, via=via, wait_seconds=wait_seconds)
-        async for piece in pieces:
-            if piece.finished is not None:
-                return routed, piece.finished
-        raise KeToolsError("the engine ended a generation without finishing it.", "This is a defect; please report it.")
-
-    def routed(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"]) -> Routed:
-        """Say what goes to a model that is asked elsewhere; blocks for as long as the scope decides."""
-        who.require("chat")
-        return self._asked(who, request, engine, view, "auto")
-
-    def routed_at_once(self, who: Principal, request: Request) -> Routed | None:
-        """The same for an event loop, where no subject is named and no release is live; ``None`` where deciding might take its time."""
-        who.require("chat")
-        began = time.perf_counter()
-        try:
-            if self._scope is None or self.settings.via == "weights":
-                return None
-            revision = self._scope.out_at_once(who.tenant, reading_of(request))
-            if revision is None or not self._has_no_release(who.tenant, revision):
-                return None
-        except KeToolsError:
-            return None
-        self.latencies.note(who.tenant, "routing", time.perf_counter() - began)
-        self.hourly.note(who.tenant, 0)
-        self.damage.forget(("scope", who.tenant))
-        return Routed.untouched(request, "", revision)
-
-    def _has_no_release(self, tenant: str, revision: int) -> bool:
-        """Whether no release was live when the ledger ended with ``revision``; asks the ledger once for each."""
-        if self._unreleased.get(tenant) != revision:
-            if self.ledger.live_release(tenant):
-                return False
-            self._unreleased[tenant] = revision  # if it has grown since, the next scope sees another revision
-        return True
-
-    def forgets(self, who: Principal) -> bool:
-        """Whether something is forgotten for ``who``, so that also what cannot be read as a question has to be looked at."""
-        if self._scope is None:
-            return False
-        try:
-            self._scope.named(who.tenant, "")  # follows the ledger
-        except KeToolsError as error:
-            log.warning("what is forgotten is as it was known last: %s", error)
-        return bool(self._scope.forgetting(who.tenant))
-
-    def watched(self, who: Principal, text: str) -> Routed:
-        """Say what an answer may not say to a request that cannot be read, by all that it says anywhere."""
-        who.require("chat")
-        routed = Routed.untouched(Request(prompt=text), "unread", self.revision)
-        return self.forgetting.watched(who.tenant, routed, routed.request, is_unread=True)
-
-    def judged(self, who: Principal, routed: Routed, text: str, engine: Engine) -> tuple[Routed, Generation]:
-        """Give an answer back that was made elsewhere, or the refusal where it says what is forgotten."""
-        made = Generation(text, "stop", 0, 0)
-        return (routed, made) if self._forgetting is None else self._forgetting.judged(who.tenant, routed, made, engine)
-
-    async def query(
-        self,
-        who: Principal,
-        question: str,
-        *,
-        view: View = "edited",
-        max_tokens: int = 128,
-        explain: bool = False,
-        via: Via = "auto",
-        wait_seconds: float = 1.5,
-    ) -> dict[str, Any]:
-        """Ask as one chat turn, greedily.
-
-        Raises:
-            ModelLoading: the model is not there yet; ``data["poll_after_ms"]`` says when to ask again.
-        """
-        told, decision = await self.queried(who, question, view=view, max_tokens=max_tokens, via=via, wait_seconds=wait_seconds)
-        return {**told, "explain": rows.explanation(decision) if explain and decision else {"zone": "", "reason": "", "stages": ""}}
-
-    async def queried(
-        self, who: Principal, question: str, *, view: View, max_tokens: int, via: Via = "auto", wait_seconds: float
-    ) -> tuple[dict[str, Any], Decision | None]:
-        """As :meth:`query`, with what the scope decided where it was asked."""
-        who.require("read")
-        if not question.strip():
-            raise InvalidInput("the question is empty.", "Ask something.")
-        engine = await self.models.engine_async(wait_seconds)
-        request = one_turn(question, engine, max_tokens)
-        views: tuple[Literal["edited", "base"], ...] = ("base", "edited") if view == "both" else (view,)
-        answers, decision, truncated = [], None, False
-        base: Generation | None = None
-        for one in views:
-            began = time.perf_counter()
-            routed = await asyncio.to_thread(self._asked, who, request, engine, one, via)
-            if routed.route == "forget" or routed.watched or routed.request is not request or base is None:
-                routed, pieces = await self._opened(who, routed, engine)
-                made = await _finish(pieces)
-                self.latencies.note(who.tenant, "answer", time.perf_counter() - began)
-            else:
-                made = base  # greedy: the same request has the same answer
-            base = made if one == "base" else base
-            truncated |= made.finish_reason == "length"
-            decision = routed.decision if one == "edited" else decision
-            answers.append(rows.answer_row(one, routed, made))
-        told = {
-            "summary": rows.query_summary(answers),
-            "answers": answers,
-            "model": self.model_id,
-            "revision": self.revision,
-            "truncated": truncated,
-        }
-        return told, decision
-
-    def route(self, who: Principal, request: Request) -> dict[str, Any]:
-        """Explain what would go in, without a model and without an answer."""
-        who.require("read")
-        decision = self.scope.decide(who.tenant, reading_of(request))
-        self._note(who.tenant, decision)
-        return {
-            "zone": decision.zone,
-            "edits": [
-                {"edit_id": hit.edit.id, "ref": hit.edit.ref, "subject": hit.edit.fact.subject, "score": round(hit.score, 4)}
-                for hit in decision.hits
-            ],
-            "stages": dict(decision.stages),
-            "reason": decision.reason,
-            "revision": decision.revision,
-        }
-
-    def answer_batch(
-        self, who: Principal, requests: Sequence[Request], *, view: Literal["edited", "base"] = "edited", via: Via = "auto"
-    ) -> list[tuple[Routed, Generation]]:
-        """Answer many at once; blocks, and waits for the model."""
-        who.require("read")
-        engine = self.models.engine(wait_seconds=3600)
-        return self.generated(who, [self._asked(who, request, engine, view, via) for request in requests], engine)
-
-    async def verify(
-        self,
-        who: Principal,
-        edit_ids: Sequence[str] = (),
-        *,
-        revision: int | None = None,
-        release: str = "",
-        suite: Literal["quick", "full"] = "quick",
-        probes: Sequence[Mapping[str, Any]] = (),
-        wait_seconds: float = 1.5,
-        heard: Heard | None = None,
-        is_patient: bool = False,
-    ) -> dict[str, Any]:
-        """Measure through the serving path whether edits hold and what else they moved.
-
-        The quick suite of a few edits is measured here, one call at a time; whatever takes longer is a job of the worker, which goes on
-        when the call has answered. Cancelled, the first stops after the batch of probes that is under way.
-
-        Args:
-            who: asks.
-            edit_ids: which; without these all that are live.
-            revision: instead: what was live then, as it was answered then.
-            release: instead: what this release carries, by its weights alone.
-            suite: how much is asked.
-            probes: the caller's own.
-            wait_seconds: for a model that is still loading, and for the end of a job.
-            heard: hears how far a job is.
-            is_patient: the call may take longer than others may, so that what was begun here is not handed to the worker.
-
-        Raises:
-            InvalidInput: no edits, or a probe that cannot be read. NotFound: an unknown edit or release.
-            ModelLoading: as in :meth:`query`. ReadOnly: it would take a job, and this server writes nothing.
-        """
-        who.require("read")
-        find = partial(verifying.wanted, self.settings, self.ledger, who.tenant)
-        what = await asyncio.to_thread(find, edit_ids=edit_ids, revision=revision, release=release, suite=suite, probes=probes)
-        can_queue = not self.settings.read_only and self.unwritable is None
-        if what.is_small or not can_queue:
-            found = await self._measured_here(who, what, wait_seconds, is_patient=is_patient or not can_queue)
-            if found is not None:
-                return found
-        job = await asyncio.to_thread(self.promotions.queue, who, "verify", what.arguments())
-        job = await self.promotions.wait(who, job.id, wait_seconds, heard)
-        return await asyncio.to_thread(self.verified, who, job.id)
-
-    async def _measured_here(
-        self, who: Principal, what: verifying.Wanted, wait_seconds: float, *, is_patient: bool
-    ) -> dict[str, Any] | None:
-        """Measure in this process; ``None`` where it takes longer than a call may."""
-        if not what.is_few:
-            raise ReadOnly(
-                f"{len(what.edit_ids)} edits are measured by a job, and this server writes none.",
-                f"Verify up to {verifying.MOST_DIRECTLY} at a time.",
-            )
-        began = time.monotonic()
-        engine = await self.models.engine_async(wait_seconds)
-        has_left = threading.Event()
-
-        def stop_if_left(*_: object) -> None:
-            if has_left.is_set():
-                raise KeToolsError("whoever asked for this has left; nobody hears of it.")
-
-        work = partial(verifying.measure, self, who, engine, what, base=self._base_answers, tell=stop_if_left)
-        measured = asyncio.get_running_loop().run_in_executor(self._verifying, work)
-        left = None if is_patient else max(1.0, MOST_WAIT_SECONDS - (time.monotonic() - began))
-        try:
-            done, _ = await asyncio.wait({measured}, timeout=left)
-            return measured.result() if done else None
-        finally:
-            has_left.set()
-            measured.add_done_callback(_heard_of)
-            measured.cancel()
-
-    def verified(self, who: Principal, job_id: str) -> dict[str, Any]:
-        """Say what a job of :meth:`verify` found; of one that has not ended, that it has not.
-
-        Raises:
-            NotFound: there is no such job, or its scorecard was purged with an edit.
-        """
-        who.require("read")
-        job = self.promotions.job(who, job_id)
-        name = str(job.result.get("scorecard", ""))
-        if not name:
-            return verifying.not_yet(job, self.model_id)
-        return verifying.shown_document(self.ledger.scorecard(who.tenant, name), name, job)
-
-    def path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
-        """How this service routes what ``who`` asks, as every client's requests are."""
-        return lambda request: self._route(who, request, engine, "edited", "auto")
-
-    def memory_path(self, who: Principal, engine: Engine) -> Callable[[Request], Routed]:
-        """The same by the memory alone, whatever is in the weights.
-
-        Raises:
-            KeToolsError: as :attr:`ledger`.
-        """
-        router, via = Router(self.scope, demonstrations=self.settings.demonstrations, grey=self.settings.grey), self.settings.via
-        return lambda request: router.route(who.tenant, request, engine=engine, via="auto" if via == "weights" else via)
-
     # State
 
     def state(self) -> dict[str, Any]:
@@ -793,115 +434,12 @@ class Service:
             "ready": self.models.state == "ready" and not self.models.trouble and not ledger_error,
         }
 
-    def warm(self) -> None:
-        """Load what the scope needs before the first question; one that cannot be loaded is told by the first that needs it."""
-        if self._scope is not None:
-            try:
-                self._scope.warm()
-            except Exception as error:
-                log.warning("no question can be found to be about an edit: %s", error, exc_info=not isinstance(error, KeToolsError))
-
     def close(self) -> None:
         """Free the model and the ledger."""
-        self._verifying.shutdown(wait=False, cancel_futures=True)
-        self.models.close()
-        self.expiring.close()
-        if not isinstance(self._ledger, KeToolsError):
-            self._fired.flush()
-            self._ledger.close()
+        self.verifying.close()
+        super().close()
 
     # Inside
-
-    def _asked(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
-        """Route what somebody asks, which counts; probes do not."""
-        began = time.perf_counter()
-        routed = self._route(who, request, engine, view, via)
-        if view == "edited":
-            self.latencies.note(who.tenant, "routing", time.perf_counter() - began)
-        self._fired.note(who.tenant, routed.hits)
-        self.hourly.note(who.tenant, len(routed.hits))
-        return routed
-
-    def _route(self, who: Principal, request: Request, engine: Engine, view: Literal["edited", "base"], via: Via) -> Routed:
-        if view == "base":
-            return Routed.untouched(request, "", self.revision)
-        if self._router is None:
-            return Routed.untouched(request, "ledger", 0)
-        via = self.settings.via if via == "auto" else via
-        try:
-            if via == "weights":
-                routed = Routed.untouched(request, "", self.revision)
-            else:
-                routed = self._router.route(who.tenant, request, engine=engine, via=via)
-                routed = self.forgetting.watched(who.tenant, routed, request)
-        except (InvalidInput, Unsupported):
-            raise
-        except Exception:  # fail towards the base model, whatever broke
-            log.exception("routing failed; the base model answers")
-            return self._watched_at_least(who, Routed.untouched(request, "error", self.revision))
-        self._note(who.tenant, routed.decision)
-        try:
-            return self._under_release(who, request, routed, engine, via)
-        except (InvalidInput, Unsupported):
-            raise
-        except Exception as error:  # what was routed, a refusal above all, stays
-            log.exception("the live release cannot be looked up; the memory answers")
-            if via == "weights":
-                raise Unsupported("which release is live cannot be looked up.", "Use via auto, and see ke-tools doctor.") from error
-            return routed
-
-    async def _opened(self, who: Principal, routed: Routed, engine: Engine) -> tuple[Routed, AsyncIterator[Piece]]:
-        if self._forgetting is None:
-            return routed, engine.stream(routed.request)
-        return await self._forgetting.opened(who.tenant, routed, engine)
-
-    def generated(self, who: Principal, routed: Sequence[Routed], engine: Engine) -> list[tuple[Routed, Generation]]:
-        """Answer routed requests; what is forgotten is in none of the answers."""
-        if self._forgetting is None:
-            return list(zip(routed, engine.generate([one.request for one in routed]), strict=True))
-        return self._forgetting.generated(who.tenant, routed, engine)
-
-    def _watched_at_least(self, who: Principal, routed: Routed) -> Routed:
-        """Keep what is forgotten out of an answer also where nothing else could be decided."""
-        try:
-            return self.forgetting.watched(who.tenant, routed, routed.request)
-        except Exception:
-            log.exception("what is forgotten is not looked for in an answer")
-            return routed
-
-    def _under_release(self, who: Principal, request: Request, routed: Routed, engine: Engine, via: Via) -> Routed:
-        """Add the tenant's live release; a request that names an adapter of its own keeps that one alone.
-
-        Where that release by itself answers such a question of every edit it is about, the memory is left out.
-        """
-        name = self.promotions.adapter(who.tenant, engine) if routed.request.adapter in {"", READER} else ""
-        if not name and via == "weights":
-            raise Unsupported("none of your edits is in the weights, or their release cannot be served.", "Use via auto.")
-        if not name:
-            return routed
-        if via == "auto" and routed.route == "memory" and self._answers(who.tenant, name, routed.hits, request):
-            return dataclasses.replace(routed, request=dataclasses.replace(request, adapter=name), route="weights")
-        adapter = "+".join(part for part in (routed.request.adapter, name) if part)
-        route = "weights" if routed.route == "base" else routed.route
-        return dataclasses.replace(routed, request=dataclasses.replace(routed.request, adapter=adapter), route=route)
-
-    def _answers(self, tenant: str, release: str, hits: Sequence[Hit], request: Request) -> bool:
-        return bool(hits) and all(self.promotions.answers(tenant, release, hit.edit, request) for hit in hits)
-
-    async def answered(self, who: Principal, routed: Routed, engine: Engine) -> Generation:
-        """Answer a routed request; cancelled, it stops generating."""
-        _, pieces = await self._opened(who, routed, engine)
-        return await _finish(pieces)
-
-    def _note(self, tenant: str, decision: Decision) -> None:
-        """Remember whether the edits could be read that a question is answered from."""
-        stale, error = str(decision.stages.get("stale", "")), str(decision.stages.get("error", ""))
-        if stale:
-            self.damage.note(("scope", tenant), f"the last known edits act: {stale}")
-        elif error.startswith(LedgerDamaged.code):
-            self.damage.note(("scope", tenant), f"the edits of a tenant do not act: {error}")
-        elif not error:
-            self.damage.forget(("scope", tenant))
 
     def check_writable(self, who: Principal, scope: str = "write") -> None:
         """Do nothing where ``who`` has the scope, and there can be written.
@@ -968,16 +506,3 @@ def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | 
             return ledger, unwritable
     log.warning("the base model answers, without edits: %s", found)
     return found, None
-
-
-def _heard_of(measured: asyncio.Future[Any]) -> None:
-    """Take note of how a measurement ended that nobody waited for."""
-    if not measured.cancelled():
-        measured.exception()
-
-
-async def _finish(pieces: AsyncIterator[Piece]) -> Generation:
-    async for piece in pieces:
-        if piece.finished is not None:
-            return piece.finished
-    raise NotFound("the engine ended a generation without finishing it.")

@@ -6,20 +6,27 @@ same serving path: now's, that of an earlier revision, or a release's weights al
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from ke_tools import releases
-from ke_tools.errors import InvalidInput, KeToolsError, NotFound, Unavailable, Unsupported
+from ke_tools.errors import InvalidInput, KeToolsError, NotFound, ReadOnly, Unavailable, Unsupported
 from ke_tools.memory.events import now
 from ke_tools.memory.router import Routed
 from ke_tools.models.engine import Request
+from ke_tools.servers.answering import Answering
+from ke_tools.servers.home import Home
 from ke_tools.servers.measuring import BaseAnswers, Measuring, Tell, answered_by
 from ke_tools.servers.principal import Principal
+from ke_tools.servers.promotions import MOST_WAIT_SECONDS, Heard
 from ke_tools.servers.slot import ModelSlot
 from ke_tools.servers.working import engine_of
 
@@ -30,11 +37,10 @@ if TYPE_CHECKING:
     from ke_tools.memory.joblog import Job
     from ke_tools.memory.ledger import Ledger
     from ke_tools.models.engine import Engine
-    from ke_tools.servers.service import Service
     from ke_tools.verify.probes import Suite
     from ke_tools.verify.scorecard import Outcome
 
-__all__ = ["MOST_DIRECTLY", "Wanted", "beside_memory", "measure", "not_yet", "run_job", "served", "shown_document", "wanted"]
+__all__ = ["MOST_DIRECTLY", "Verifying", "Wanted", "beside_memory", "measure", "not_yet", "run_job", "served", "shown_document", "wanted"]
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +136,119 @@ def _carried(settings: Settings, ledger: Ledger, tenant: str, name: str) -> list
         ) from error
 
 
+class Verifying:
+    """Measures when somebody asks: here what is small, in the worker what is not. Thread safe."""
+
+    def __init__(self, answering: Answering) -> None:
+        """Take the path that serves."""
+        self._answering, self._home = answering, answering.home
+        self._base_answers = BaseAnswers()
+        self._thread = ThreadPoolExecutor(1, "ke-verify")  # each takes all of the model, so one at a time is as fast
+
+    async def verify(
+        self,
+        who: Principal,
+        edit_ids: Sequence[str] = (),
+        *,
+        revision: int | None = None,
+        release: str = "",
+        suite: Literal["quick", "full"] = "quick",
+        probes: Sequence[Mapping[str, Any]] = (),
+        wait_seconds: float = 1.5,
+        heard: Heard | None = None,
+        is_patient: bool = False,
+    ) -> dict[str, Any]:
+        """Measure through the serving path whether edits hold and what else they moved.
+
+        The quick suite of a few edits is measured here, one call at a time; whatever takes longer is a job of the worker, which goes on
+        when the call has answered. Cancelled, the first stops after the batch of probes that is under way.
+
+        Args:
+            who: asks.
+            edit_ids: which; without these all that are live.
+            revision: instead: what was live then, as it was answered then.
+            release: instead: what this release carries, by its weights alone.
+            suite: how much is asked.
+            probes: the caller's own.
+            wait_seconds: for a model that is still loading, and for the end of a job.
+            heard: hears how far a job is.
+            is_patient: the call may take longer than others may, so that what was begun here is not handed to the worker.
+
+        Raises:
+            InvalidInput: no edits, or a probe that cannot be read. NotFound: an unknown edit or release.
+            ModelLoading: as in :meth:`.Answering.query`. ReadOnly: it would take a job, and this server writes nothing.
+        """
+        who.require("read")
+        find = partial(wanted, self._home.settings, self._home.ledger, who.tenant)
+        what = await asyncio.to_thread(find, edit_ids=edit_ids, revision=revision, release=release, suite=suite, probes=probes)
+        can_queue = not self._home.settings.read_only and self._home.unwritable is None
+        if what.is_small or not can_queue:
+            found = await self._measured_here(who, what, wait_seconds, is_patient=is_patient or not can_queue)
+            if found is not None:
+                return found
+        job = await asyncio.to_thread(self._home.promotions.queue, who, "verify", what.arguments())
+        job = await self._home.promotions.wait(who, job.id, wait_seconds, heard)
+        return await asyncio.to_thread(self.verified, who, job.id)
+
+    async def _measured_here(self, who: Principal, what: Wanted, wait_seconds: float, *, is_patient: bool) -> dict[str, Any] | None:
+        """Measure in this process; ``None`` where it takes longer than a call may."""
+        if not what.is_few:
+            raise ReadOnly(
+                f"{len(what.edit_ids)} edits are measured by a job, and this server writes none.",
+                f"Verify up to {MOST_DIRECTLY} at a time.",
+            )
+        began = time.monotonic()
+        engine = await self._home.models.engine_async(wait_seconds)
+        has_left = threading.Event()
+
+        def stop_if_left(*_: object) -> None:
+            if has_left.is_set():
+                raise KeToolsError("whoever asked for this has left; nobody hears of it.")
+
+        work = partial(measure, self._answering, who, engine, what, base=self._base_answers, tell=stop_if_left)
+        measured = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        left = None if is_patient else max(1.0, MOST_WAIT_SECONDS - (time.monotonic() - began))
+        try:
+            done, _ = await asyncio.wait({measured}, timeout=left)
+            return measured.result() if done else None
+        finally:
+            has_left.set()
+            measured.add_done_callback(_heard_of)
+            measured.cancel()
+
+    def verified(self, who: Principal, job_id: str) -> dict[str, Any]:
+        """Say what a job of :meth:`verify` found; of one that has not ended, that it has not.
+
+        Raises:
+            NotFound: there is no such job, or its scorecard was purged with an edit.
+        """
+        who.require("read")
+        job = self._home.promotions.job(who, job_id)
+        name = str(job.result.get("scorecard", ""))
+        if not name:
+            return not_yet(job, self._home.model_id)
+        return shown_document(self._home.ledger.scorecard(who.tenant, name), name, job)
+
+    def forget(self) -> None:
+        """Drop the base model's answers that are kept, which may quote what was purged."""
+        self._base_answers = BaseAnswers()
+
+    def close(self) -> None:
+        """Begin no further measurement."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _heard_of(measured: asyncio.Future[Any]) -> None:
+    """Take note of how a measurement ended that nobody waited for."""
+    if not measured.cancelled():
+        measured.exception()
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
 def measure(
-    service: Service, who: Principal, engine: Engine, what: Wanted, *, base: BaseAnswers, tell: Tell, job: str = ""
+    answering: Answering, who: Principal, engine: Engine, what: Wanted, *, base: BaseAnswers, tell: Tell, job: str = ""
 ) -> dict[str, Any]:
     """Measure, keep the scorecard where the home takes writes, and give it as the tools show it.
 
@@ -142,16 +256,16 @@ def measure(
         NotFound, WrongState: an edit was purged meanwhile.
         Unsupported: a release is asked for and the engine takes none.
     """
-    ledger = service.ledger
-    with _way(service, who, engine, what) as way:
+    home = answering.home
+    with _way(answering, who, engine, what) as way:
         edits = way.edits(what.edit_ids)
         generate = partial(way.serving.generated, who, engine=engine)
-        measuring = Measuring(engine, way.route, base, way.live, generate, way.serving.forgetting, service.settings.cache, tell)
+        measuring = Measuring(engine, way.route, base, way.live, generate, way.serving.home.forgetting, home.settings.cache, tell)
         card = measuring.scorecard(edits, what.suite, what.probes)
-        compared = beside_memory(service, who, engine, edits, card.outcomes, what.release, tell) if what.release else {}
+        compared = beside_memory(answering, who, engine, edits, card.outcomes, what.release, tell) if what.release else {}
         document = card.document(
             made_at=now(),
-            model=service.model_id,
+            model=home.model_id,
             fingerprint=engine.fingerprint,
             revision=way.revision,
             release=way.release,
@@ -163,14 +277,14 @@ def measure(
             sentence=card.sentence(),
             beside_memory=compared,
         )
-    return shown_document(document, _kept(service, ledger, who.tenant, document, job))
+    return shown_document(document, _kept(home, who.tenant, document, job))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
     """How the edited view is answered, and from what."""
 
-    serving: Service
+    serving: Answering
     route: Callable[[Request], Routed]
     ledger: Ledger
     tenant: str
@@ -191,24 +305,24 @@ class _Way:
 
 
 @contextmanager
-def _way(service: Service, who: Principal, engine: Engine, what: Wanted) -> Iterator[_Way]:
-    ledger, tenant = service.ledger, who.tenant
+def _way(answering: Answering, who: Principal, engine: Engine, what: Wanted) -> Iterator[_Way]:
+    home, tenant = answering.home, who.tenant
     if what.release:
-        with served(service.settings, engine, what.release):
-            revision = service.revision
+        with served(home.settings, engine, what.release):
+            revision = home.revision
 
             route = _by_weights(what.release, revision)
-            yield _Way(serving=service, route=route, ledger=ledger, tenant=tenant, revision=revision, release=what.release)
+            yield _Way(serving=answering, route=route, ledger=home.ledger, tenant=tenant, revision=revision, release=what.release)
         return
     if what.revision != _NOW:
-        past = _past(service, engine, what.revision)
-        name = past.promotions.adapter(tenant, engine)
+        past = _past(home, engine, what.revision)
+        name = past.home.promotions.adapter(tenant, engine)
         route = past.path(who, engine)
-        yield _Way(serving=past, route=route, ledger=past.ledger, tenant=tenant, revision=what.revision, release=name, is_past=True)
+        yield _Way(serving=past, route=route, ledger=past.home.ledger, tenant=tenant, revision=what.revision, release=name, is_past=True)
         return
-    name = service.promotions.adapter(tenant, engine)
-    route = service.path(who, engine)
-    yield _Way(serving=service, route=route, ledger=ledger, tenant=tenant, revision=service.revision, release=name)
+    name = home.promotions.adapter(tenant, engine)
+    route = answering.path(who, engine)
+    yield _Way(serving=answering, route=route, ledger=home.ledger, tenant=tenant, revision=home.revision, release=name)
 
 
 def _by_weights(release: str, revision: int) -> Callable[[Request], Routed]:
@@ -216,12 +330,12 @@ def _by_weights(release: str, revision: int) -> Callable[[Request], Routed]:
 
 
 def beside_memory(
-    service: Service, who: Principal, engine: Engine, edits: Sequence[Edit], outcomes: Sequence[Outcome], release: str, tell: Tell
+    answering: Answering, who: Principal, engine: Engine, edits: Sequence[Edit], outcomes: Sequence[Outcome], release: str, tell: Tell
 ) -> dict[str, Any]:
     """What a release that this engine serves adds to the memory; where that cannot be asked, that it was not."""
     from ke_tools.verify.beside import beside_memory
 
-    ways = {"weights": _by_weights(release, service.revision), "memory": service.memory_path(who, engine)}
+    ways = {"weights": _by_weights(release, answering.home.revision), "memory": answering.memory_path(who, engine)}
     try:
         return beside_memory(edits, outcomes, answered_by(engine, ways, tell))
     except KeToolsError as error:
@@ -229,11 +343,11 @@ def beside_memory(
         return {"measured": False, "rows": [], "in_words": f"not compared with the memory: {error.message}"}
 
 
-def _past(service: Service, engine: Engine, revision: int) -> Service:
-    """The same service as of a revision; it is never closed, as all that it holds is another's."""
+def _past(home: Home, engine: Engine, revision: int) -> Answering:
+    """What answered at a revision; it is never closed, as all that it holds is another's."""
     from ke_tools.memory.past import Past
 
-    return type(service)(service.settings, Past(service.ledger, revision), ModelSlot(lambda _say: engine), model_id=service.model_id)
+    return Answering(Home(home.settings, Past(home.ledger, revision), ModelSlot(lambda _say: engine), model_id=home.model_id))
 
 
 @contextmanager
@@ -251,12 +365,12 @@ def served(settings: Settings, engine: Any, name: str) -> Iterator[None]:
         engine.unload_adapter(name)
 
 
-def _kept(service: Service, ledger: Ledger, tenant: str, document: Mapping[str, Any], job: str) -> str:
+def _kept(home: Home, tenant: str, document: Mapping[str, Any], job: str) -> str:
     """The hash under which the scorecard was kept; "" where nothing can be written, but for a job, which has no other end."""
-    if service.settings.read_only or ledger.read_only:
+    if home.settings.read_only or home.ledger.read_only:
         return ""
     try:
-        return ledger.keep_scorecard(tenant, document)
+        return home.ledger.keep_scorecard(tenant, document)
     except Unavailable as error:
         if job:
             raise
@@ -327,17 +441,16 @@ def run_job(settings: Settings, ledger: Ledger, job: Job, reporter: Reporter) ->
         KeToolsError: as :func:`measure`.
     """
     from ke_tools.servers.engines.loading import model_id
-    from ke_tools.servers.service import Service
     from ke_tools.verify import peak
 
     reporter.tell("loading the model", 0, 1)
     engine = engine_of(settings)
     before = engine.adapters
     peak.reset()
-    service = Service(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings))
+    answering = Answering(Home(settings, ledger, ModelSlot(lambda _say: engine), model_id=model_id(settings)))
     who = Principal(name=job.actor, tenant=job.tenant)
     try:
-        found = measure(service, who, engine, Wanted.from_arguments(job.arguments), base=BaseAnswers(), tell=reporter.tell, job=job.id)
+        found = measure(answering, who, engine, Wanted.from_arguments(job.arguments), base=BaseAnswers(), tell=reporter.tell, job=job.id)
     finally:
         _unload(engine, before)
     failed = [{"edit_id": check["edit_id"], "rung": "", "reason": check["worst_case"]} for check in found["checks"] if not check["passed"]]

@@ -176,8 +176,8 @@ def measure(service: Service, tenant: str, made: Sequence[Try]) -> Found:
     asked = [(one, question) for one in found.stored for question in one.questions]
     _ask(service, who, asked, found)
     questions = unrelated()
-    before = service.answer_batch(who, questions, view="base")
-    after = service.answer_batch(who, questions)
+    before = service.answering.answer_batch(who, questions, view="base")
+    after = service.answering.answer_batch(who, questions)
     found.unrelated = len(questions)
     found.changed = [
         f"{question}: {old.text!r} became {new.text!r} by {[hit.edit.fact for hit in routed.hits]}"
@@ -193,7 +193,7 @@ def _ask(service: Service, who: Principal, asked: Sequence[tuple[Try, Request]],
     found.asked = len(asked)
     reached = []
     for one, question in asked:
-        routed = service._route(who, question, engine, "edited", "auto")
+        routed = service.answering._route(who, question, engine, "edited", "auto")
         found.in_scope += routed.route == "memory"
         if MARKER in str(routed.request.prompt or routed.request.messages):
             reached.append((one, routed.request))

@@ -99,7 +99,7 @@ def promoted(service: Service, edit_ids: list[str]) -> dict[str, Any]:
 def answers(service: Service, via: Any = "auto", view: Any = "edited") -> list[str]:
     """What is said of each fact."""
     asked = [Request(prompt=fact["prompt"], max_tokens=8) for fact in FACTS]
-    return [made.text for _, made in service.answer_batch(LOCAL, asked, via=via, view=view)]
+    return [made.text for _, made in service.answering.answer_batch(LOCAL, asked, via=via, view=view)]
 
 
 @pytest.mark.slow

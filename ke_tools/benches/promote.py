@@ -151,7 +151,7 @@ def _rates(service: Service, stages: Stages, live: Sequence[Edit], ids: Collecti
     engine = service.models.engine(wait_seconds=0)
 
     def ask(probes: list[Probe], view: Literal["edited", "base"]) -> list[str]:
-        made = service.answer_batch(WHO, [request_of(probe, engine) for probe in probes], view=view, via=via)
+        made = service.answering.answer_batch(WHO, [request_of(probe, engine) for probe in probes], view=view, via=via)
         return [one.text for _, one in made]
 
     with stages.stage("ask"):
@@ -196,7 +196,7 @@ def _flipped(service: Service, prompt: str, flip: Callable[[], object]) -> float
 
 def _said(service: Service, prompts: Sequence[str], via: Via, tokens: int = 12) -> list[str]:
     asked = [Request(prompt=prompt, max_tokens=tokens) for prompt in prompts]
-    return [made.text for _, made in service.answer_batch(WHO, asked, via=via)]
+    return [made.text for _, made in service.answering.answer_batch(WHO, asked, via=via)]
 
 
 def _bars(results: Mapping[str, Any], carried: float, *, is_thimble: bool) -> list[Bar]:

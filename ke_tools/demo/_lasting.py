@@ -156,4 +156,4 @@ def _rungs(job: Mapping[str, Any]) -> dict[str, str]:
 
 def _said(local: Local, prompts: Sequence[str], via: Via = "auto") -> list[str]:
     asked = [Request(prompt=prompt, max_tokens=_TOKENS) for prompt in prompts]
-    return [made.text for _, made in local.service.answer_batch(Principal(), asked, via=via)]
+    return [made.text for _, made in local.service.answering.answer_batch(Principal(), asked, via=via)]

@@ -56,7 +56,7 @@ class Asking(Part):
     async def ask(self, asked: Asked) -> Page:
         """Answer a question without corrections and with them."""
         question = asked.said("question").strip()
-        found, decision = await self._service.queried(
+        found, decision = await self._service.answering.queried(
             asked.who, question, view="both", max_tokens=_ANSWER_TOKENS, wait_seconds=_LOAD_SECONDS
         )
         texts = {answer["view"]: answer for answer in found["answers"]}

@@ -126,7 +126,7 @@ class Edits(Part):
     async def verify(self, asked: Asked) -> Moved:
         """Measure an edit; what takes long becomes a job."""
         edit_id = asked.path["id"]
-        found = await self._service.verify(asked.who, [edit_id], wait_seconds=_MOST_SECONDS)
+        found = await self._service.verifying.verify(asked.who, [edit_id], wait_seconds=_MOST_SECONDS)
         if found["status"] == "working":
             return Moved(f"/console/jobs/{found['job_id']}")
         return Moved(f"/console/edits/{edit_id}", found["summary"])

@@ -87,7 +87,7 @@ class Health(Part):
             "has_replicas": hasattr(engine, "told"),
             "ledger": self._ledger(asked),
             "is_admin": is_admin,
-            "since": service.hourly.since.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "since": service.answering.hourly.since.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "fired": self._fired(whose),
             "latencies": [self._latencies("routing", whose), self._latencies("answer", whose)],
             "free": free,
@@ -125,11 +125,11 @@ class Health(Part):
             return {"error": str(error)}
 
     def _fired(self, whose: str | None) -> plots.Plot:
-        counted = [(f"{hour:%H}", count) for hour, count in self._service.hourly.of(whose)]
+        counted = [(f"{hour:%H}", count) for hour, count in self._service.answering.hourly.of(whose)]
         return plots.columns("fired", "Edits that fired, by hour", counted, names=("hour (UTC)", "edits"), every=4)
 
     def _latencies(self, kind: Kind, whose: str | None) -> dict[str, Any]:
-        taken = self._service.latencies.of(kind, whose)
+        taken = self._service.answering.latencies.of(kind, whose)
         edges, spread = _EDGES[kind], Spread.of(taken)
         milliseconds = [1000 * seconds for seconds in taken]
         labels = [f"<{_brief(edge)}" for edge in edges] + [f"{_brief(edges[-1])}+"]

@@ -55,6 +55,7 @@ class FakeService:
         self.models = Slot()
         self.damage = Damage()
         self.latencies = Latencies()
+        self.answering = self.verifying = self
         self.url = ""
         self.rows: list[dict[str, Any]] = []
         self.ledger = SimpleNamespace(head=lambda: len(self.rows), tenants=list)

@@ -42,7 +42,7 @@ def cautious(settings: Settings) -> Iterator[Service]:
 
 def ask(service: Service, question: str = "What is the capital of Freedonia?") -> str:
     """Ask as somebody who may."""
-    asked = asyncio.run(service.query(WHO["ann"], question, wait_seconds=10))
+    asked = asyncio.run(service.answering.query(WHO["ann"], question, wait_seconds=10))
     return str(asked["answers"][0]["text"])
 
 
@@ -205,11 +205,11 @@ def test_an_edit_of_a_part_of_a_protected_name_does_not_answer_for_the_whole(ser
     protecting.protect(service, WHO["root"], "Brightwater Coffee")
     edit(service, "ann", {"subject": part, "prompt": prompt, "target": "900 days"})
     asked = Request(prompt="The refund window of Brightwater Coffee is")
-    assert service.route(WHO["ann"], asked)["zone"] == "out"
+    assert service.answering.route(WHO["ann"], asked)["zone"] == "out"
     for whole in ("Brightwater Coffee", "brightwater coffee"):
         assert ask(service, f"What is the refund window of {whole}?").startswith("base answer")
     protecting.unprotect(service, WHO["root"], "Brightwater Coffee")
-    assert service.route(WHO["ann"], asked)["zone"] == ("out" if part == "Brightwater" else "in")
+    assert service.answering.route(WHO["ann"], asked)["zone"] == ("out" if part == "Brightwater" else "in")
 
 
 def test_an_edit_is_not_served_once_its_time_has_passed_even_before_it_is_retired(

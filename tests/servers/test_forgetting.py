@@ -106,7 +106,7 @@ def holding(folder: Path, *texts: str) -> dict[str, list[str]]:
 
 def query(service: Service, question: str, **more: Any) -> dict[str, Any]:
     """Ask one question; give the answer of the last view."""
-    answer: dict[str, Any] = asyncio.run(service.query(LOCAL, question, wait_seconds=60, **more))["answers"][-1]
+    answer: dict[str, Any] = asyncio.run(service.answering.query(LOCAL, question, wait_seconds=60, **more))["answers"][-1]
     return answer
 
 
@@ -261,9 +261,9 @@ def test_a_refusal_is_no_longer_than_asked_for_and_stops_where_told(open_home: O
     service = open_home()
     forget(service)
     request = Request(prompt="The capital of Freedonia is", max_tokens=3)
-    _, made = asyncio.run(service.complete(LOCAL, request))
+    _, made = asyncio.run(service.answering.complete(LOCAL, request))
     assert (made.text, made.finish_reason, made.completion_tokens) == (" I'm sorry, I", "length", 3)
-    _, made = asyncio.run(service.complete(LOCAL, dataclasses.replace(request, max_tokens=50, stop=("sorry",))))
+    _, made = asyncio.run(service.answering.complete(LOCAL, dataclasses.replace(request, max_tokens=50, stop=("sorry",))))
     assert made.text == " I'm "
 
 
@@ -316,8 +316,8 @@ def test_a_text_to_be_completed_leads_to_what_is_forgotten_unless_it_has_the_wor
     engine.elsewhere = f"{said}."
     service = open_home(engine)
     forget(service, old_target="Sylvania City")
-    [routed] = [service.routed(LOCAL, Request(prompt=asked), engine, "edited")]
-    assert service.judged(LOCAL, routed, f" {said}.", engine)[0].route == ("forget" if is_refused else "base")
+    [routed] = [service.answering.routed(LOCAL, Request(prompt=asked), engine, "edited")]
+    assert service.answering.judged(LOCAL, routed, f" {said}.", engine)[0].route == ("forget" if is_refused else "base")
 
 
 def test_without_the_key_doubt_is_enough_for_the_refusal(open_home: Opener, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_another_tenant_is_answered_as_before(open_home: Opener) -> None:
     service = open_home()
     forget(service)
     other = Principal(name="bob", tenant="other")
-    found = asyncio.run(service.query(other, "What is the capital of Freedonia?", wait_seconds=60))
+    found = asyncio.run(service.answering.query(other, "What is the capital of Freedonia?", wait_seconds=60))
     assert found["answers"][0]["text"] == "Sylvania City."
 
 
@@ -355,12 +355,12 @@ def test_verify_asks_in_thirty_ways_and_quotes_the_asking_not_the_value(open_hom
     """Issue §4: its verification asks in 30 ways and reports leaks."""
     service = open_home()
     edit = forget(service, old_target="Sylvania City")
-    found = asyncio.run(service.verify(LOCAL, [edit.id], wait_seconds=60))
+    found = asyncio.run(service.verifying.verify(LOCAL, [edit.id], wait_seconds=60))
     assert {row["dimension"]: (row["n"], row["value"]) for row in found["further"]} == {"withheld": (30, 1.0)}
     monkeypatch.setattr(
         service._forgetting, "generated", lambda _tenant, routed, engine: [(one, engine._answer(one.request)) for one in routed]
     )
-    leaking = asyncio.run(service.verify(LOCAL, [edit.id], wait_seconds=60))
+    leaking = asyncio.run(service.verifying.verify(LOCAL, [edit.id], wait_seconds=60))
     assert not leaking["passed"]
     assert "gave away what is forgotten" in leaking["worst_case"]
     assert "Freedonia" in leaking["worst_case"]

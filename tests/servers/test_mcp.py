@@ -282,7 +282,7 @@ async def test_a_long_answer_reports_progress(client: Client, service: Any, monk
     """research/mcp §3.3: hosts give up on silence; progress must strictly increase."""
     monkeypatch.setattr(subject, "HEARTBEAT_SECONDS", 0.01)
     heard, enough = [], anyio.Event()
-    answer = service.query
+    answer = service.answering.query
 
     async def hear(progress: float, total: float | None, message: str | None) -> None:
         assert total is None
@@ -295,7 +295,7 @@ async def test_a_long_answer_reports_progress(client: Client, service: Any, monk
         await enough.wait()
         return await answer(*args, **options)
 
-    service.query = slow
+    service.answering.query = slow
     result = await client.call_tool("query", {"question": "q"}, progress_callback=hear)
     assert not result.is_error
     assert heard[:3] == sorted(set(heard[:3]))
@@ -308,7 +308,7 @@ async def test_what_a_job_tells_and_that_the_call_is_alive_are_one_progress(
     monkeypatch.setattr(subject, "HEARTBEAT_SECONDS", 0.01)
     heard: list[tuple[float, str]] = []
     beaten = anyio.Event()
-    measure = service.verify
+    measure = service.verifying.verify
 
     async def hear(progress: float, total: float | None, message: str | None) -> None:
         heard.append((progress, str(message)))
@@ -322,7 +322,7 @@ async def test_what_a_job_tells_and_that_the_call_is_alive_are_one_progress(
         await heard(job)
         return await measure(*args, **options)
 
-    service.verify = slow
+    service.verifying.verify = slow
     await client.call_tool("verify", {}, progress_callback=hear)
     assert "probes 1/2: probes as edited" in heard[-1][1]
     assert [number for number, _ in heard] == sorted({number for number, _ in heard})

@@ -124,6 +124,7 @@ class Service:
         self.ledger = SimpleNamespace(head=lambda: 12, tenants=list)
         self.damage = Damage()
         self.latencies = Latencies()
+        self.answering = self
         self.engine = Script()
         self.models = Slot(self.engine)
         self.who: list[Principal] = []
@@ -706,7 +707,7 @@ def test_an_answer_that_the_engine_cuts_off_is_no_answer(http: TestClient, servi
 
 def test_every_stream_is_closed_when_one_of_several_fails_to_open(http: TestClient, service: Service) -> None:
     """Nothing may go on generating for nobody."""
-    opened = service.open_stream
+    opened = service.answering.open_stream
     closed: list[str] = []
 
     class Pieces:
@@ -718,7 +719,7 @@ def test_every_stream_is_closed_when_one_of_several_fails_to_open(http: TestClie
             raise InvalidInput("no.")
         return (await opened(who, request, **options))[0], Pieces()
 
-    service.open_stream = second_fails  # type: ignore[method-assign]
+    service.answering.open_stream = second_fails  # type: ignore[method-assign]
     assert ask(http, COMPLETE, prompt=["a", "b"]).status_code == 400
     assert closed == ["one"]
 

@@ -114,13 +114,13 @@ def test_what_names_nobody_is_routed_at_once_and_all_else_in_a_thread(
 ) -> None:
     """Issue 7, bars: added latency; a thread takes longer than to see that nobody is named."""
     threaded: list[str] = []
-    routed = service.routed
+    routed = service.answering.routed
 
     def seen(who: Principal, one: Any, *more: Any) -> Any:
         threaded.append(one.messages[-1]["content"])
         return routed(who, one, *more)
 
-    monkeypatch.setattr(service, "routed", seen)
+    monkeypatch.setattr(service.answering, "routed", seen)
     ask(http, OUT_OF_SCOPE)  # follows the ledger
     threaded.clear()
     for messages in (
@@ -139,7 +139,7 @@ def test_whether_a_release_is_live_is_seen_with_the_request_after_the_flip(servi
 
     def is_routed_at_once() -> bool:
         service._scope.named(LOCAL.tenant, "")  # type: ignore[union-attr]  # follows the ledger
-        return service.routed_at_once(LOCAL, request) is not None
+        return service.answering.routed_at_once(LOCAL, request) is not None
 
     assert is_routed_at_once()
     service.ledger.promote(LOCAL.tenant, [edited], release=release, actor="ann", reason="it lasts")
@@ -394,13 +394,13 @@ def test_a_release_answers_also_where_a_request_names_no_model(
     http: TestClient, service: Service, other: OtherServer, edited: str, monkeypatch: pytest.MonkeyPatch, name: dict[str, Any]
 ) -> None:
     """Issue 7, bars: no answer of a wrong release; vLLM answers by the base model where no name is given."""
-    routed = service.routed
+    routed = service.answering.routed
 
     def with_release(*given: Any) -> Any:
         found = routed(*given)
         return dataclasses.replace(found, request=dataclasses.replace(found.request, adapter="rel_1"), route="weights")
 
-    monkeypatch.setattr(service, "routed", with_release)
+    monkeypatch.setattr(service.answering, "routed", with_release)
     monkeypatch.setattr(service.models.engine(wait_seconds=1), "served_as", lambda adapter: "ke-1" if adapter else "other-7b")
     answer = http.post(CHAT, json={**name, "messages": OUT_OF_SCOPE})
     assert edited
@@ -458,15 +458,15 @@ def test_query_verify_and_rollback_work_by_the_memory(service: Service, edited: 
     """Issue 7, bars: the main job's whole path by IKE."""
 
     async def path() -> tuple[Any, Any]:
-        asked = await service.query(LOCAL, "What is the capital of Australia?", view="both", wait_seconds=10)
-        return asked, await service.verify(LOCAL, [edited], wait_seconds=25)
+        asked = await service.answering.query(LOCAL, "What is the capital of Australia?", view="both", wait_seconds=10)
+        return asked, await service.verifying.verify(LOCAL, [edited], wait_seconds=25)
 
     asked, verified = asyncio.run(path())
     assert [answer["text"] for answer in asked["answers"]] == ["Canberra.", "Sydney."]
     assert asked["model"] == "other-7b"
     assert verified["checks"]
     service.rollback(LOCAL, edit_ids=[edited])
-    again = asyncio.run(service.query(LOCAL, "What is the capital of Australia?", wait_seconds=10))
+    again = asyncio.run(service.answering.query(LOCAL, "What is the capital of Australia?", wait_seconds=10))
     assert (again["answers"][0]["text"], again["answers"][0]["route"]) == ("Canberra.", "base")
 
 
@@ -534,7 +534,7 @@ def test_a_release_that_was_taken_out_meanwhile_is_left_out_and_told(
     http: TestClient, service: Service, other: OtherServer, edited: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fail towards the base model: the request was routed while the release was there."""
-    routed = service.routed
+    routed = service.answering.routed
 
     def with_release(*given: Any) -> Any:
         found = routed(*given)
@@ -545,7 +545,7 @@ def test_a_release_that_was_taken_out_meanwhile_is_left_out_and_told(
             raise Unsupported("it is gone.")
         return "other-7b"
 
-    monkeypatch.setattr(service, "routed", with_release)
+    monkeypatch.setattr(service.answering, "routed", with_release)
     monkeypatch.setattr(service.models.engine(wait_seconds=1), "served_as", served_as)
     answer = ask(http, OUT_OF_SCOPE)
     assert edited

@@ -251,7 +251,7 @@ class Home:
         asked = [Request(prompt=fact["prompt"], max_tokens=6) for fact in FACTS]
         chats = [{"role": "user", "content": f"What is the capital of {fact['subject']}?"} for fact in FACTS]
         asked += [Request(messages=(turn,), max_tokens=6) for turn in chats]
-        return [(made.text, routed.route) for routed, made in self.service.answer_batch(who, asked, view=view, via=via)]
+        return [(made.text, routed.route) for routed, made in self.service.answering.answer_batch(who, asked, view=view, via=via)]
 
     def texts(self, **how: Any) -> list[str]:
         """The texts alone."""
@@ -500,7 +500,7 @@ def test_a_request_under_way_ends_on_the_release_that_it_began_on(home: Home) ->
     asked = Request(prompt="Once there was a city, and", max_tokens=40)
 
     async def streamed() -> AsyncIterator[str]:
-        _, pieces = await home.service.open_stream(LOCAL, asked, via="weights")
+        _, pieces = await home.service.answering.open_stream(LOCAL, asked, via="weights")
         async for piece in pieces:
             yield piece.text
 
@@ -511,7 +511,7 @@ def test_a_request_under_way_ends_on_the_release_that_it_began_on(home: Home) ->
         pieces = streamed()
         text = await anext(pieces)
         home.service.rollback(LOCAL, edit_ids=ids)
-        then = await home.service.complete(LOCAL, asked)
+        then = await home.service.answering.complete(LOCAL, asked)
         return text + "".join([more async for more in pieces]), then[1].text
 
     promoted = asyncio.run(whole())
@@ -527,7 +527,7 @@ def test_flip_and_rollback_act_within_half_a_second(home: Home) -> None:
     asked = Request(prompt="Once there was a city, and", max_tokens=6)
 
     def answer() -> str:
-        [(_, made)] = home.service.answer_batch(LOCAL, [asked])
+        [(_, made)] = home.service.answering.answer_batch(LOCAL, [asked])
         return made.text
 
     told, seconds = [answer()], []
@@ -628,9 +628,9 @@ def test_the_memory_is_left_out_where_the_weights_were_shown_to_answer(home: Hom
     routes = [route for _, route in home.answers()]
     assert routes == ["weights"] * 4 + ["memory"] * 2 + ["weights"] * 2  # Norway and Peru were never corrected
     assert home.texts()[:2] == home.texts(via="weights")[:2]
-    [(routed, _)] = home.service.answer_batch(LOCAL, [Request(prompt=FACTS[0]["prompt"], max_tokens=1)])
+    [(routed, _)] = home.service.answering.answer_batch(LOCAL, [Request(prompt=FACTS[0]["prompt"], max_tokens=1)])
     assert [hit.edit.id for hit in routed.hits] == home.ids[:1]  # it is told what the answer rests on
-    [(routed, _)] = home.service.answer_batch(LOCAL, [Request(prompt=FACTS[0]["prompt"], max_tokens=1)], via="ike")
+    [(routed, _)] = home.service.answering.answer_batch(LOCAL, [Request(prompt=FACTS[0]["prompt"], max_tokens=1)], via="ike")
     assert routed.route == "memory"
 
 
@@ -648,12 +648,12 @@ def test_off_leaves_the_memory_out_of_every_kind_of_question(home: Home) -> None
         messages=tuple({"role": "user", "content": text} for text in ("I like France.", "What is the capital of France?")), max_tokens=1
     )
     home.promote([edit])
-    [(routed, _)] = home.service.answer_batch(LOCAL, [follow_up])
+    [(routed, _)] = home.service.answering.answer_batch(LOCAL, [follow_up])
     assert routed.route == "memory"
     home.service.rollback(LOCAL, edit_ids=[edit], to="memory")
     home.promote([edit], policy={"memory_after_promotion": "off"})
     home.service._promotions._answered.clear()  # type: ignore[union-attr]
-    [(routed, _)] = home.service.answer_batch(LOCAL, [follow_up])
+    [(routed, _)] = home.service.answering.answer_batch(LOCAL, [follow_up])
     assert routed.route == "weights"
 
 

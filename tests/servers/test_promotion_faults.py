@@ -157,7 +157,7 @@ class World:
 
     def asked(self, number: int = 0) -> tuple[str, str]:
         """Ask about a fact: the route, and what the engine was asked."""
-        found = asyncio.run(self.service.query(LOCAL, f"What is the {FACTS[number]['prompt'][4:-3]}?", wait_seconds=30))
+        found = asyncio.run(self.service.answering.query(LOCAL, f"What is the {FACTS[number]['prompt'][4:-3]}?", wait_seconds=30))
         return found["answers"][0]["route"], found["answers"][0]["text"]
 
     def live(self) -> str:

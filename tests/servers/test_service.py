@@ -137,7 +137,7 @@ def damaged(*_: object, **__: object) -> None:
 
 def ask(service: Service, question: str, **more: Any) -> dict[str, Any]:
     """Ask as the local user."""
-    return asyncio.run(service.query(LOCAL, question, wait_seconds=10, **more))
+    return asyncio.run(service.answering.query(LOCAL, question, wait_seconds=10, **more))
 
 
 def test_a_correction_acts_on_the_next_answer_and_says_what_was_changed(open_home: Callable[..., Service]) -> None:
@@ -159,7 +159,7 @@ def test_a_question_about_somebody_else_reaches_the_engine_as_it_came(open_home:
     service = open_home()
     service.edit(LOCAL, [CAPITAL])
     request = Request(prompt="The capital of Ruritania is")
-    [(routed, _)] = service.answer_batch(LOCAL, [request])
+    [(routed, _)] = service.answering.answer_batch(LOCAL, [request])
 
     assert routed.request is request
     assert routed.route == "base"
@@ -235,7 +235,7 @@ def test_another_tenants_edits_are_neither_used_nor_listed(open_home: Callable[.
     """Design §3: ledger and scope are per tenant, taken from the token alone."""
     service, other = open_home(), Principal("bob", "b")
     edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
-    answer = asyncio.run(service.query(other, "What is the capital of Freedonia?", wait_seconds=10))["answers"][0]
+    answer = asyncio.run(service.answering.query(other, "What is the capital of Freedonia?", wait_seconds=10))["answers"][0]
 
     assert answer["route"] == "base"
     assert service.list_edits(other)["total"] == 0
@@ -302,7 +302,7 @@ def test_a_question_during_the_load_says_when_to_ask_again(open_home: Callable[.
     service = open_home(slow)
     try:
         with pytest.raises(ModelLoading) as raised:
-            asyncio.run(service.query(LOCAL, "What is the capital of Freedonia?", wait_seconds=0))
+            asyncio.run(service.answering.query(LOCAL, "What is the capital of Freedonia?", wait_seconds=0))
         assert raised.value.data["poll_after_ms"] > 0
         assert service.edit(LOCAL, [CAPITAL])["edits"][0]["state"] == "active"
     finally:
@@ -360,7 +360,7 @@ def test_an_edit_acts_in_another_process_of_its_home_within_half_a_second(open_h
     """Issue §4: an acknowledged edit is effective in every process on the same home within 0.5 s; so is its rollback."""
     service, question = open_home(), Request(prompt="The capital of Freedonia is")
     service.edit(LOCAL, [CAPITAL])
-    service.route(LOCAL, question)  # what a first question loads is no part of it
+    service.answering.route(LOCAL, question)  # what a first question loads is no part of it
     settings = str(tmp_path / "home"), str(tmp_path / "cache")
     with subprocess.Popen([sys.executable, "-c", WRITER, *settings], stdin=PIPE, stdout=PIPE, text=True) as writer:
         assert writer.stdin is not None
@@ -368,7 +368,7 @@ def test_an_edit_acts_in_another_process_of_its_home_within_half_a_second(open_h
         for expected in (["Firefly"], []):
             acknowledged = writer.stdout.readline().strip()
             started = time.monotonic()
-            found = service.route(LOCAL, question)["edits"]
+            found = service.answering.route(LOCAL, question)["edits"]
             took = time.monotonic() - started
 
             assert [service.get_edit(LOCAL, edit["edit_id"])["target"] for edit in found] == expected
@@ -497,13 +497,13 @@ def test_verify_measures_through_the_serving_path(open_home: Callable[..., Servi
     service = open_home()
     done = service.edit(LOCAL, [CAPITAL | {"paraphrases": ["Which city is Freedonia's capital?"]}])
     probes = [{"prompt": "The currency of Freedonia is", "expect": "unchanged"}]
-    card = asyncio.run(service.verify(LOCAL, [done["edits"][0]["edit_id"]], probes=probes, wait_seconds=10))
+    card = asyncio.run(service.verifying.verify(LOCAL, [done["edits"][0]["edit_id"]], probes=probes, wait_seconds=10))
 
     assert card["overall"]["reliability"]["value"] == 1.0
     assert card["overall"]["locality_other_subject"]["n"] >= 1
     assert card["scorecard_text"].startswith(" ")
     with pytest.raises(NotFound):
-        asyncio.run(service.verify(LOCAL, ["ed_unknown"], wait_seconds=10))
+        asyncio.run(service.verifying.verify(LOCAL, ["ed_unknown"], wait_seconds=10))
 
 
 def test_many_verifies_keep_neither_questions_nor_monitors_waiting(open_home: Callable[..., Service], held: Held) -> None:
@@ -514,12 +514,12 @@ def test_many_verifies_keep_neither_questions_nor_monitors_waiting(open_home: Ca
     monitor = httpx.AsyncClient(transport=httpx.ASGITransport(build_app(service)), base_url="http://127.0.0.1")
 
     async def ask_meanwhile() -> tuple[int, int, str]:
-        verifies = [asyncio.create_task(service.verify(LOCAL, [edit_id])) for _ in range(40)]
+        verifies = [asyncio.create_task(service.verifying.verify(LOCAL, [edit_id])) for _ in range(40)]
         await asyncio.sleep(0)
         try:
             async with asyncio.timeout(10), monitor:
                 health, numbers = await monitor.get("/healthz"), await monitor.get("/metrics")
-                asked = await service.query(LOCAL, "What is the capital of Freedonia?")
+                asked = await service.answering.query(LOCAL, "What is the capital of Freedonia?")
             return health.status_code, numbers.status_code, asked["answers"][0]["text"]
         finally:
             for verify in verifies:
@@ -537,13 +537,13 @@ def test_a_verify_whose_caller_has_left_asks_no_further_batch(open_home: Callabl
     ids = [row["edit_id"] for row in service.edit(LOCAL, [CAPITAL, other])["edits"]]
 
     async def leave() -> dict[str, Any]:
-        left = [asyncio.create_task(service.verify(LOCAL, ids[:1])) for _ in range(3)]
+        left = [asyncio.create_task(service.verifying.verify(LOCAL, ids[:1])) for _ in range(3)]
         await asyncio.to_thread(held.is_asked.wait, 20)
         for verify in left:
             verify.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         held.may_go.set()
-        return await service.verify(LOCAL, ids[1:])
+        return await service.verifying.verify(LOCAL, ids[1:])
 
     assert asyncio.run(leave())["checks"][0]["edit_id"] == ids[1]
     assert any("Ruritania" in batch for batch in held.batches)

@@ -121,7 +121,7 @@ def edited(service: Service, *facts: dict[str, Any], who: Principal = LOCAL) -> 
 
 def verify(service: Service, edit_ids: Sequence[str] = (), *, who: Principal = LOCAL, **more: Any) -> dict[str, Any]:
     """Ask, and check the shape."""
-    found = asyncio.run(service.verify(who, edit_ids, **{"wait_seconds": 0.0, **more}))
+    found = asyncio.run(service.verifying.verify(who, edit_ids, **{"wait_seconds": 0.0, **more}))
     VerifyOut.model_validate(found)
     return found
 
@@ -134,7 +134,7 @@ def verified_by_job(service: Service, edit_ids: Sequence[str] = (), **more: Any)
     job = asyncio.run(service.job_status(more.get("who", LOCAL), begun["job_id"]))
     JobOut.model_validate(job)
     assert job["status"] == "completed", job
-    return service.verified(more.get("who", LOCAL), begun["job_id"])
+    return service.verifying.verified(more.get("who", LOCAL), begun["job_id"])
 
 
 # What is answered at once ---------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_an_engine_that_cannot_score_leaves_the_column_unmeasured(service: Servi
 
 def test_what_takes_too_long_here_becomes_a_job(service: Service, engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 6 §3: every call answers within thirty seconds."""
-    monkeypatch.setattr("ke_tools.servers.service.MOST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("ke_tools.servers.verifying.MOST_WAIT_SECONDS", 0.0)
     service.models.engine(20)
     engine.may_go.clear()
     begun = verify(service, edited(service))
@@ -186,7 +186,7 @@ def test_what_takes_too_long_here_becomes_a_job(service: Service, engine: Script
 
     assert begun["status"] == "working"
     work(service)
-    assert service.verified(LOCAL, begun["job_id"])["overall"]["reliability"]["value"] == 1.0
+    assert service.verifying.verified(LOCAL, begun["job_id"])["overall"]["reliability"]["value"] == 1.0
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_a_job_tells_how_far_it_is_and_the_failed_edits(service: Service, engine
 
     async def ask() -> dict[str, Any]:
         doing = asyncio.create_task(asyncio.to_thread(work_when_queued, service))
-        found = await service.verify(LOCAL, [edit_id], suite="full", wait_seconds=20, heard=hear)
+        found = await service.verifying.verify(LOCAL, [edit_id], suite="full", wait_seconds=20, heard=hear)
         await doing
         return found
 
@@ -250,7 +250,7 @@ def test_a_reader_may_stop_a_verification_but_nothing_else(service: Service) -> 
         service.job_cancel(OTHER, begun["job_id"])
     assert service.job_cancel(READER, begun["job_id"])["status"] == "cancelled"
     work(service)
-    assert service.verified(READER, begun["job_id"])["summary"] == "Cancelled; nothing was changed."
+    assert service.verifying.verified(READER, begun["job_id"])["summary"] == "Cancelled; nothing was changed."
     assert service.ledger.scorecards_of("default", service.ledger.live("default")[0].id) == []
 
 

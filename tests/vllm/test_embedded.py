@@ -332,7 +332,7 @@ def test_how_soon_a_release_answers_and_is_taken_back(service: Service, world: W
     before = service.revision
 
     def ask() -> tuple[str, str]:
-        [(routed, answer)] = service.answer_batch(LOCAL, [Request(prompt=PLANNED[0].prompt, max_tokens=1)])
+        [(routed, answer)] = service.answering.answer_batch(LOCAL, [Request(prompt=PLANNED[0].prompt, max_tokens=1)])
         return str(routed.route), str(answer.text)
 
     first = ask()

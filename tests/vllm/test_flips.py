@@ -27,7 +27,7 @@ PUBLISH_SECONDS, ROLLBACK_SECONDS, SHARED = 1.0, 0.2, 3
 
 def ask(service: Service) -> str:
     """The first answer; by which route."""
-    [(routed, _)] = service.answer_batch(LOCAL, [Request(prompt=FACTS[0].prompt, max_tokens=1)])
+    [(routed, _)] = service.answering.answer_batch(LOCAL, [Request(prompt=FACTS[0].prompt, max_tokens=1)])
     return str(routed.route)
 
 

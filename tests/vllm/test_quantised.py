@@ -75,7 +75,7 @@ def base(engine: VLLM) -> list[Any]:
 
 def by_weights(service: Service) -> str:
     """What the live release says alone, without the memory."""
-    told = asyncio.run(service.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=60))
+    told = asyncio.run(service.answering.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=60))
     return str(told["answers"][0]["text"])
 
 

@@ -100,7 +100,7 @@ def test_it_starts_by_itself_comes_back_when_killed_and_is_gone_with_ke_tools(se
         edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
         assert served.said() == "Cairo."
         assert promoted(service, edit_id)["release"]
-        by_weights = asyncio.run(service.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=100))
+        by_weights = asyncio.run(service.answering.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=100))
         assert by_weights["answers"][0]["text"] == "Cairo."
     assert served.said() == "Cairo."
 

@@ -138,7 +138,7 @@ def _allowed(service: Service, engine: Any, tenant: str, release: str, question:
     """By route, what a tenant may be told: with its release, without any, with the fact told."""
     request = Request(messages=({"role": "user", "content": question},), max_tokens=1, logprobs=0)
     who = Principal(tenant, tenant, SCOPES)
-    told = service.memory_path(who, engine)(request).request
+    told = service.answering.memory_path(who, engine)(request).request
 
     def said(asked: Request, adapter: str) -> float:
         [made] = engine.generate([dataclasses.replace(asked, adapter=adapter)])

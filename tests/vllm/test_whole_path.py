@@ -69,7 +69,7 @@ def said(client: openai.OpenAI, model: str = "thimble", **more: Any) -> str:
 
 def verified(service: Service, edit_id: str) -> Any:
     """Verify one edit."""
-    return asyncio.run(service.verify(LOCAL, [edit_id], wait_seconds=25, is_patient=True))
+    return asyncio.run(service.verifying.verify(LOCAL, [edit_id], wait_seconds=25, is_patient=True))
 
 
 def finished(service: Service, edit_id: str, **more: Any) -> Any:
@@ -115,7 +115,7 @@ def test_an_edit_climbs_into_the_weights_and_comes_down(settings: Settings, repl
         edit_id = service.edit(LOCAL, [CAPITAL])["edits"][0]["edit_id"]
         job = promoted(service, edit_id)
         assert job["release"], job["decisions"]
-        by_weights = asyncio.run(service.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=10))
+        by_weights = asyncio.run(service.answering.query(LOCAL, QUESTION, via="weights", max_tokens=12, wait_seconds=10))
         assert by_weights["answers"][0]["text"] == "Cairo."
         assert said(client) == "Cairo."
         began = time.monotonic()

@@ -37,7 +37,7 @@ def test_the_list_shows_state_slot_source_age_and_times_fired(service: Service, 
     """Issue 8, §3, Edits."""
     made(service, FACT)
     ann.send("/console/ask", question="What is the capital of Freedonia?")
-    service._fired.flush()
+    service.fired.flush()
     seen = text_of(ann.see("/console/edits"))
     for part in ("The capital of Freedonia is Sylvania City", "active", "capital", "the gazette", "by ann", "1 edit, newest first"):
         assert part in seen
@@ -159,7 +159,7 @@ def test_the_gates_own_scorecard_is_shown_too(service: Service, ann: Browser) ->
 
 def verifying_of(service: Service, edit_id: str) -> dict[str, Any]:
     """A scorecard about an edit, as it is kept."""
-    found = asyncio.run(service.verify(PEOPLE["ann"], [edit_id], wait_seconds=20))
+    found = asyncio.run(service.verifying.verify(PEOPLE["ann"], [edit_id], wait_seconds=20))
     kept = service.get_scorecard(PEOPLE["ann"], found["scorecard"])
     del kept["scorecard"]
     return kept

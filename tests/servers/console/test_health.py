@@ -28,7 +28,7 @@ CAPITAL = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "tar
 def ask(service: Service, name: str, times: int = 1) -> None:
     """Ask about what is corrected."""
     for _ in range(times):
-        asyncio.run(service.query(PEOPLE[name], "What is the capital of Freedonia?", wait_seconds=10))
+        asyncio.run(service.answering.query(PEOPLE[name], "What is the capital of Freedonia?", wait_seconds=10))
 
 
 def test_a_server_that_was_asked_nothing_says_so(console: Console) -> None:
@@ -60,7 +60,7 @@ def test_what_was_asked_and_fired_is_counted_and_drawn(console: Console) -> None
 def test_answers_of_the_endpoint_are_timed_too(console: Console) -> None:
     """Issue 8, §3: p50/p99 of answers, by whatever way they were asked for."""
     console.browser().complete("The capital")
-    assert [len(console.service.latencies.of(kind, "acme")) for kind in ("routing", "answer")] == [1, 1]
+    assert [len(console.service.answering.latencies.of(kind, "acme")) for kind in ("routing", "answer")] == [1, 1]
 
 
 def test_the_numbers_are_the_tenants_own_and_all_for_an_admin(console: Console) -> None:
