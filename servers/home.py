@@ -89,7 +89,7 @@ class Home:
             KeToolsError: as :attr:`ledger`.
         """
         if self._scope is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+            raise self._unopened()
         return self._scope
 
     @property
@@ -100,7 +100,7 @@ class Home:
             KeToolsError: as :attr:`ledger`.
         """
         if self._forgetting is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+            raise self._unopened()
         return self._forgetting
 
     @property
@@ -111,7 +111,7 @@ class Home:
             KeToolsError: as :attr:`ledger`.
         """
         if self._statements is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+            raise self._unopened()
         return self._statements
 
     @property
@@ -136,8 +136,11 @@ class Home:
             KeToolsError: as :attr:`ledger`.
         """
         if self._promotions is None:
-            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+            raise self._unopened()
         return self._promotions
+
+    def _unopened(self) -> KeToolsError:
+        return self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
 
     def warm(self) -> None:
         """Load what the scope needs before the first question; one that cannot be loaded is told by the first that needs it."""
