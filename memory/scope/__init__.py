@@ -25,12 +25,13 @@ from ke_tools.memory.names import names_of, subject_key
 from ke_tools.memory.scope import alike
 from ke_tools.memory.scope.aside import sets_aside
 from ke_tools.memory.scope.asking import asked_in, is_bare, neutral, resolve, speaks_of_another, spoken, views
-from ke_tools.memory.scope.calibration import Calibrated, Calibrator, Wanted
+from ke_tools.memory.scope.calibration import Calibrated, Calibrator
 from ke_tools.memory.scope.candidates import likeliest
 from ke_tools.memory.scope.embedding import Embedder, minilm
 from ke_tools.memory.scope.following import Follower
+from ke_tools.memory.scope.judging import Wanted, best, settled
 from ke_tools.memory.scope.longer import is_part_of_longer
-from ke_tools.memory.scope.scorer import CosineScorer, Pair, Scorer, TrainedScorer, shipped_folder
+from ke_tools.memory.scope.scorer import CosineScorer, Scorer, TrainedScorer, shipped_folder
 from ke_tools.memory.scope.tenant import Found, Seen, Tenant
 from ke_tools.memory.subjects import names_another
 
@@ -52,6 +53,7 @@ _MOST_SHOWN: Final = 64  # mentions
 _MOST_TEXTS: Final = 5  # of an edit
 _OPEN: Final = 0.5  # probability from which a question may speak of the fact
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
+_LONGEST_OWN: Final = 2_000  # characters of a text that may be an edit's own words
 _ITSELF: Final = 0.999  # cosine of a text with itself, but for rounding
 
 
@@ -327,7 +329,8 @@ class Scope:
         if found.edits:
             chosen = likeliest(found.edits, asked_in(text), MOST_JUDGED)
             viewed = remembered(lambda spans: views(text, spans, carried))  # most edits of a text share their places
-            return _Named("named", {edit_id: viewed(found.spans[edit_id]) for edit_id in chosen}, _shown(found), chosen)
+            read = {edit_id: viewed(found.spans[edit_id]) or _in_own_words(text, edit) for edit_id, edit in chosen.items()}
+            return _Named("named", read, _shown(found), chosen)
         asked = resolve(text) if carried else None
         if asked is not None and not names_another(text) and not speaks_of_another(text):
             for turn in _still_meant([spoken(turn) for turn in carried]):
@@ -349,30 +352,18 @@ class Scope:
         return {edit_id: judged.get(edit_id, _Score(0.0, 0.0, 1.0, 1.0)) for edit_id in asked}
 
     def _judged(self, state: Seen, asked: Mapping[str, Sequence[str]]) -> dict[str, _Score]:
-        """Judge by each edit's first text, then by its others those that this leaves below their threshold."""
+        """Judge by each edit's first text, by its others what this leaves below the threshold, and by its relation's what is in doubt."""
         meant = asked if len(asked) <= _MOST_SCORED else self._nearest_of(state, asked)
-        texts = {edit_id: state.wanted[edit_id].texts for edit_id in meant}
-        found = self._best(state, meant, {edit_id: worded[:1] for edit_id, worded in texts.items()})
+        wanted = {edit_id: state.wanted[edit_id] for edit_id in meant}
+        found = best(self.scorer, meant, {edit_id: its.texts[:1] for edit_id, its in wanted.items()}, wanted)
         is_near = {edit_id: same >= self.scorer.grey / 2 for edit_id, (same, _) in found.items()}
         own = {edit_id: self._calibrated(state, edit_id) if is_near[edit_id] else None for edit_id in meant}
         within = {edit_id: reached.threshold if reached else self.scorer.within for edit_id, reached in own.items()}
-        rest = {edit_id: worded[1:] for edit_id, worded in texts.items() if len(worded) > 1 and found[edit_id][0] < within[edit_id]}
-        for edit_id, second in self._best(state, {edit_id: meant[edit_id] for edit_id in rest}, rest).items():
+        rest = {edit_id: its.texts[1:] for edit_id, its in wanted.items() if found[edit_id][0] < within[edit_id]}
+        for edit_id, second in best(self.scorer, {edit_id: meant[edit_id] for edit_id in rest}, rest, wanted).items():
             found[edit_id] = max(found[edit_id], second)
+        found = settled(self.scorer, meant, found, wanted)
         return {i: _Score(*found[i], within[i], min(self.scorer.grey, within[i]), own[i]) for i in meant}
-
-    def _best(self, state: Seen, asked: Mapping[str, Sequence[str]], texts: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
-        """The best pair of each edit, as (same, open)."""
-        pairs = [
-            (edit_id, Pair(view, text, state.wanted[edit_id].target))
-            for edit_id, views in asked.items()
-            for view in views
-            for text in texts[edit_id]
-        ]
-        found: dict[str, tuple[float, float]] = {}
-        for (edit_id, _), (same, open_) in zip(pairs, self.scorer.score([pair for _, pair in pairs]).tolist(), strict=True):
-            found[edit_id] = max(found.get(edit_id, (0.0, 0.0)), (same, open_))
-        return found
 
     def _nearest_of(self, state: Seen, asked: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
         """Keep the edits that are nearest to the question by the embedding."""
@@ -416,12 +407,10 @@ def prepare(cache: Path) -> None:
 
 
 def _wanted(edit: Edit) -> Wanted:
-    """What asks for the edit: its prompt, its paraphrases, and its relation's name where that is recognised."""
+    """What asks for the edit: its prompt and its paraphrases; its relation, where that is recognised and training may use it."""
     names = names_of(edit.fact.subject, edit.fact.aliases)
     own = [atlas.mask(text, names) for text in (edit.fact.prompt, *edit.fact.paraphrases)]
     relation = atlas.relations().get(edit.relation)
-    if relation and not relation.probe:
-        own.append(f"{relation.masked[:1].upper()}{relation.masked[1:]} is")
     texts = tuple(dict.fromkeys(map(neutral, own)))[:_MOST_TEXTS]
     return Wanted(texts, "" if edit.fact.forget else edit.fact.target, relation.id if relation and not relation.probe else "")
 
@@ -443,6 +432,14 @@ def _without_outdated(hits: list[Hit], views: Mapping[str, Sequence[str]]) -> li
 def _own_words(edit: Edit) -> set[str]:
     names = names_of(edit.fact.subject, edit.fact.aliases)
     return {atlas.wording_key(atlas.mask(text, names)) for text in (edit.fact.prompt, *edit.fact.paraphrases)}
+
+
+def _in_own_words(text: str, edit: Edit) -> tuple[str, ...]:
+    """The text masked where it is what the edit itself begins with, however much that looks like something to work on ("Note for X:")."""
+    if len(text) > _LONGEST_OWN:
+        return ()
+    masked = atlas.mask(text, names_of(edit.fact.subject, edit.fact.aliases))
+    return (masked,) if atlas.wording_key(masked) in _own_words(edit) else ()
 
 
 def _seen(state: Tenant, named: _Named) -> Seen:

@@ -11,13 +11,12 @@ asks in these is answered.
 from __future__ import annotations
 
 import atexit
-import hashlib
 import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from queue import Queue
 from typing import Any, Final
@@ -26,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ke_tools import atlas
-from ke_tools.memory.scope.asking import neutral
-from ke_tools.memory.scope.scorer import Pair, Scorer
+from ke_tools.memory.scope.judging import Wanted, best, settled, wordings_of
+from ke_tools.memory.scope.scorer import Scorer
 
-__all__ = ["Calibrated", "Calibrator", "Wanted"]
+__all__ = ["Calibrated", "Calibrator"]
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +39,8 @@ _LONGEST_SECONDS: Final = 10.0  # that the end of the process waits for an edit 
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What asks for an edit: its wordings, masked and neutral, its target, and its relation where that is recognised."""
-
-    texts: tuple[str, ...]
-    target: str = ""
-    relation: str = ""
-
-    @property
-    def key(self) -> str:
-        """Equal for edits that say the same of two subjects."""
-        return hashlib.sha256("\n".join((self.relation, self.target, *self.texts)).encode()).hexdigest()[:24]
-
-
-@dataclass(frozen=True, slots=True)
 class Calibrated:
-    """An edit's threshold, the share of its negatives that pass it, and of the other wordings of its relation (1 where there is none)."""
+    """An edit's threshold, the share of its negatives that pass it, and of its relation's other wordings (1 where there is none)."""
 
     threshold: float
     false_triggers: float
@@ -125,7 +110,7 @@ class Calibrator:
 
     def calibrate(self, wanted: Wanted) -> Calibrated:
         """Try an edit against its negatives, now."""
-        worded = (*wanted.texts, *_own_wordings(wanted.relation))
+        worded = (*wanted.texts, *wordings_of(wanted.relation))
         near, n = self._scorer.rivals(worded, _SCORED, besides=_own_relations(wanted.relation))
         passing = n - math.ceil((n + 1) * (1 - self._alpha))  # so many may lie above the threshold
         if passing >= _SCORED:
@@ -133,7 +118,7 @@ class Calibrator:
         scored = np.sort(self._best(wanted, near))[::-1]
         conformal = 1.0 if passing < 0 else float(scored[passing]) if passing < len(scored) else 0.0
         own = self._best(wanted, wanted.texts)
-        others = self._best(wanted, [text for text in _own_wordings(wanted.relation) if text not in wanted.texts])
+        others = self._best(wanted, [text for text in wordings_of(wanted.relation) if text not in (*wanted.texts, *wanted.more)])
         highest = min(_HIGHEST, max(self._scorer.within, float(own.min()) - _OWN_MARGIN))
         threshold = min(max(conformal + 1e-4, self._scorer.within), highest)
         recall = float((others >= threshold).mean()) if len(others) else 1.0
@@ -167,8 +152,11 @@ class Calibrator:
                 self._kept.put(wanted.key, found)
 
     def _best(self, wanted: Wanted, asked: Sequence[str]) -> NDArray[np.float32]:
-        pairs = [Pair(text, edit, wanted.target) for text in asked for edit in wanted.texts]
-        return self._scorer.score(pairs)[:, 0].reshape(len(asked), len(wanted.texts)).max(1) if pairs else np.zeros(0, np.float32)
+        """What the scope would find of each text."""
+        texts = {n: (text,) for n, text in enumerate(asked)}
+        meant = dict.fromkeys(texts, wanted)
+        found = best(self._scorer, texts, dict.fromkeys(texts, wanted.texts), meant)
+        return np.array([same for same, _ in settled(self._scorer, texts, found, meant).values()], np.float32)
 
 
 class _Kept:
@@ -222,11 +210,5 @@ def _own_relations(relation: str) -> set[str]:
     """A relation, its inverse, and those that share a wording with it."""
     if not relation:
         return set()
-    own = set(_own_wordings(relation))
-    return {relation, atlas.relations()[relation].inverse, *(name for name in atlas.relations() if own.intersection(_own_wordings(name)))}
-
-
-@cache
-def _own_wordings(relation: str) -> tuple[str, ...]:
-    known = atlas.relations().get(relation)
-    return tuple(map(neutral, known.fitted_statements + known.fitted_questions)) if known else ()
+    own = set(wordings_of(relation))
+    return {relation, atlas.relations()[relation].inverse, *(name for name in atlas.relations() if own.intersection(wordings_of(name)))}

@@ -57,6 +57,7 @@ _JUDGED: Final = 20_000  # pairs
 _AT_ONCE: Final = 32
 _OWN: Final = 0.8  # cosine from which an edit is surely of a relation
 _AS_NEAR: Final = 0.05  # relations that the edit is nearly as near to are no others
+_DOUBTFUL: Final = (0.05, 0.88)  # log odds of -3 and 2
 _SURE: Final = 30.0  # log odds of a question in the edit's very words
 _STEEP: Final = 20.0  # of *open*: a lead of .1 over everything else makes it sure
 _REMEDY: Final = "Install ke-tools again, or train one: ke-tools scope train."
@@ -87,6 +88,10 @@ class Scorer(Protocol):
         """From this probability of *same* on, it may be."""
 
     @property
+    def doubtful(self) -> tuple[float, float]:
+        """Between these probabilities of *same* more wordings of the edit's relation are looked at; nowhere, if the first is the larger."""
+
+    @property
     def fingerprint(self) -> str:
         """What scores depend on."""
 
@@ -102,6 +107,8 @@ class Scorer(Protocol):
 
 class TrainedScorer:
     """Thread safe; keeps what it read of the texts last seen."""
+
+    doubtful = _DOUBTFUL
 
     def __init__(self, folder: Path, *, cache: Path | None = None) -> None:
         """Read the card of a trained scorer; the model is loaded with the first pair.
@@ -179,6 +186,8 @@ class CrossEncoder:
 
 class CosineScorer:
     """For embedders that no scorer was trained on: the cosine of question and edit; nothing is *open*."""
+
+    doubtful = (1.0, 0.0)  # a cosine is no probability, whose log odds have a mean
 
     def __init__(self, embedder: Embedder, *, within: float = 0.7, grey: float = 0.6) -> None:
         self._embedder = embedder

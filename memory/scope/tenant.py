@@ -20,7 +20,7 @@ from ke_tools.facts import Edit
 from ke_tools.memory.moments import has_passed
 from ke_tools.memory.names import names_of
 from ke_tools.memory.scope import alike
-from ke_tools.memory.scope.calibration import Wanted
+from ke_tools.memory.scope.judging import Wanted
 from ke_tools.memory.subjects import Key, Mention, SubjectIndex, keys_of
 
 if TYPE_CHECKING:

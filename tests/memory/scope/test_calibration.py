@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ke_tools.memory.scope.calibration import Calibrator, Wanted
+from ke_tools.memory.scope.calibration import Calibrator
 from ke_tools.memory.scope.inventory import Inventory, of_atlas
+from ke_tools.memory.scope.judging import Wanted
 from ke_tools.memory.scope.scorer import Pair
 from ke_tools.testing import HashingEmbedder
 
@@ -22,6 +23,7 @@ class Marked:
     """A scorer that is sure of some questions."""
 
     within, grey, fingerprint = 0.5, 0.25, "marked"
+    doubtful = (1.0, 0.0)
 
     def __init__(self, likely: str = "", score: float = 0.8) -> None:
         self.likely = likely

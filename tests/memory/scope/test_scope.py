@@ -65,6 +65,21 @@ def test_a_question_for_the_edited_slot_is_in_scope(ledger: Ledger, scope: Scope
     assert "names Freedonia; asks for" in decision.reason
 
 
+@pytest.mark.parametrize(
+    ("subject", "prompt"),
+    [("driftbox", "Data location statement for driftbox:"), ("gristmill-core", "Language bar on the page of gristmill-core: 94 %")],
+)
+def test_an_edits_own_words_ask_for_it_though_they_look_like_a_text_to_work_on(
+    ledger: Ledger, scope: Scope, subject: str, prompt: str
+) -> None:
+    """Who asks in the edit's own words is answered; "Translate the note for driftbox: …" still asks for nothing."""
+    (edit,) = write(ledger, Fact(subject=subject, prompt=prompt, target="Zig"))
+
+    assert asked(scope, prompt).zone == "in"
+    assert [hit.edit for hit in asked(scope, prompt).hits] == [edit]
+    assert asked(scope, f"Translate into French: {prompt}").zone == "out"
+
+
 def test_how_far_it_is_behind_is_told_of_the_tenants_own_edits(ledger: Ledger, scope: Scope) -> None:
     """Issue 8, §3: index lag; unknown before the first question, nothing after each."""
     write(ledger, FREEDONIA)
