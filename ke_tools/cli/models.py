@@ -176,7 +176,11 @@ def scope_train(
     without: Annotated[str, typer.Option(metavar="RELATION,…", help="Relations that no source shall teach.")] = "",
     start: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="A scorer to go on from: its embedding stays, its cross-encoder goes on."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="A scorer to go on from: its embedding stays, its cross-encoder goes on (with another --seed).",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="How long to tune the embedding; the rest in proportion.")] = None,
     crossing_steps: Annotated[
@@ -187,8 +191,6 @@ def scope_train(
     """Train the scorer of questions on the inventory's relations and on benchmark files."""
     from ke_tools.memory.scope import training
 
-    if crossing_steps == 0 and start is None:
-        raise InvalidInput("a scorer without a cross-encoder is none.", "Give --crossing-steps of 1 or more, or --start with a scorer.")
     usual = training.Recipe(seed=seed)
     recipe = usual if steps is None else replace(usual, steps=steps, crossing_steps=max(1, usual.crossing_steps * steps // usual.steps))
     if crossing_steps is not None:

@@ -53,7 +53,6 @@ _MOST_SHOWN: Final = 64  # mentions
 _MOST_TEXTS: Final = 5  # of an edit
 _OPEN: Final = 0.5  # probability from which a question may speak of the fact
 _LONGEST: Final = 20_000  # characters of a text that are searched for names, from its end
-_LONGEST_OWN: Final = 2_000  # characters of a text that may be an edit's own words
 _ITSELF: Final = 0.999  # cosine of a text with itself, but for rounding
 
 
@@ -352,14 +351,15 @@ class Scope:
         return {edit_id: judged.get(edit_id, _Score(0.0, 0.0, 1.0, 1.0)) for edit_id in asked}
 
     def _judged(self, state: Seen, asked: Mapping[str, Sequence[str]]) -> dict[str, _Score]:
-        """Judge by each edit's first text, by its others what this leaves below the threshold, and by its relation's what is in doubt."""
+        """Judge by each edit's first text, by its others what this leaves unclear, and by its relation's what is still in doubt."""
         meant = asked if len(asked) <= _MOST_SCORED else self._nearest_of(state, asked)
         wanted = {edit_id: state.wanted[edit_id] for edit_id in meant}
         found = best(self.scorer, meant, {edit_id: its.texts[:1] for edit_id, its in wanted.items()}, wanted)
         is_near = {edit_id: same >= self.scorer.grey / 2 for edit_id, (same, _) in found.items()}
         own = {edit_id: self._calibrated(state, edit_id) if is_near[edit_id] else None for edit_id in meant}
         within = {edit_id: reached.threshold if reached else self.scorer.within for edit_id, reached in own.items()}
-        rest = {edit_id: its.texts[1:] for edit_id, its in wanted.items() if found[edit_id][0] < within[edit_id]}
+        clear = {edit_id: max(its, self.scorer.doubtful[1]) for edit_id, its in within.items()}
+        rest = {edit_id: its.texts[1:] for edit_id, its in wanted.items() if found[edit_id][0] < clear[edit_id]}
         for edit_id, second in best(self.scorer, {edit_id: meant[edit_id] for edit_id in rest}, rest, wanted).items():
             found[edit_id] = max(found[edit_id], second)
         found = settled(self.scorer, meant, found, wanted)
@@ -435,8 +435,8 @@ def _own_words(edit: Edit) -> set[str]:
 
 
 def _in_own_words(text: str, edit: Edit) -> tuple[str, ...]:
-    """The text masked where it is what the edit itself begins with, however much that looks like something to work on ("Note for X:")."""
-    if len(text) > _LONGEST_OWN:
+    """The text masked where it is one of the edit's own, however much that looks like something to work on ("Note for X:")."""
+    if len(text) > 2 * max(map(len, (edit.fact.prompt, *edit.fact.paraphrases))):
         return ()
     masked = atlas.mask(text, names_of(edit.fact.subject, edit.fact.aliases))
     return (masked,) if atlas.wording_key(masked) in _own_words(edit) else ()

@@ -49,7 +49,8 @@ def best(
     scorer: Scorer, asked: Mapping[K, Sequence[str]], texts: Mapping[K, Sequence[str]], wanted: Mapping[K, Wanted]
 ) -> dict[K, tuple[float, float]]:
     """Of each edit the best pair of a question's view and one of some texts, as (same, open)."""
-    return {key: (float(rows[:, 0].max()), float(rows[:, 1].max())) for key, rows in _by_text(scorer, asked, texts, wanted).items()}
+    by_text = _by_text(scorer, asked, texts, wanted)
+    return {key: max((same, open_) for same, open_ in rows.reshape(-1, 2).tolist()) for key, rows in by_text.items()}
 
 
 def settled(
@@ -59,7 +60,7 @@ def settled(
     low, high = scorer.doubtful
     more = {key: wanted[key].more for key, (same, _) in found.items() if low < same < high and wanted[key].more}
     means = {
-        key: (_mean([found[key][0], *rows[:, 0].tolist()]), found[key][1])
+        key: (_mean([found[key][0], *rows[:, :, 0].max(1).tolist()]), found[key][1])
         for key, rows in _by_text(scorer, {key: asked[key] for key in more}, more, wanted).items()
     }
     return {**found, **means}
@@ -81,14 +82,14 @@ def _chosen(relation: str) -> tuple[str, ...]:
 def _by_text(
     scorer: Scorer, asked: Mapping[K, Sequence[str]], texts: Mapping[K, Sequence[str]], wanted: Mapping[K, Wanted]
 ) -> dict[K, NDArray[np.float32]]:
-    """For each text of an edit the scores of the best view, shape (texts, 2)."""
+    """The scores of each text of an edit with each view, shape (texts, views, 2)."""
     pairs = [Pair(view, text, wanted[key].target) for key, views in asked.items() for text in texts[key] for view in views]
     scores, found, start = scorer.score(pairs), {}, 0
     for key, views in asked.items():
         shape = (len(texts[key]), len(views), 2)
         end = start + shape[0] * shape[1]
         if end > start:
-            found[key] = scores[start:end].reshape(shape).max(1)
+            found[key] = scores[start:end].reshape(shape)
         start = end
     return found
 

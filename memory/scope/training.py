@@ -43,6 +43,7 @@ _HELD_OUT: Final = 0.1  # of the groups of each source
 _PAIRS: Final = 48  # of a group, for the regressions
 _RIDGE: Final = 3e-4
 _REPORT_EVERY: Final = 10
+_NO_SCORER: Final = "Name the folder of a trained scorer."
 _BUDGET: Final = {"in": 0.06, "grey": 0.12}  # of the negatives of relations kept back may pass
 
 Progress = Callable[[str, int, int], None]
@@ -93,31 +94,35 @@ def train(
         progress: told (stage, done, total).
 
     Raises:
-        InvalidInput: a data file is of no known format, or ``without`` names a relation that no source has.
+        InvalidInput: a data file is of no known format, ``without`` names a relation that no source has or that ``start`` was taught,
+            ``start`` is ``out``, or there would be no cross-encoder.
         ModelUnavailable: the embedding model, or a scorer to go on from, is not there.
     """
     chosen, tell = recipe or Recipe(), progress or (lambda _stage, _done, _total: None)
     began = time.monotonic()
     rng = random.Random(chosen.seed)  # noqa: S311  no secret
     _refuse_unknown(without, data)
-    before = _card(start) if start else {}
+    before = _card(start, out, without) if start else {}
+    if not (before or chosen.crossing_steps):
+        raise InvalidInput("a scorer without a cross-encoder is none.", "Give it 1 step or more, or a scorer to go on from.")
     sources = corpora(data, without)
-    fitted, kept = _split(sources, rng, before.get("kept_back"))
+    fitted, kept = _split(sources, rng, before.get("kept_back", {}))
     made, inventory = _networks(fitted, out, start, without, chosen, embedder, tell)
     tell("weighing", 0, 1)
     weighed = _weigh(list(_judged(kept, sources, rng)), made, inventory, CrossEncoder(out))
     card = {
-        "recipe": asdict(chosen),
+        "recipe": asdict(replace(chosen, steps=0) if start else chosen),
         "data": [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in data],
         "without": sorted(without),
         "relations": {corpus.name: len(corpus.groups) for corpus in fitted},
         "kept_back": {corpus.name: [group.name for group in corpus.groups] for corpus in kept},
-        **({"start": {name: before[name] for name in ("recipe", "made", "start") if name in before}} if before else {}),
+        **({"start": {name: before[name] for name in ("recipe", "data", "made", "start") if name in before}} if before else {}),
         **weighed,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
     _write(out / CARD, card)
-    _write(out / SUBJECTS, {"training_subjects": _subjects(data)})
+    earlier = json.loads((start / SUBJECTS).read_text("utf-8"))["training_subjects"] if start else []
+    _write(out / SUBJECTS, {"training_subjects": sorted({*earlier, *_subjects(data)})})
     card["probe"] = measure(TrainedScorer(out), random.Random(chosen.seed))  # noqa: S311  no secret
     _write(out / CARD, card)
     return card
@@ -218,20 +223,25 @@ def _refuse_unknown(without: Collection[str], data: Sequence[Path]) -> None:
         raise InvalidInput(f"no source has the relation {unknown[0]!r}.", "Name relations as `ke-tools scope relations` lists them.")
 
 
-def _card(start: Path) -> Mapping[str, Any]:
+def _card(start: Path, out: Path, without: Collection[str]) -> Mapping[str, Any]:
     """The card of a scorer to go on from, whatever its regressions weighed.
 
     Raises:
+        InvalidInput: it would be written over, or was taught what nothing shall teach.
         ModelUnavailable: the folder holds no scorer.
     """
+    if start.resolve() == out.resolve():
+        raise InvalidInput(f"{out} is to be written and gone on from.", "Give --out another folder than --start.")
+    if missing := [name for name in (CARD, ADAPTER, ADAPTER_CONFIG, CROSSING, SUBJECTS) if not (start / name).is_file()]:
+        raise ModelUnavailable(f"the scorer in {start} has no {missing[0]}.", _NO_SCORER)
     try:
-        card = json.loads((start / CARD).read_text("utf-8"))
-        missing = [name for name in (ADAPTER, ADAPTER_CONFIG, CROSSING) if not (start / name).is_file()]
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"the scorer in {start} cannot be read: {error}", "Name the folder of a trained scorer.") from error
-    if missing or not isinstance(card, dict) or "kept_back" not in card:
-        lacks = missing[0] if missing else "kept_back in its card"
-        raise ModelUnavailable(f"the scorer in {start} has no {lacks}.", "Name the folder of a trained scorer.")
+        card: dict[str, Any] = json.loads((start / CARD).read_text("utf-8"))
+        taught = sorted(set(without) - set(card["without"]))
+        dict(card["kept_back"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnavailable(f"the card of the scorer in {start} cannot be read: {error!r}", _NO_SCORER) from error
+    if taught:
+        raise InvalidInput(f"the scorer in {start} was taught {taught[0]!r}.", "Train one without it from the beginning.")
     return card
 
 
@@ -242,14 +252,12 @@ def _copy(start: Path, out: Path) -> None:
         shutil.copyfile(start / name, out / name)
 
 
-def _split(
-    sources: Sequence[Corpus], rng: random.Random, earlier: Mapping[str, Collection[str]] | None
-) -> tuple[list[Corpus], list[Corpus]]:
-    """Keep some groups of each source back; those that were kept ``earlier``, by source, where that is given."""
+def _split(sources: Sequence[Corpus], rng: random.Random, earlier: Mapping[str, Collection[str]]) -> tuple[list[Corpus], list[Corpus]]:
+    """Keep some groups of each source back; of one that was there ``earlier`` those that were kept back then."""
     fitted, kept = [], []
     for corpus in sources:
         names = [group.name for group in corpus.groups]
-        back = set(rng.sample(names, round(_HELD_OUT * len(names)))) if earlier is None else set(earlier.get(corpus.name, ()))
+        back = set(earlier[corpus.name] if corpus.name in earlier else rng.sample(names, round(_HELD_OUT * len(names))))
         fitted.append(replace(corpus, groups=tuple(group for group in corpus.groups if group.name not in back)))
         kept.append(replace(corpus, groups=tuple(group for group in corpus.groups if group.name in back)))
     return fitted, kept
@@ -298,8 +306,8 @@ def _may_contrast(group: Group, other: Group) -> bool:
 def _weigh(judged: Sequence[_Judged], embedder: Embedder, inventory: Inventory, cross: CrossEncoder) -> dict[str, Any]:
     """Fit the regressions and choose the thresholds; what the card says of them.
 
-    Each pair counts three times: with an inventory that has not the question's wording, with one that has not the edit's either, and with
-    one that has not their relation at all, as with relations that nobody has listed.
+    Each pair counts three times: with an inventory that has not the question's wording, with one that has not the edit's either (compared
+    without its target), and with one that has not their relation at all, as with relations that nobody has listed.
     """
     asked, told, edit = (embedder.encode([getattr(one.pair, name) for one in judged]) for name in ("asked", "told", "edit"))
     without_asked = inventory.likeness(asked, [one.pair.asked for one in judged])

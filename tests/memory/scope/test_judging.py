@@ -9,28 +9,33 @@ import numpy as np
 import pytest
 
 from ke_tools import atlas
+from ke_tools.facts import Fact
+from ke_tools.memory.scope import Reading, Scope
 from ke_tools.memory.scope.asking import neutral
 from ke_tools.memory.scope.judging import Wanted, best, settled, wordings_of
 from ke_tools.memory.scope.scorer import CosineScorer, Pair
-from ke_tools.testing import HashingEmbedder
+from ke_tools.testing import HashingEmbedder, memory_ledger
 
 CAPITAL = Wanted(("X is governed from",), "Bonn", "capital")
 
 
 class Told:
-    """Scores as it was told, by the edit's wording; remembers what it was asked."""
+    """Scores as it was told, by the edit's wording or the question's view; remembers what it was asked. The own words are sure."""
 
     within, grey, fingerprint = 0.4, 0.2, "told"
     doubtful = (0.05, 0.88)
 
-    def __init__(self, scores: Mapping[str, float], other: float = 0.5) -> None:
-        self.scores, self.other = scores, other
+    def __init__(self, scores: Mapping[str, float], other: float = 0.5, opened: Mapping[str, float] | None = None) -> None:
+        self.scores, self.other, self.opened = scores, other, opened or {}
         self.asked: list[Pair] = []
 
     def score(self, pairs: Sequence[Pair]) -> Any:
         """As told."""
         self.asked += pairs
-        return np.array([[self.scores.get(pair.edit, self.other), 0.1] for pair in pairs], np.float32).reshape(-1, 2)
+        return np.array([[self._same(pair), self.opened.get(pair.asked, 0.1)] for pair in pairs], np.float32).reshape(-1, 2)
+
+    def _same(self, pair: Pair) -> float:
+        return 1.0 if pair.asked == pair.edit else self.scores.get(pair.edit, self.scores.get(pair.asked, self.other))
 
     def warm(self) -> None:
         """Nothing to load."""
@@ -48,6 +53,36 @@ def test_an_edits_best_text_and_the_questions_best_view_count() -> None:
 
     assert found == {1: pytest.approx((0.7, 0.1)), 2: pytest.approx((0.2, 0.1))}
     assert len(scorer.asked) == 5
+
+
+def test_how_open_a_question_is_is_told_of_the_view_that_counts() -> None:
+    """In "What do you know of X? How old is it?" the first view is open; that makes no edit of X one that may be meant."""
+    scorer = Told({"What do you know of X?": 0.1, "How old is X?": 0.3}, opened={"What do you know of X?": 0.9})
+    asked = {1: ("What do you know of X?", "How old is X?")}
+
+    found = best(scorer, asked, {1: ("The capital of X is",)}, {1: CAPITAL})
+
+    assert found == {1: pytest.approx((0.3, 0.1))}
+
+
+def test_who_asks_in_a_paraphrase_of_the_edit_is_answered_whatever_its_relations_other_wordings_say() -> None:
+    """The prompt alone would leave it in doubt, above the threshold; then the paraphrases are looked at first."""
+    fact = Fact(
+        subject="Freedonia",
+        prompt="The capital of Freedonia is",
+        target="Bonn",
+        relation="capital",
+        paraphrases=("The seat of power in Freedonia is",),
+    )
+    with memory_ledger() as ledger:
+        edits = ledger.edit("t", [fact], actor="test")
+        scope = Scope(ledger, HashingEmbedder(), Told({"The capital of X is": 0.6}, 0.06))
+
+        decision = scope.decide("t", Reading("The seat of power in Freedonia is"))
+
+    assert decision.zone == "in"
+    assert [hit.edit for hit in decision.hits] == edits
+    assert decision.hits[0].score == 1
 
 
 @pytest.mark.parametrize("sure", [0.02, 0.95])

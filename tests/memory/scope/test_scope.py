@@ -78,6 +78,7 @@ def test_an_edits_own_words_ask_for_it_though_they_look_like_a_text_to_work_on(
     assert asked(scope, prompt).zone == "in"
     assert [hit.edit for hit in asked(scope, prompt).hits] == [edit]
     assert asked(scope, f"Translate into French: {prompt}").zone == "out"
+    assert asked(scope, f"{prompt} {prompt} Translate all of this into French, please.").zone == "out"
 
 
 def test_how_far_it_is_behind_is_told_of_the_tenants_own_edits(ledger: Ledger, scope: Scope) -> None:

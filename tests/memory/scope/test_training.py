@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,25 @@ def test_a_scorer_goes_on_from_another(tmp_path: Path) -> None:
     assert (one / ADAPTER).read_bytes() == (two / ADAPTER).read_bytes()
     assert (one / CROSSING).read_bytes() != (two / CROSSING).read_bytes()
     assert again["kept_back"] == first["kept_back"]
-    assert again["start"] == {"recipe": first["recipe"]}
+    assert again["start"] == {"recipe": first["recipe"], "data": []}
+    assert again["recipe"]["steps"] == 0, "its embedding was not tuned"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_small")
+def test_what_a_scorer_was_fitted_on_stays_listed(tmp_path: Path) -> None:
+    """Benches leave these subjects out, also where the files are not given again."""
+    data = tmp_path / "rows.json"
+    data.write_text(
+        json.dumps([{"subject": "Bea L\u00f6v", "prompt": "Bea L\u00f6v is", "target": "b", "rephrase": "Bea L\u00f6v was"}]), "utf-8"
+    )
+    trained(tmp_path / "first", data=[data])
+
+    card = trained(tmp_path / "again", start=tmp_path / "first")
+
+    one, two = (json.loads((tmp_path / name / training.SUBJECTS).read_text("utf-8")) for name in ("first", "again"))
+    assert one == two != {"training_subjects": []}
+    assert [row["name"] for row in card["start"]["data"]] == ["rows.json"]
 
 
 @pytest.mark.slow
@@ -140,15 +159,55 @@ def test_a_scorer_is_weighed_anew_without_training(tmp_path: Path, monkeypatch: 
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-@pytest.mark.parametrize("lacks", ["card.json", ADAPTER, CROSSING])
+def a_scorer(folder: Path, card: Any = None) -> Path:
+    """Files by the names of a scorer's."""
+    folder.mkdir()
+    for name in ("adapter_config.json", ADAPTER, CROSSING, training.SUBJECTS):
+        (folder / name).write_bytes(b"")
+    (folder / "card.json").write_text(json.dumps({"kept_back": {}, "without": []} if card is None else card), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("lacks", ["card.json", ADAPTER, CROSSING, training.SUBJECTS])
 def test_what_is_no_scorer_cannot_be_gone_on_from(tmp_path: Path, lacks: str) -> None:
     """It is said before anything is computed, and what is missing."""
-    for name in ("card.json", "adapter_config.json", ADAPTER, CROSSING):
-        if name != lacks:
-            (tmp_path / name).write_text('{"kept_back": {}}', "utf-8")
+    start = a_scorer(tmp_path / "start")
+    (start / lacks).unlink()
 
     with pytest.raises(ModelUnavailable, match=lacks):
-        trained(tmp_path / "out", start=tmp_path)
+        trained(tmp_path / "out", start=start)
+
+
+@pytest.mark.parametrize("card", [[], {"kept_back": {}}, {"kept_back": None, "without": []}, {"kept_back": ["capital"], "without": []}])
+def test_a_card_that_says_nothing_of_what_was_kept_back_is_told(tmp_path: Path, card: Any) -> None:
+    """Or relations that it was taught would count as such that it was not."""
+    with pytest.raises(ModelUnavailable, match="card"):
+        trained(tmp_path / "out", start=a_scorer(tmp_path / "start", card))
+
+
+def test_a_scorer_is_not_written_over_while_it_is_gone_on_from(tmp_path: Path) -> None:
+    """Neither by the same name nor by another way to it."""
+    start = a_scorer(tmp_path / "start")
+
+    with pytest.raises(InvalidInput, match="gone on from"):
+        trained(start / ".." / "start", start=start)
+
+
+def test_what_a_scorer_was_taught_cannot_be_left_out_afterwards(tmp_path: Path) -> None:
+    """The card would claim what is not so."""
+    with pytest.raises(InvalidInput, match="taught 'capital'"):
+        trained(tmp_path / "out", start=a_scorer(tmp_path / "start"), without=["capital"])
+
+
+def test_of_a_source_that_a_scorer_did_not_have_a_part_is_kept_back_too() -> None:
+    """It would count in neither the regressions nor the thresholds."""
+    sources = [Corpus(corpus.name, corpus.groups[:20]) for corpus in corpora()[:2]]
+    known = sources[0]
+
+    _, kept = training._split(sources, random.Random(0), {known.name: [known.groups[0].name]})
+
+    assert [group.name for group in kept[0].groups] == [known.groups[0].name]
+    assert len(kept[1].groups) == 2
 
 
 def test_a_relation_that_no_source_has_is_refused(tmp_path: Path) -> None:
@@ -172,7 +231,7 @@ def test_a_scorer_without_a_cross_encoder_is_not_begun(tmp_path: Path, capsys: p
     """There is nothing to leave as it is."""
     assert cli.run(["scope", "train", "--crossing-steps", "0", "--out", str(tmp_path / "out")]) != 0
 
-    assert "--start" in capsys.readouterr().err
+    assert "without a cross-encoder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
