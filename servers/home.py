@@ -6,7 +6,7 @@ A ledger that could not be opened leaves the model alone, which answers without 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ke_tools.errors import KeToolsError, LedgerDamaged
 from ke_tools.memory.scope import Scope
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Home"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Home:
@@ -88,9 +90,7 @@ class Home:
         Raises:
             KeToolsError: as :attr:`ledger`.
         """
-        if self._scope is None:
-            raise self._unopened()
-        return self._scope
+        return self._of_ledger(self._scope)
 
     @property
     def forgetting(self) -> Forgetting:
@@ -99,9 +99,7 @@ class Home:
         Raises:
             KeToolsError: as :attr:`ledger`.
         """
-        if self._forgetting is None:
-            raise self._unopened()
-        return self._forgetting
+        return self._of_ledger(self._forgetting)
 
     @property
     def statements(self) -> Statements:
@@ -110,9 +108,7 @@ class Home:
         Raises:
             KeToolsError: as :attr:`ledger`.
         """
-        if self._statements is None:
-            raise self._unopened()
-        return self._statements
+        return self._of_ledger(self._statements)
 
     @property
     def trouble(self) -> str:
@@ -135,12 +131,12 @@ class Home:
         Raises:
             KeToolsError: as :attr:`ledger`.
         """
-        if self._promotions is None:
-            raise self._unopened()
-        return self._promotions
+        return self._of_ledger(self._promotions)
 
-    def _unopened(self) -> KeToolsError:
-        return self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+    def _of_ledger(self, part: T | None) -> T:
+        if part is None:
+            raise self._ledger.with_traceback(None) if isinstance(self._ledger, KeToolsError) else LedgerDamaged("there is no ledger.")
+        return part
 
     def warm(self) -> None:
         """Load what the scope needs before the first question; one that cannot be loaded is told by the first that needs it."""

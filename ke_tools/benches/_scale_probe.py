@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ke_tools.benches._serving import TENANT
 from ke_tools.benches.scale import ONE_SUBJECTS_TENANT, RISKY_TENANT, Plan
@@ -20,6 +20,8 @@ from ke_tools.facts import Fact
 if TYPE_CHECKING:
     from ke_tools.memory.ledger import Ledger
     from ke_tools.memory.scope import Scope
+
+T = TypeVar("T")
 
 _LONG: Final = 100_000  # characters
 _LONG_ASKED: Final = 20
@@ -69,6 +71,7 @@ def _everything(plan: Plan, ledger: Ledger, scope: Scope) -> dict[str, Any]:
             "named_scoring": _percentiles(answer["stages"]["ms"]["scores"] for answer in named),
             "in": _percentiles(ms for answer, ms in zip(named, took, strict=True) if answer["zone"] == "in"),
             "grey": _percentiles(ms for answer, ms in zip(named, took, strict=True) if answer["zone"] == "grey"),
+            "own_words_in_scope": round(sum(ask(text)["zone"] == "in" for text in plan.own) / max(1, len(plan.own)), 4),
             "risky": _percentiles(risky),
             "one_subject_first": round(one[0], 3) if one else None,
             "one_subject": _percentiles(one[1:]),
@@ -121,22 +124,17 @@ def _long(question: str) -> str:
     return (f"{question} ".replace("?", ".") * (_LONG // len(question)))[:_LONG] + question
 
 
-def _answered(ask: Callable[[str], dict[str, Any]], texts: Iterable[str]) -> Iterator[tuple[dict[str, Any], float]]:
+def _answered(call: Callable[[str], T], texts: Iterable[str], clock: Callable[[], float] = time.perf_counter) -> Iterator[tuple[T, float]]:
     """Each answer, and the milliseconds that it took."""
     for text in texts:
-        started = time.perf_counter()
-        answer = ask(text)
-        yield answer, (time.perf_counter() - started) * 1000
+        started = clock()
+        answer = call(text)
+        yield answer, (clock() - started) * 1000
 
 
 def _timed(call: Callable[[str], object], texts: Iterable[str], clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Milliseconds of each call."""
-    took = []
-    for text in texts:
-        started = clock()
-        call(text)
-        took.append((clock() - started) * 1000)
-    return took
+    return [milliseconds for _, milliseconds in _answered(call, texts, clock)]
 
 
 def _percentiles(milliseconds: Iterable[float]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Plan:
     embedder: str
     questions: tuple[str, ...]  # that name no edited subject
     named: tuple[str, ...]  # that ask for an edited fact, in other words
+    own: tuple[str, ...]  # in its own
     new: tuple[tuple[str, str, str], ...]  # subject, prompt, target of edits to be made
     risky: tuple[str, ...]  # that use the words of a description
     one_subject: tuple[str, ...]
@@ -243,6 +244,7 @@ def _plan(
         embedder=embedder,
         questions=tuple(chance.choice(fronts) + chance.choice(questions).replace("{}", name) for name in strangers),
         named=tuple(chance.choice(fronts) + _in_other_words(fact, chance) for fact in some),
+        own=tuple(chance.choice(fronts) + fact.prompt for fact in some),
         new=tuple((name, f"The capital of {name} is", _name(chance)) for name in new),
         risky=tuple(f"Who looks after {chance.choice(described).subject.replace('our', 'the')}?" for _ in range(asked))
         if described

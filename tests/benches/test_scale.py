@@ -23,6 +23,7 @@ def test_a_small_run_measures_everything_and_keeps_its_bars(settings: Settings) 
     results = printed["results"]
     assert (results["edits"], results["events"]) == (300, 490)
     assert "note" not in results["cold_with_file"]
+    assert results["question"]["own_words_in_scope"] > 0.5
     assert results["question"]["in"]["n"] + results["question"]["grey"]["n"] > 0
     assert results["one_more_edit"]["effective"]["n"] == 10
     assert {bar["name"].split(",")[0] for bar in printed["bars"]} == {
