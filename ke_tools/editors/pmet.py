@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ke_tools.editors._spread import LeastSquares
-from ke_tools.editors._targets import At, Objective
+from ke_tools.editors._targets import At
 
 __all__ = ["PMET"]
 
@@ -35,12 +35,11 @@ class PMET(LeastSquares):
     likelihood of its target; there, the weight of the likelihood falls to a tenth when the target is the likeliest, and the fact stops
     once the divergence is small too; 3. steps of steepest descent, each in lengths of its part; 4. layers are counted to $L$, there among
     those that are changed, which differs where one between is left out; 5. that the attention's output projection may be changed too is
-    left out.
+    left out; 6. loss and λ are MEMIT's: the reference's for GPT-J (``kl`` 1, ``weight_decay`` .5, λ 6000) hold the values of a small
+    model so short that no fact reaches its target (benchmarks/LOG.md).
     """
 
     at: ClassVar[At] = "parts"
     sharing: ClassVar[float] = 0.5
 
     damping: float | Literal["none"] = "none"  # of two δ, the metric is right of the MLP's only
-    objective: Objective = field(default_factory=lambda: Objective(kl=1.0, weight_decay=0.5))  # the reference's for GPT-J
-    regularisation: float = 6000.0  # λ, the reference's for GPT-J
