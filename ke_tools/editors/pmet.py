@@ -35,8 +35,8 @@ class PMET(LeastSquares):
     likelihood of its target; there, the weight of the likelihood falls to a tenth when the target is the likeliest, and the fact stops
     once the divergence is small too; 3. steps of steepest descent, each in lengths of its part; 4. layers are counted to $L$, there among
     those that are changed, which differs where one between is left out; 5. that the attention's output projection may be changed too is
-    left out; 6. loss and λ are MEMIT's: the reference's for GPT-J (``kl`` 1, ``weight_decay`` .5, λ 6000) hold the values of a small
-    model so short that no fact reaches its target (benchmarks/LOG.md).
+    left out; 6. loss and λ are MEMIT's: with the reference's for GPT-J (``kl`` 1, ``weight_decay`` .5, λ 6000) the embedded model says
+    half as many statements, and keeps more of its neighbours (benchmarks/LOG.md).
     """
 
     at: ClassVar[At] = "parts"
