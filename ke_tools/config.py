@@ -74,7 +74,7 @@ class Settings:
     edits: Edits = "active"  # whether an edit acts at once, or waits for an approval
     edits_per_minute: int = 0  # that one token may record, where the token file does not say; 0: any number
     chat_corrections: ChatCorrections = "off"  # whether /correct and "no, it is …" are obeyed at the endpoint
-    tenant: str = "default"  # whose edits the command line sees and changes; at a server the token says
+    tenant: str = "default"  # whose edits are seen and changed where no token says it
     read_only: bool = False
     token_file: Path | None = None
     http: str | None = None  # HOST:PORT; None: MCP on stdio

@@ -216,11 +216,9 @@ def _refuse_if_outdated(correction: Correction, live: Sequence[Edit]) -> list[st
 
 
 def _gives_way(correction: Correction, other: Edit, *, is_sibling: bool) -> bool:
-    if correction.mode == "add":
-        return False
     if _same(correction.fact.target, other.fact.target):
-        return True
-    if is_sibling:
+        return True  # whatever the mode: one belief is one edit, and its rollback takes it back
+    if correction.mode == "add" or is_sibling:
         return False
     is_named = bool(correction.fact.old_target) and _same(correction.fact.old_target, other.fact.target)
     return correction.mode == "replace" or correction.slot.functional or is_named or correction.fact.forget

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, NotFound, Unavailable
+from ke_tools.errors import InvalidInput, KeToolsError, LedgerDamaged, Unavailable
 from ke_tools.facts import Edit, Fact, State, squash
 from ke_tools.memory import audit, firings, idempotency, limits, scorecards
+from ke_tools.memory.absent import absent, purged_among
 from ke_tools.memory.checks import EDIT_ID, check, known_ids
 from ke_tools.memory.corrections import Correction, Mode, record, refuse_contradictions
 from ke_tools.memory.events import (
@@ -168,7 +169,7 @@ class Ledger:
             mode: what happens to live edits of the same subject and relation.
             idempotency_key: a call repeated under its key does nothing and returns the first call's edits as they stand now.
             refs: the caller's own names, one a fact.
-            dry_run: change nothing, and return what would be recorded, without id and revision.
+            dry_run: change nothing, and return what would be recorded, without id and revision; with both what was, where the key is used.
             state: ``active``, or ``proposed``: without effect, and nothing gives way yet.
             slot_of: how subject and relation of a fact are found.
             over_protection: what is protected may be changed.
@@ -190,16 +191,15 @@ class Ledger:
         ]
         refuse_contradictions(made)
         arguments = ["edit", [_asked(fact) for fact in facts], mode, author.reason, list(refs), state]
-        key = "" if dry_run else idempotency_key
         with self._storage.writing(keep=not dry_run) as db:
-            span = idempotency.seen(db, tenant, key, arguments)
+            span = before = idempotency.seen(db, tenant, idempotency_key, arguments)
             if span is None:
                 limits.refuse_if_over(db, author, len(made), 0 if dry_run else per_minute)
                 sweep(db, tenant)
                 span = _record_together(db, author, made, None if over_protection else Guard.of(db, tenant))
-                idempotency.remember(db, tenant, key, arguments, span)
+                idempotency.remember(db, tenant, idempotency_key, arguments, span)
             edits = edits_where(db, tenant, "AND e.seq BETWEEN ? AND ? ORDER BY e.seq", span)
-        return [replace(edit, id="", revision=0) for edit in edits] if dry_run else edits
+        return [replace(edit, id="", revision=0) for edit in edits] if dry_run and before is None else edits
 
     def edit_each(
         self, tenant: str, corrections: Sequence[Correction], *, actor: str, reason: str = "", over_protection: bool = False
@@ -482,7 +482,7 @@ class Ledger:
     def history(
         self, tenant: str, *, edit_id: str = "", by: str = "", flips: bool = False, limit: int = 20, cursor: str = ""
     ) -> Page[Event]:
-        """List events, newest first; with ``edit_id`` those that made or changed this edit.
+        """List events, newest first; with ``edit_id`` those that made or changed this edit, also of one that was purged.
 
         ``by`` is the actor whose events are meant; with ``flips`` only those that made another release live, or none.
 
@@ -497,7 +497,7 @@ class Ledger:
         if by:
             condition, values = f"{condition} AND v.actor = ?", [*values, by]
         with self._storage.reading() as db:
-            if edit_id:
+            if edit_id and not purged_among(db, tenant, [edit_id]):
                 _one(db, tenant, edit_id)
             if flips and not has_flips(db):
                 return Page([], 0, "")
@@ -625,7 +625,7 @@ def _as_then(edit: Edit, then: Change) -> Edit:
 def _one(db: apsw.Connection, tenant: str, edit_id: str) -> Edit:
     found = edits_by_id(db, tenant, [edit_id]) if EDIT_ID.fullmatch(edit_id) else []
     if not found:
-        raise NotFound(f"there is no edit {edit_id!r}.", "list_edits shows the ids.")
+        raise absent(db, tenant, [edit_id])
     return found[0]
 
 

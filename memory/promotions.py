@@ -15,7 +15,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from ke_tools.errors import Conflict, InvalidInput, NotFound, WrongState
+from ke_tools.errors import Conflict, InvalidInput, WrongState
+from ke_tools.memory.absent import absent
 from ke_tools.memory.events import LIVE, Change, Flip, Standing
 from ke_tools.memory.log import carried_by, flip_at, has_flips, standings
 
@@ -199,7 +200,7 @@ def _refuse_unless_release(name: str) -> None:
 def _known(db: apsw.Connection, tenant: str, edit_ids: Sequence[str]) -> dict[str, Change]:
     now = standings(db, tenant, _AMONG, (json.dumps(list(edit_ids)),))
     if unknown := [edit_id for edit_id in edit_ids if edit_id not in now]:
-        raise NotFound(f"there is no edit {unknown[0]!r}; nothing was changed.", "list_edits shows the ids.")
+        raise absent(db, tenant, unknown, "nothing was changed")
     return now
 
 

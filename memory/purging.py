@@ -21,9 +21,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from ke_tools.errors import InvalidInput, NotFound
+from ke_tools.errors import InvalidInput
 from ke_tools.facts import squash
 from ke_tools.memory import joblog
+from ke_tools.memory.absent import absent, purged_among
 from ke_tools.memory.events import Change, Purged, Standing
 from ke_tools.memory.log import append, edits_by_id, has_flips, head, standings
 from ke_tools.memory.promotions import flip_without, lawful
@@ -54,7 +55,8 @@ def purge(db: apsw.Connection, author: Author, edit_id: str, release: str | None
     """
     found = edits_by_id(db, author.tenant, [edit_id])
     if not found:
-        _refuse_if_unknown(db, author.tenant, edit_id)
+        if not purged_among(db, author.tenant, [edit_id]):
+            raise absent(db, author.tenant, [edit_id], "nothing was purged")
         return Purged(edit_id, head(db), (), _releases(db, author.tenant, edit_id))
     [edit] = found
     if _says([author.reason], _words(edit.fact)):
@@ -71,15 +73,6 @@ def purge(db: apsw.Connection, author: Author, edit_id: str, release: str | None
         keys = "UPDATE idempotency_keys SET arguments = x'' WHERE tenant = ? AND ? BETWEEN first_seq AND last_seq"
         db.execute(keys, (edit.tenant, seq))
     return Purged(edit_id, revision, quoted_by, _releases(db, edit.tenant, edit_id))
-
-
-def purged_among(db: apsw.Connection, tenant: str, edit_ids: Iterable[str]) -> list[str]:
-    """Return those of the ids whose edits were purged."""
-    gone = (
-        "SELECT DISTINCT c.edit_id FROM changes AS c WHERE c.tenant = ? AND c.edit_id IN (SELECT value FROM json_each(?))"
-        " AND NOT EXISTS (SELECT 1 FROM edits AS e WHERE e.tenant = c.tenant AND e.id = c.edit_id) ORDER BY 1"
-    )
-    return [edit_id for (edit_id,) in db.execute(gone, (tenant, json.dumps(sorted(edit_ids))))]
 
 
 def _taking_back(db: apsw.Connection, edit: Edit) -> list[Change]:
@@ -130,8 +123,3 @@ def _releases(db: apsw.Connection, tenant: str, edit_id: str) -> tuple[str, ...]
         return ()
     carrying = "SELECT DISTINCT f.release FROM flips AS f, json_each(f.edit_ids) AS j WHERE f.tenant = ? AND j.value = ? ORDER BY 1"
     return tuple(release for (release,) in db.execute(carrying, (tenant, edit_id)))
-
-
-def _refuse_if_unknown(db: apsw.Connection, tenant: str, edit_id: str) -> None:
-    if not purged_among(db, tenant, [edit_id]):
-        raise NotFound(f"there is no edit {edit_id!r}; nothing was purged.", "list_edits shows the ids.")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ke_tools.errors import NotFound, WrongState
+from ke_tools.errors import WrongState
+from ke_tools.memory.absent import absent
 from ke_tools.memory.events import LIVE, Change, RolledBack, Standing
 from ke_tools.memory.log import edits_by_id, release_at, standings, standings_at
 
@@ -30,7 +31,7 @@ def changes_of_rollback(db: apsw.Connection, tenant: str, edit_ids: Sequence[str
     for edit_id in edit_ids:
         stands |= standings(db, tenant, "AND e.id = ?", (edit_id,))
     if unknown := [edit_id for edit_id in edit_ids if edit_id not in stands]:
-        raise NotFound(f"there is no edit {', '.join(map(repr, unknown))}; nothing was rolled back.", "list_edits shows the ids.")
+        raise absent(db, tenant, unknown, "nothing was rolled back")
     for standing in (Standing.ROLLED_BACK, Standing.EXPIRED):
         if gone := [edit_id for edit_id in edit_ids if stands[edit_id].standing is standing]:
             raise WrongState(f"{', '.join(gone)} is {standing.value} already; nothing was changed.", "history shows by whom.")

@@ -8,8 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ke_tools.errors import LedgerDamaged, NotFound, WrongState
+from ke_tools.memory.absent import purged_among
 from ke_tools.memory.log import has_flips
-from ke_tools.memory.purging import purged_among
 
 if TYPE_CHECKING:
     import apsw

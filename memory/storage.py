@@ -7,24 +7,38 @@ waits for a writer. An in-memory database has one connection and one lock.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import apsw
 
-from ke_tools.errors import Busy, InvalidInput, KeToolsError, LedgerDamaged, NotFound, ReadOnly, ResourceExhausted, Unsupported
+from ke_tools.errors import (
+    Busy,
+    InvalidInput,
+    KeToolsError,
+    LedgerDamaged,
+    NotFound,
+    ReadOnly,
+    ResourceExhausted,
+    Unsupported,
+    cannot_write,
+)
 from ke_tools.memory.migrations import migrate, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+log = logging.getLogger(__name__)
+
 _MEMORY: Final = ":memory:"
+_SETTING_UP: Final = 60.0  # seconds within which an empty file may still be one that another process sets up
 _CHECK_AGAIN: Final = 0.005  # seconds between two tries to switch a file to its write-ahead log
 
 # A disk that refuses a write is full or over a limit; any other I/O error means that what is there cannot be read.
@@ -34,6 +48,7 @@ _REFUSED_WRITES: Final = frozenset(
         apsw.SQLITE_IOERR_FSYNC,
         apsw.SQLITE_IOERR_DIR_FSYNC,
         apsw.SQLITE_IOERR_TRUNCATE,
+        apsw.SQLITE_IOERR_SHMOPEN,
         apsw.SQLITE_IOERR_SHMSIZE,
         apsw.SQLITE_IOERR_NOMEM,
         apsw.SQLITE_IOERR_COMMIT_ATOMIC,
@@ -57,11 +72,12 @@ class Storage:
         self.read_only = read_only
         self._busy_timeout_ms = busy_timeout_ms
         self._in_memory = self.path == _MEMORY
-        self._immutable = False
         self._closed = False
+        self._lay_empty = False
         self._write_lock = threading.RLock()
         self._idle: deque[apsw.Connection] = deque()
         if not self._in_memory:
+            self._lay_empty = _lies_empty(Path(self.path))
             _prepare_file(Path(self.path), read_only=read_only)
         with self._translated():
             self._main = self._open_read_only() if read_only else self._open_writer()
@@ -139,14 +155,15 @@ class Storage:
             return None
 
     def _park(self, db: apsw.Connection) -> None:
-        if self._closed:
+        if self._closed or db.open_flags & apsw.SQLITE_OPEN_URI:  # one that locks nothing would not see what others write
             db.close()
         else:
             self._idle.append(db)
 
     def _open_writer(self) -> apsw.Connection:
         db = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
-        version_of(db)  # refuses a file that is not ours before anything is written to it
+        if version_of(db) == 0 and self._lay_empty:  # a file that is not ours is refused before anything is written to it
+            log.warning("the ledger %s was empty and begins anew; if it held corrections, restore it from a copy or an export.", self.path)
         if not self._in_memory:
             self._log_ahead(db)
         migrate(db)
@@ -163,21 +180,21 @@ class Storage:
         try:
             db = self._connect(apsw.SQLITE_OPEN_READONLY)
             version = version_of(db)
-        except (apsw.CantOpenError, apsw.ReadOnlyError):
-            # The folder does not even take the shared-memory file. Without a pending log the file alone is the whole truth.
-            log = Path(self.path + "-wal")
-            if log.exists() and log.stat().st_size:
+        except apsw.Error as error:
+            # A folder or a full disk that does not even take the shared-memory file. Without a pending log the file alone is all there is.
+            pending = Path(self.path + "-wal")
+            is_refused = isinstance(error, (apsw.CantOpenError, apsw.ReadOnlyError)) or _is_full(error)
+            if not is_refused or (pending.exists() and pending.stat().st_size):
                 raise
-            self._immutable = True
-            db = self._connect(apsw.SQLITE_OPEN_READONLY)
+            db = self._connect(apsw.SQLITE_OPEN_READONLY, locks=False)
             version = version_of(db)
         if version == 0:
             raise ReadOnly(f"the ledger {self.path} is empty and may not be set up.", "Open it once without --read-only.")
         return db
 
-    def _connect(self, flags: int) -> apsw.Connection:
+    def _connect(self, flags: int, *, locks: bool = True) -> apsw.Connection:
         name = self.path
-        if self._immutable:
+        if not locks:
             name, flags = Path(self.path).absolute().as_uri() + "?immutable=1", flags | apsw.SQLITE_OPEN_URI
         db = apsw.Connection(name, flags=flags)
         db.set_busy_timeout(self._busy_timeout_ms)
@@ -212,8 +229,7 @@ class Storage:
             return self._busy()
         if isinstance(error, (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError, apsw.AuthError)):
             return ReadOnly(f"the ledger {self.path} cannot be written: {error}.", "Make its folder writable, or start with --read-only.")
-        extended = getattr(error, "extendedresult", 0)
-        if isinstance(error, (apsw.FullError, apsw.NoMemError)) or extended in _REFUSED_WRITES:
+        if _is_full(error):
             return ResourceExhausted(
                 f"the ledger {self.path} could not grow: {error}; nothing was changed.", "Free disk space, then repeat."
             )
@@ -231,6 +247,10 @@ class Storage:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise KeToolsError(f"the ledger {self.path} is closed.")
+
+
+def _is_full(error: apsw.Error) -> bool:
+    return isinstance(error, (apsw.FullError, apsw.NoMemError)) or getattr(error, "extendedresult", 0) in _REFUSED_WRITES
 
 
 @contextmanager
@@ -262,6 +282,14 @@ def _abandon(db: apsw.Connection) -> None:
         db.execute("ROLLBACK")
 
 
+def _lies_empty(path: Path) -> bool:
+    """Whether a file without content has been there for longer than another process needs to set it up."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_size == 0 and time.time() - found.st_mtime > _SETTING_UP
+    return False
+
+
 def _refuse_if_missing(path: Path) -> None:
     try:
         is_there = path.exists()
@@ -289,4 +317,4 @@ def _prepare_file(path: Path, *, read_only: bool) -> None:
     except OSError as error:
         if error.errno == errno.EROFS:
             raise ReadOnly(f"{path.parent} lies on a read-only file system.", "Choose another --home.") from error
-        raise ResourceExhausted(f"{path} could not be made: {error.strerror}.", "Free disk space, then repeat.") from error
+        raise cannot_write(path, error) from error

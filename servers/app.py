@@ -68,7 +68,7 @@ def build_app(
     is_passing = service.settings.is_remote
     kind: type[OpenAI | Passing] = Passing if is_passing else OpenAI
     endpoint = kind(service, metrics, chatting=chatting, load_wait_seconds=load_wait_seconds)
-    sessions = console.Sessions(token_file)
+    sessions = console.Sessions(token_file, service.local)
     pages = console.Pages(service, sessions, read_only=read_only)
     routes: list[BaseRoute] = [*status.routes(), *endpoint.routes(), *console.routes(service, pages, plain=status.page)]
     if mcp is not None:
@@ -92,7 +92,7 @@ def build_app(
         routes=routes,
         middleware=[
             Middleware(Counted, metrics=metrics),
-            Middleware(Guard, tokens=token_file, hosts=hosts, largest=largest, session=sessions.principal),
+            Middleware(Guard, tokens=token_file, local=service.local, hosts=hosts, largest=largest, session=sessions.principal),
         ],
         exception_handlers={HTTPException: _http_error, KeToolsError: _known_error, Exception: _unknown_error},
         lifespan=lifespan,

@@ -33,12 +33,11 @@ LARGEST_PASSED: Final = 64 * 1024 * 1024  # before a model that another server r
 OPEN_PATHS: Final = frozenset({"/", "/healthz"})  # what needs no token
 CONSOLE: Final = "/console"  # under it, and at "/", are pages: a session's cookie opens them, and nothing else
 _DRAINED: Final = 64 * 1024 * 1024  # bytes of an oversized body that are read before it is refused
-_LOCAL: Final = Principal()
 
 
-def authenticate(header: str | None, tokens: Tokens | None) -> Principal:
-    """Give the principal; without a token file every key, and none, is the local user's."""
-    return _LOCAL if tokens is None else tokens.authenticate(header)
+def authenticate(header: str | None, tokens: Tokens | None, local: Principal) -> Principal:
+    """Give the principal; without a token file every key, and none, is ``local``'s, the user of this machine."""
+    return local if tokens is None else tokens.authenticate(header)
 
 
 def check_bind(host: str, token_file: Path | str | None) -> None:
@@ -125,6 +124,7 @@ class Guard:
         app: ASGIApp,
         *,
         tokens: Tokens | None = None,
+        local: Principal,
         hosts: HostRule,
         largest: int = LARGEST_BODY,
         session: Callable[[Headers], Principal] = lambda _: NOBODY,
@@ -133,6 +133,7 @@ class Guard:
         self._largest = largest
         self._session = session
         self._tokens = tokens
+        self._local = local
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,7 +177,7 @@ class Guard:
             return self._session(headers)
         if self._tokens is not None and path in OPEN_PATHS:
             return NOBODY
-        return authenticate(headers.get("authorization"), self._tokens)
+        return authenticate(headers.get("authorization"), self._tokens, self._local)
 
 
 def too_large(largest: int = LARGEST_BODY) -> Response:

@@ -59,8 +59,9 @@ def erase(
     live = f" Live is {release}." if release else " No release is live." if release == "" else ""
     rest = f" Left: {', '.join(left)}." if left else ""
     quoted = f" Its target also stands in {', '.join(done.quoted_by)}; purge these too." if done.quoted_by else ""
+    done_before = "" if edit else " It had been purged before; what a first try may have left is gone too."
     return {
-        "summary": f"{edit_id} was erased from {', '.join(places)}.{live}{quoted}{rest}",
+        "summary": f"{edit_id} was erased from {', '.join(places)}.{done_before}{live}{quoted}{rest}",
         "edit_id": edit_id,
         "revision": done.revision,
         "releases": folders,

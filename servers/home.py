@@ -14,12 +14,13 @@ from ke_tools.servers.damage import Damage
 from ke_tools.servers.expiring import Expiring
 from ke_tools.servers.fired import Fired
 from ke_tools.servers.forgetting import Forgetting
+from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import Promotions
 from ke_tools.servers.stating import Statements
 
 if TYPE_CHECKING:
     from ke_tools.config import Settings
-    from ke_tools.errors import ReadOnly
+    from ke_tools.errors import ReadOnly, ResourceExhausted
     from ke_tools.memory.ledger import Ledger
     from ke_tools.servers.slot import ModelSlot
 
@@ -40,7 +41,7 @@ class Home:
         models: ModelSlot,
         *,
         model_id: str,
-        unwritable: ReadOnly | None = None,
+        unwritable: ReadOnly | ResourceExhausted | None = None,
     ) -> None:
         """Join the parts.
 
@@ -66,6 +67,11 @@ class Home:
         """The name under which the model is served; one that another server runs has its own as soon as that has told it."""
         engine = self.models.peek()
         return engine.model_id if engine else self._model_id
+
+    @property
+    def local(self) -> Principal:
+        """Who asks without a token: the user of this machine."""
+        return Principal(tenant=self.settings.tenant)
 
     @property
     def ledger(self) -> Ledger:

@@ -125,7 +125,7 @@ class HomeServer:
             wanted, found = words["given"].get(name), getattr(settings, name)
             found = list(found) if isinstance(found, tuple) else found  # as JSON has it
             if wanted is not None and wanted != found:
-                raise Conflict(f"{here} has {name} {found!r}; {wanted!r} was asked for.", f"Leave --{name} out. Or: {end_it}")
+                raise Conflict(f"{here} has {name} {found!r}; {wanted!r} was asked for.", f"Leave {name} out of what is set. Or: {end_it}")
         if settings.read_only and not words["read_only"]:
             raise ReadOnly(f"{here} is read-only.", f"Add --read-only. Or: {end_it}")
 
@@ -235,7 +235,7 @@ class HomeServer:
             self._service,
             token_file=WatchedTokens(rules.token_file) if rules.token_file else None,
             allowed_hosts=(host, *rules.allowed_hosts),
-            mcp=build_server(self._service, read_only=rules.read_only, tool_prefix=rules.tool_prefix, anonymous=None),
+            mcp=build_server(self._service, read_only=rules.read_only, tool_prefix=rules.tool_prefix, admits_local=False),
             read_only=rules.read_only,
             chat_corrections=self._service.settings.chat_corrections,
         )

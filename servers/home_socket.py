@@ -38,6 +38,7 @@ _RETRY_SECONDS: Final = 0.03
 
 #: What two windows of one home must agree on, where they say it at all.
 SHARED: Final = (
+    "tenant",
     "model",
     "edit_model",
     "engine",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from pydantic_core import from_json
 
 from ke_tools.errors import InvalidInput, KeToolsError
 from ke_tools.memory import transfer
@@ -16,7 +17,6 @@ from ke_tools.servers.answering import View
 from ke_tools.servers.chatting import Chatting
 from ke_tools.servers.conversation import Conversation
 from ke_tools.servers.evidence import evidence
-from ke_tools.servers.principal import Principal
 from ke_tools.servers.promotions import shown
 from ke_tools.servers.rows import frozen_messages
 from ke_tools.servers.service import Mode, Service, open_service
@@ -36,7 +36,7 @@ class Local:
 
     def __init__(self, settings: Settings) -> None:
         self.service: Service = open_service(settings)
-        self._who = Principal(tenant=settings.tenant)
+        self._who = self.service.local
 
     def __enter__(self) -> Self:
         return self
@@ -241,6 +241,7 @@ class Local:
                     "id": name,
                     "text": made.text,
                     "route": routed.route,
+                    "reason": routed.reason,
                     "edits": [hit.edit.id for hit in routed.hits],
                     "revision": routed.decision.revision,
                 }
@@ -278,14 +279,17 @@ class Local:
 
 
 def _requests(lines: Iterable[str], *, max_tokens: int) -> Iterator[tuple[Any, Request | KeToolsError]]:
-    for number, line in enumerate(line for line in lines if line.strip()):
-        name: Any = number
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    for place, (number, line) in enumerate(numbered):
+        name: Any = place
         try:
-            given = json.loads(line)
+            given = from_json(line)  # takes no half characters, which an argument of ours could not be
             if not isinstance(given, dict):
                 raise InvalidInput(f"line {number} is no JSON object.", 'Write {"id": …, "prompt": …}.')
-            name = given.get("id", number)
+            name = given.get("id", place)
             yield name, _request(given, max_tokens)
+        except UnicodeError:
+            yield name, InvalidInput(f"line {number} is not UTF-8.", "Write the file in UTF-8.")
         except ValueError as error:
             yield name, InvalidInput(f"line {number} is not JSON: {error}", 'Write {"id": …, "prompt": …}.')
         except KeToolsError as error:

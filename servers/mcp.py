@@ -148,7 +148,7 @@ def build_server(
     *,
     read_only: bool = False,
     tool_prefix: str = "",
-    anonymous: Principal | None = Principal(),  # noqa: B008  frozen
+    admits_local: bool = True,
 ) -> MCPServer[Any]:
     """Make the server object; it can serve any number of connections, but one HTTP application only.
 
@@ -156,14 +156,14 @@ def build_server(
         service: what answers.
         read_only: leave the writing tools out (``service`` refuses them as well if it was opened read-only).
         tool_prefix: put before every tool's name.
-        anonymous: who a caller without a token is; ``None`` where the transport lets nobody in without one.
+        admits_local: a caller whom no transport has authenticated is the user of this machine; else it is refused.
 
     Raises:
         InvalidInput: the prefix cannot be part of a tool's name.
     """
     if not _PREFIX.fullmatch(tool_prefix):
         raise InvalidInput(f"the tool prefix {tool_prefix[:80]!r} is not valid.", "Use up to 32 letters, digits, _ and -.")
-    tools = Tools(service, anonymous)
+    tools = Tools(service, service.local if admits_local else None)
     names = [name for name in _DESCRIPTIONS if not (read_only and name in WRITERS)]
     server = Server(
         "ke-tools",

@@ -388,5 +388,7 @@ def _under_way(job: Job) -> str:
         return "Cancelled; nothing was changed."
     if job.status == "queued":
         return f"{job.id} waits for its turn."
+    if job.has_ended:
+        return f"{job.id} has ended; what it found was erased with an edit that was purged."
     where = f" ({job.done} of {job.total})" if job.total else ""
     return f"{job.id} is at work: {job.message or job.stage or 'it begins'}{where}."

@@ -123,10 +123,17 @@ def answer_row(view: str, routed: Routed, made: Generation) -> dict[str, Any]:
     }
 
 
+def is_without_memory(answers: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one of them is the base model's because what is corrected could not be found out."""
+    return any(answer["reason"] in {"ledger", "error"} for answer in answers)
+
+
 def query_summary(answers: Sequence[Mapping[str, Any]]) -> str:
     """What was answered, without and with edits."""
     texts = {str(answer["view"]): str(answer["text"]) for answer in answers}
     used = [edit["edit_id"] for answer in answers for edit in answer["used_edits"]]
+    if is_without_memory(answers):
+        return f"The corrections could not be looked up (see ke-tools doctor); the base model says: {answers[-1]['text']}"
     if len(texts) == 2:  # noqa: PLR2004
         if texts["base"] != texts["edited"]:
             return f"Before: {texts['base']} After: {texts['edited']}"
@@ -153,6 +160,8 @@ def edit_summary(edits: Sequence[Edit], flip: str, where: str, *, dry_run: bool)
     superseded = [earlier for edit in edits for earlier in edit.supersedes]
     told = f", superseding {', '.join(superseded)}" if superseded else ""
     waiting = [edit for edit in edits if edit.state is State.PROPOSED]
+    if dry_run and any(edit.id for edit in edits):
+        return f"Dry run: recorded before under this key: {', '.join(edit.id for edit in edits)}. To repeat the call changes nothing."
     if dry_run:
         how = "proposed and wait for an approval" if waiting else f"active{told}"
         return f"Dry run: {counted(edits, 'edit')} would be {how}. Nothing was changed."

@@ -21,6 +21,7 @@ from ke_tools.errors import (
     ModelUnavailable,
     NotFound,
     ReadOnly,
+    ResourceExhausted,
     Unavailable,
 )
 from ke_tools.facts import Fact, State
@@ -53,7 +54,7 @@ class Service(Home):
         *,
         model_id: str,
         url: str = "",
-        unwritable: ReadOnly | None = None,
+        unwritable: ReadOnly | ResourceExhausted | None = None,
     ) -> None:
         """Join the parts as :class:`~ke_tools.servers.home.Home` does; ``url`` is where this service is reached."""
         super().__init__(settings, ledger, models, model_id=model_id, unwritable=unwritable)
@@ -485,7 +486,7 @@ def open_service(settings: Settings, *, url: str = "", owner: str = "") -> Servi
     return service
 
 
-def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | None]:
+def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | ResourceExhausted | None]:
     """Open the ledger, for reading where it takes no writes; one that stays shut is given as the error.
 
     Raises:
@@ -494,15 +495,16 @@ def _open_ledger(settings: Settings) -> tuple[Ledger | KeToolsError, ReadOnly | 
     path = settings.ledger_file
     try:
         return Ledger(path, read_only=settings.read_only), None
-    except Unavailable:  # busy or full: it passes, and a server without edits would stay so
-        raise
     except KeToolsError as error:
         found = error
-    if isinstance(found, ReadOnly) and not settings.read_only:
+    if isinstance(found, (ReadOnly, ResourceExhausted)) and not settings.read_only:
         with suppress(KeToolsError):
             ledger = Ledger(path, read_only=True)
-            unwritable = ReadOnly(found.message, "Make it writable and start again, or use --read-only; the corrections made so far act.")
+            cure = "Free disk space" if isinstance(found, ResourceExhausted) else "Make it writable"
+            unwritable = type(found)(found.message, f"{cure} and start again, or use --read-only; the corrections made so far act.")
             log.warning("no fact can be corrected: %s", unwritable)
             return ledger, unwritable
+    if isinstance(found, Unavailable):  # busy or full: it passes, and a server without edits would stay so
+        raise found
     log.warning("the base model answers, without edits: %s", found)
     return found, None

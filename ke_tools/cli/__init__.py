@@ -7,6 +7,7 @@ the functions. Each panel of the help is a file here, and what their verbs share
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -21,7 +22,7 @@ from ke_tools import printing
 from ke_tools.cli import approving, asking, benches, correcting, looking, models, moving, serving
 from ke_tools.cli.calls import DONE, FAILED, REFUSED, USAGE, before_the_verb, group
 from ke_tools.config import DEFAULT_ADDRESS
-from ke_tools.errors import InvalidInput, KeToolsError
+from ke_tools.errors import InvalidInput, KeToolsError, ResourceExhausted
 
 __all__ = ["DONE", "FAILED", "REFUSED", "USAGE", "app", "main", "run"]
 
@@ -72,8 +73,27 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        return _broken(error, as_json=as_json)
+
+
+def _broken(error: Exception, *, as_json: bool) -> int:
+    """Report what no verb expects: an output that takes nothing more, or a defect."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in {errno.EPIPE, errno.ENOSPC, errno.EDQUOT}:
+        _let_output_go()
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        cure = "Free some; `ke-tools history` shows what was done."
+        _report(ResourceExhausted(f"there was no space to write: {error}.", cure), as_json=as_json)
+    elif number != errno.EPIPE:  # who closes a pipe has read enough
         _report(KeToolsError(f"{type(error).__name__}: {error}.", "This is a bug; --debug shows where."), as_json=as_json)
-        return FAILED
+    return FAILED
+
+
+def _let_output_go() -> None:
+    """Lose what is still to be written to standard output, which takes nothing more, so that the interpreter does not try at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _refuse_half_characters(arguments: Sequence[str]) -> None:

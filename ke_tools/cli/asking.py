@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from ke_tools.cli.calls import DONE, FAILED, Call, Lines, Longest, Means, following, lines_of, service, show, show_lines, verb
+from ke_tools.cli.calls import DONE, FAILED, Call, Lines, Longest, Means, drawable, following, lines_of, service, show, show_lines, verb
 from ke_tools.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ def query(
         raise InvalidInput("there is no question.", "Give one, or --batch and JSON lines.")
     with service(call, asks_model=True) as local:
         result = local.query(question, view=view, max_tokens=max_tokens, explain=explain, via=via or call.settings().via)
-    return show(call, result)
+    show(call, result)
+    from ke_tools.servers.rows import is_without_memory
+
+    return FAILED if is_without_memory(result["answers"]) else DONE
 
 
 @verb(app, "route", PANEL)
@@ -72,6 +75,7 @@ def verify(
         raise InvalidInput("it is not said which edits.", "Give edit ids, --all, --revision or --release.")
     if all_live and (edit_ids or revision is not None or release):
         raise InvalidInput("--all stands alone.", "Leave it out, or the others.")
+    drawable(svg)
     own: list[dict[str, Any]] = []
     if probes is not None:
         with lines_of(probes) as lines:
@@ -103,6 +107,7 @@ def scorecard(
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", dir_okay=False, help="Draw it into this file.")] = None,
 ) -> int:
     """Show what a verification or a promotion found; --json has all questions and answers."""
+    drawable(svg)
     with service(call) as local:
         found = local.scorecard(name)
         if svg is not None:

@@ -231,12 +231,17 @@ def show(call: Call, result: Mapping[str, Any]) -> int:
 
 
 def show_lines(results: Iterable[Mapping[str, Any]]) -> int:
-    """Print one line for each result; a line that failed makes the verb fail, after all have been tried."""
-    total = failed = 0
+    """Print one line for each result; one that failed or had no corrections makes the verb fail, after all have been tried."""
+    from ke_tools.servers.rows import is_without_memory
+
+    total = failed = without = 0
     for result in results:
         printing.line(result)
         total += 1
         failed += "error" in result
+        without += "reason" in result and is_without_memory([result])
     if failed:
         printing.note(f"{failed} of {total} lines failed; each says why.")
-    return FAILED if failed else DONE
+    if without:
+        printing.note(f"{without} of {total} answers are the base model's, as the corrections could not be looked up: see ke-tools doctor.")
+    return FAILED if failed or without else DONE

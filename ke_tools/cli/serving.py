@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import suppress
 from typing import Annotated, Final, Literal
@@ -80,6 +81,18 @@ def chat(
 
 
 def _ask_person() -> str:
+    while not _is_whole(question := _read_turn()):
+        printing.note("That was not UTF-8, so it was not asked.")
+    return question
+
+
+def _is_whole(text: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def _read_turn() -> str:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     with suppress(ImportError):

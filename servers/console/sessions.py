@@ -49,11 +49,12 @@ class _Session:
 class Sessions:
     """The sessions of one door. Thread safe.
 
-    Without a token file nobody logs in: whoever reaches the door is the local user, whose cookie is the empty one.
+    Without a token file nobody logs in: whoever reaches the door is ``local``, the user of this machine, whose cookie is the empty one.
     """
 
-    def __init__(self, tokens: Tokens | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tokens: Tokens | None, local: Principal, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._tokens = tokens
+        self._local = local
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
@@ -72,7 +73,7 @@ class Sessions:
         Raises:
             WrongToken: the token is nobody's. Forbidden: it opens no page.
         """
-        principal = authenticate(f"Bearer {token}", self._tokens)
+        principal = authenticate(f"Bearer {token}", self._tokens, self._local)
         if not (principal.may("read") or principal.may("propose")):
             raise Forbidden(f"the token {principal.name!r} opens no page.", "Use one with the scope read, propose or write.")
         cookie, sha256 = secrets.token_urlsafe(32), sha256_of(token)
@@ -99,7 +100,7 @@ class Sessions:
         if "authorization" not in headers:
             return self.principal(headers)
         try:
-            return authenticate(headers["authorization"], self._tokens)
+            return authenticate(headers["authorization"], self._tokens, self._local)
         except WrongToken:
             return NOBODY
 
@@ -110,7 +111,7 @@ class Sessions:
             if session is None:
                 return NOBODY
             if self._tokens is None:
-                return authenticate(None, None)
+                return self._local
             return self._tokens.holder(session.token) or NOBODY
 
     def cookie(self, headers: Headers) -> str:

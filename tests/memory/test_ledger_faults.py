@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from ke_tools.memory import migrations
 from ke_tools.memory.ledger import Ledger
 from ke_tools.memory.slots import Slot
 from ke_tools.memory.storage import Storage
+from tests.faults import largest_file
 
 Nobody = Callable[[], AbstractContextManager[None]]
 
@@ -156,17 +156,31 @@ def test_a_full_disk_is_told_and_loses_nothing(path: Path) -> None:
         assert len(ledger.live("acme")) == len(acknowledged) + 1
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to write beyond ``size`` bytes of any file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_full_disk_without_room_for_sqlites_own_file_leaves_the_ledger_readable(path: Path, size: int) -> None:
+    """Issue §6: full disk. A ledger that was closed well has no shared-memory file, and one is made to open it."""
+    with Ledger(path) as ledger:
+        (kept,) = write(ledger, "yes")
+    with largest_file(size):
+        with pytest.raises(ResourceExhausted):
+            Ledger(path)
+        with Ledger(path, read_only=True) as ledger:
+            assert ledger.live("acme") == [kept]
+            assert ledger.audit() == []
+
+
+def test_what_is_written_once_there_is_space_again_is_seen(path: Path) -> None:
+    """A reader of a full disk locks nothing; it must not go on with what it read before others wrote."""
+    with Ledger(path) as ledger:
+        write(ledger, "yes")
+    with largest_file(0):
+        reader = Ledger(path, read_only=True)
+        assert len(reader.live("acme")) == 1
+    with Ledger(path) as ledger:
+        write(ledger, "later", subject="Peru")
+        assert [edit.fact.target for edit in reader.live("acme")] == ["yes", "later"]
+    assert len(reader.live("acme")) == 2
+    reader.close()
 
 
 def test_a_write_that_the_system_refuses_is_told_and_loses_nothing(path: Path) -> None:

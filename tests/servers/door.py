@@ -52,7 +52,9 @@ class Door:
     @contextmanager
     def of(cls, service: Service, chat_corrections: ChatCorrections = "off") -> Iterator[Door]:
         """Open it; each token's secret is its name."""
-        app = build_app(service, token_file=tokens_of(WHO), mcp=build_server(service, anonymous=None), chat_corrections=chat_corrections)
+        app = build_app(
+            service, token_file=tokens_of(WHO), mcp=build_server(service, admits_local=False), chat_corrections=chat_corrections
+        )
         service.models.engine(20)
         with TestClient(app, "http://127.0.0.1:8765") as client:
             yield cls(service, client)

@@ -11,15 +11,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ke_tools.config import Settings
 from ke_tools.errors import Conflict, KeToolsError, LedgerDamaged, ModelLoading, NotFound
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.latencies import Latencies
-
-if TYPE_CHECKING:
-    from ke_tools.servers.principal import Principal
+from ke_tools.servers.principal import Principal
 
 RATE = {"measured": True, "value": 1.0, "stderr": 0.0, "n": 4, "low": 0.5, "high": 1.0}
 RATES = dict.fromkeys(("reliability", "generalisation", "locality_same_subject", "locality_other_subject", "bytes_kept"), RATE)
@@ -52,6 +50,7 @@ class FakeService:
         if (settings.home / "broken").exists():
             raise LedgerDamaged("page 3 is damaged.", "Restore a copy.")
         self.settings = settings
+        self.local = Principal(tenant=settings.tenant)
         self.models = Slot()
         self.damage = Damage()
         self.latencies = Latencies()
@@ -242,8 +241,9 @@ def main() -> int:
         return serve.run(settings_of("/nowhere"), connect=arguments[0])
     home, *rest = arguments
     given: dict[str, Any] = {"read_only": "--read-only" in rest}
-    if "--model" in rest:
-        given |= {"model": rest[rest.index("--model") + 1], "sources": {"model": "--model"}}
+    for name in ("model", "tenant"):
+        if f"--{name}" in rest:
+            given |= {name: rest[rest.index(f"--{name}") + 1], "sources": {name: f"--{name}"}}
     settings = settings_of(home, **given)
     if what == "window":
         from ke_tools.servers import front

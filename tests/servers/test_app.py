@@ -72,6 +72,7 @@ class Service:
 
     def __init__(self) -> None:
         self.settings = SimpleNamespace(model="embedded", is_remote=False, read_only=False)
+        self.local = Principal()
         self.models = Slot()
         self.ledger = Ledger()
         self.trouble = ""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def test_without_a_token_file_any_key_is_the_local_user() -> None:
-    """Design §3: loopback without a token file is tenant default, any API key is accepted."""
-    assert authenticate("Bearer whatever", None) == authenticate(None, None) == Principal("local", "default", ALL_SCOPES)
+    """Design §3: loopback without a token file is one tenant's, any API key is accepted."""
+    local = Principal("local", "acme", ALL_SCOPES)
+    assert authenticate("Bearer whatever", None, local) == authenticate(None, None, local) == local
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1", "[::1]"])

@@ -314,6 +314,13 @@ def test_a_window_that_wants_another_model_is_refused(shared: Home) -> None:
     assert "'another' was asked for" in said
 
 
+def test_a_window_of_another_tenant_is_refused(shared: Home) -> None:
+    """Design §4: never another tenant's edits; without tokens a server has one tenant."""
+    said = shared.window("--tenant", "acme").failure()
+    assert "E_CONFLICT" in said
+    assert "has tenant 'default'; 'acme' was asked for" in said
+
+
 def test_a_read_only_window_has_no_writers_and_others_do(shared: Home) -> None:
     """Issue 3 §4: --read-only refuses writes, on the window that was started with it."""
     reader = shared.window("--read-only").greet()

@@ -237,7 +237,7 @@ async def test_a_prefix_is_used_wherever_a_tool_is_named(service: Any) -> None:
 
 async def test_who_asks_comes_from_the_token_alone(service: Any) -> None:
     """Design §3, tenants and tokens: the actor is the token's name, never an argument."""
-    server = build_server(service, anonymous=None)
+    server = build_server(service, admits_local=False)
     refused = await server.call_tool("list_edits", {})
     assert isinstance(refused, CallToolResult)
     assert error_of(refused)["code"] == "E_FORBIDDEN"
@@ -251,6 +251,13 @@ async def test_who_asks_comes_from_the_token_alone(service: Any) -> None:
     assert isinstance(forbidden, CallToolResult)
     assert error_of(forbidden)["code"] == "E_FORBIDDEN"
     assert {(who.name, who.tenant) for _, who in service.calls} == {("ci", "acme")}
+
+
+async def test_without_tokens_the_tenant_is_the_configured_one(tmp_path: Path) -> None:
+    """Design §3: the same tenant whatever the way in; `tenant` of the configuration is the command line's and the server's."""
+    service = fake.FakeService(fake.settings_of(str(tmp_path), tenant="acme"))
+    assert not (await build_server(service).call_tool("list_edits", {})).is_error  # type: ignore[union-attr]
+    assert {(who.name, who.tenant) for _, who in service.calls} == {("local", "acme")}
 
 
 async def test_a_write_that_has_begun_is_finished_though_the_caller_leaves(client: Client, service: Any) -> None:

@@ -27,13 +27,13 @@ from ke_tools.servers.app import build_app
 from ke_tools.servers.damage import Damage
 from ke_tools.servers.latencies import Latencies
 from ke_tools.servers.openai import unless_gone
+from ke_tools.servers.principal import Principal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.applications import Starlette
 
-    from ke_tools.servers.principal import Principal
 
 BASE = "http://127.0.0.1"
 CHAT = "/v1/chat/completions"
@@ -121,6 +121,7 @@ class Service:
 
     def __init__(self) -> None:
         self.settings = SimpleNamespace(model="embedded", is_remote=False, read_only=False)
+        self.local = Principal()
         self.ledger = SimpleNamespace(head=lambda: 12, tenants=list)
         self.damage = Damage()
         self.latencies = Latencies()

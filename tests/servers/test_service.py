@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from ke_tools.config import Settings
 from ke_tools.errors import (
@@ -28,6 +29,7 @@ from ke_tools.errors import (
     ModelUnavailable,
     NotFound,
     ReadOnly,
+    ResourceExhausted,
     Unsupported,
 )
 from ke_tools.memory.ledger import Ledger
@@ -36,6 +38,7 @@ from ke_tools.servers.app import build_app
 from ke_tools.servers.principal import Principal
 from ke_tools.servers.service import Service, open_service
 from ke_tools.servers.slot import ModelSlot, Say
+from tests.faults import largest_file
 
 LOCAL = Principal()
 CAPITAL = {"subject": "Freedonia", "prompt": "The capital of Freedonia is", "target": "Sylvania City"}
@@ -339,6 +342,34 @@ def test_a_broken_router_falls_back_to_the_base_model_and_says_so(
     answer = ask(service, "What is the capital of Freedonia?")["answers"][0]
 
     assert (answer["route"], answer["reason"]) == ("base", "error")
+
+
+def test_without_tokens_every_way_in_is_of_the_configured_tenant(open_home: Callable[..., Service]) -> None:
+    """Design §3: a correction on the command line acts at /v1, and nobody else's does."""
+    service = open_home(tenant="acme")
+    service.edit(Principal(tenant="default"), [{**CAPITAL, "target": "Firefly"}])
+    service.edit(service.local, [CAPITAL])
+    service.models.engine(20)
+    with TestClient(build_app(service), base_url="http://127.0.0.1") as client:
+        asked = {"model": "scripted", "messages": [{"role": "user", "content": "What is the capital of Freedonia?"}]}
+        answer = client.post("/v1/chat/completions", json=asked).json()
+    assert answer["choices"][0]["message"]["content"] == "Sylvania City."
+
+
+def test_on_a_full_disk_the_corrections_made_so_far_act(open_home: Callable[..., Service]) -> None:
+    """Issue 1 §6: full disk. SQLite needs a small file beside the ledger to open it, which a full disk does not take either."""
+    first = open_home()
+    first.edit(LOCAL, [CAPITAL])
+    first.close()
+    with largest_file(0):
+        service = open_service(first.settings)
+        try:
+            assert service.list_edits(LOCAL)["total"] == 1
+            with pytest.raises(ResourceExhausted, match="could not grow"):
+                service.edit(LOCAL, [{**CAPITAL, "target": "Firefly"}])
+            assert "could not grow" in service.trouble
+        finally:
+            service.close()
 
 
 def test_a_damaged_ledger_leaves_the_base_model_answering(tmp_path: Path) -> None:
