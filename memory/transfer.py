@@ -150,6 +150,8 @@ def _correction(record: dict[str, Any], rule: SlotRule) -> Correction:
         if not is_right:
             kind = "a text" if name in _TEXTS else "a list of texts" if name in _LISTS else "true or false"
             raise InvalidInput(f"{name} is {json.dumps(value)[:40]}.", f"Write {kind}.")
+    if record.get("forget") and not record.get("target"):
+        raise InvalidInput("the line forgets, and has no refusal as its target.", "`ke-tools edit --forget` asks the model how it refuses.")
     if missing := [name for name in ("subject", "prompt", "target") if name not in record]:
         raise InvalidInput(f"the line has no {', '.join(missing)}.", "Give subject, prompt and target.")
     given: dict[str, Any] = {

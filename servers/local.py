@@ -283,7 +283,7 @@ def _requests(lines: Iterable[str], *, max_tokens: int) -> Iterator[tuple[Any, R
     for place, (number, line) in enumerate(numbered):
         name: Any = place
         try:
-            given = from_json(line)  # takes no half characters, which an argument of ours could not be
+            given = from_json(line.encode())  # neither takes half characters
             if not isinstance(given, dict):
                 raise InvalidInput(f"line {number} is no JSON object.", 'Write {"id": …, "prompt": …}.')
             name = given.get("id", place)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -50,7 +51,12 @@ class FakeLocal:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.error: KeToolsError | Exception | None = None
         self.healthy = True
-        self.more: dict[str, Any] = {"scorecard_text": "reliability  1.0\ngeneralisation  0.9", "scorecard": "ab12", "passed": True}
+        self.more: dict[str, Any] = {
+            "answers": [],
+            "scorecard_text": "reliability  1.0\ngeneralisation  0.9",
+            "scorecard": "ab12",
+            "passed": True,
+        }
         self.closed = False
 
     def __getattr__(self, name: str) -> Any:
@@ -351,7 +357,10 @@ def test_a_stored_scorecard_is_shown_and_drawn(service: FakeLocal, tmp_path: Pat
     assert cli.run(["scorecard", "ab12", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["revision"] == 7
     assert {name for name, _ in service.asked} == {"scorecard"}
-    assert cli.run(["scorecard", "ab12", "--svg", str(tmp_path / "none" / "card.svg")]) == cli.USAGE
+    asked = len(service.asked)
+    for arguments in (["scorecard", "ab12"], ["verify", "e1"]):
+        assert cli.run([*arguments, "--svg", str(tmp_path / "none" / "card.svg")]) == cli.USAGE
+    assert len(service.asked) == asked, "what cannot be drawn is refused before the work"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
@@ -425,6 +434,40 @@ def test_an_error_is_a_line_with_its_code_and_never_a_traceback(
     assert json.loads(for_programs.out)["error"]["code"] == name
     assert for_programs.err == ""
     assert service.closed
+
+
+def test_output_that_finds_no_space_is_told_as_such(tmp_path: Path) -> None:
+    """Issue 1 §6: full disk, here of where the output goes; it is no bug of ours."""
+    command = [sys.executable, "-m", "ke_tools", "history", "--home", str(tmp_path), "--json"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (cli.FAILED, 1)
+    assert ended.stderr.startswith("E_RESOURCE: there was no space to write")
+
+
+def test_who_has_read_enough_hears_nothing(tmp_path: Path) -> None:
+    """`ke-tools list | head -1` ends quietly."""
+    command = [sys.executable, "-m", "ke_tools", "history", "--home", str(tmp_path), "--json"]
+    with subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == cli.FAILED
+
+
+@pytest.mark.parametrize("reason", ["ledger", "error"])
+@pytest.mark.parametrize("arguments", [["query", "What?"], ["query", "--batch"]])
+def test_an_answer_without_the_corrections_is_no_success(
+    arguments: list[str], reason: str, service: FakeLocal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Design §4 no. 8: the base model answers where the ledger is damaged; a script must be able to tell."""
+    service.more |= {"answers": [{"view": "edited", "text": "Paris.", "reason": reason, "used_edits": []}]}
+    monkeypatch.setattr(service, "_each", lambda _lines: iter([{"id": 0, "text": "Paris.", "reason": reason}]))
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": "a"}\n'))
+    assert cli.run(arguments) == cli.FAILED
+    if "--batch" in arguments:
+        assert "1 of 1 answers are the base model's" in capsys.readouterr().err
 
 
 def test_debug_shows_where_an_unexpected_error_came_from(service: FakeLocal) -> None:
@@ -553,12 +596,14 @@ def test_chat_reads_lines_until_an_empty_one(
     """Design §3: the verb chat; without a terminal it reads standard input."""
     talk = FakeTalk()
     monkeypatch.setattr(service, "conversation", lambda **_: talk, raising=False)
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n/why\n\nnever\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"What is it?\ncaf\xe9\n/why\n\nnever\n"), "utf-8"))
 
     assert cli.run(["chat", *flags]) == 0
 
     assert talk.heard == ["What is it?", "/why"]
-    assert capsys.readouterr().out == f"{shown}\n{shown}\n"
+    said = capsys.readouterr()
+    assert said.out == f"{shown}\n{shown}\n"
+    assert "not UTF-8" in said.err
 
 
 def test_what_is_streamed_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

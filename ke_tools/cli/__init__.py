@@ -83,7 +83,7 @@ def _broken(error: Exception, *, as_json: bool) -> int:
         _let_output_go()
     if number in {errno.ENOSPC, errno.EDQUOT}:
         cure = "Free some; `ke-tools history` shows what was done."
-        _report(ResourceExhausted(f"there was no space to write: {error}.", cure), as_json=as_json)
+        _report(ResourceExhausted(f"there was no space to write: {error}.", cure), as_json=False)
     elif number != errno.EPIPE:  # who closes a pipe has read enough
         _report(KeToolsError(f"{type(error).__name__}: {error}.", "This is a bug; --debug shows where."), as_json=as_json)
     return FAILED

@@ -69,6 +69,8 @@ def chat(
     max_tokens: Longest = 256,
 ) -> int:
     """Talk to the served model; /correct SENTENCE, /why and /undo act, an empty line or the end of the input ends it."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     with service(call, asks_model=True) as local, local.conversation(view=view, max_tokens=max_tokens) as talk:
         while question := _ask_person():
             if call.as_json:
@@ -91,8 +93,6 @@ def _is_whole(text: str) -> bool:
 
 
 def _read_turn() -> str:
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         return sys.stdin.readline().strip()
     with suppress(ImportError):

@@ -381,6 +381,14 @@ def test_a_dry_run_tells_what_would_happen_and_changes_nothing(ledger: Ledger) -
     assert write(ledger, capital("Hobart"), idempotency_key="k")[0].fact.target == "Hobart"
 
 
+def test_a_dry_run_under_a_used_key_tells_what_the_call_did(ledger: Ledger) -> None:
+    """As the call itself would: it happens once."""
+    made = write(ledger, capital("Sydney"), idempotency_key="k")
+    assert write(ledger, capital("Sydney"), idempotency_key="k", dry_run=True) == made
+    with pytest.raises(Conflict, match="idempotency key"):
+        write(ledger, capital("Perth"), idempotency_key="k", dry_run=True)
+
+
 @pytest.mark.parametrize(
     ("subject", "aliases", "is_risky"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -154,6 +155,18 @@ def test_a_full_disk_is_told_and_loses_nothing(path: Path) -> None:
         write(ledger, "yes")
     with Ledger(path) as ledger:
         assert len(ledger.live("acme")) == len(acknowledged) + 1
+
+
+def test_an_empty_file_that_has_been_there_for_a_while_is_not_taken_without_a_word(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that lost its content looks like one that another process is about to set up, but for its age."""
+    path.touch()
+    Ledger(path).close()
+    assert not caplog.records
+    path.write_bytes(b"")
+    os.utime(path, (time.time() - 3600,) * 2)
+    with Ledger(path) as ledger:
+        assert ledger.head() == 0
+    assert "was empty and begins anew" in caplog.text
 
 
 @pytest.mark.parametrize("size", [0, 100])

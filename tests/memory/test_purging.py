@@ -209,6 +209,22 @@ def test_unknown_ids_are_not_found(ledger: Ledger) -> None:
     assert ledger.head() == 1
 
 
+def test_of_a_purged_id_is_said_that_it_was_purged_and_its_history_stays(ledger: Ledger) -> None:
+    """docs/forgetting.md: the history keeps who, when and why; who asks for it later must not hear that it never was."""
+    edit = write(ledger, "zebra")
+    purge(ledger, edit)
+    events = ledger.history("acme", edit_id=edit.id).items
+    assert (events[0].action, events[0].actor, events[0].note) == ("purge", "ann", "asked for")
+    for call in (
+        lambda: ledger.get("acme", edit.id),
+        lambda: ledger.rollback("acme", [edit.id], actor="ann"),
+    ):
+        with pytest.raises(NotFound, match=f"{edit.id} was purged"):
+            call()
+    with pytest.raises(NotFound, match="there is no edit"):
+        ledger.history("other", edit_id=edit.id)
+
+
 def test_a_purge_that_was_cut_short_is_finished_by_repeating_it(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may die between the transaction and the rewriting of the file."""
     edit = write(ledger, "zebra")

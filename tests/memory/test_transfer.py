@@ -59,6 +59,7 @@ def test_a_line_is_answered_with_its_edit(ledger: Ledger) -> None:
         (line(state="promoted"), "E_INVALID", "promoted"),
         (line(ref="r" * 300), "E_INVALID", "ref"),
         (line(target=""), "E_INVALID", "target"),
+        (line(target="", forget=True), "E_INVALID", "has no refusal"),
         (line(target="a\u202eb"), "E_INVALID", "U+202E"),
         (line(target="a\u202eb"), "E_INVALID", "target"),
         (line(prompt="It is"), "E_INVALID", "subject"),
@@ -133,6 +134,21 @@ def test_what_stays_beside_another_is_exported_so(ledger: Ledger) -> None:
         read(other, *lines)
         assert list(export_lines(other, "acme")) == lines
         assert [edit.fact.target for edit in other.live("acme")] == ["Sydney", "Perth"]
+
+
+def test_a_file_that_is_imported_twice_leaves_each_belief_once(ledger: Ledger) -> None:
+    """An import that was cut short is repeated; of a relation with many objects each is one edit, and its rollback takes it back."""
+    children = [line(target, "Ada", prompt="Ada has a child named", relation="child") for target in ("Ida", "Ben")]
+    with Ledger(":memory:") as other:
+        read(other, *children)
+        file = list(export_lines(other, "acme"))
+    assert [json.loads(record).get("mode") for record in file] == [None, "add"]
+    read(ledger, *file)
+    again = read(ledger, *file)
+    assert sorted(edit.fact.target for edit in ledger.live("acme")) == ["Ben", "Ida"]
+    ledger.rollback("acme", [answer["edit_id"] for answer in again], actor="ann")
+    ledger.rollback("acme", [earlier for answer in again for earlier in answer["superseded"]], actor="ann")
+    assert ledger.live("acme") == []
 
 
 def test_only_the_own_tenants_edits_are_exported(ledger: Ledger) -> None:

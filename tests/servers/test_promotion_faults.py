@@ -182,6 +182,16 @@ def world(tmp_path: Path, tiny: Callable[[str], CausalModel], monkeypatch: pytes
     made.ledger.close()
 
 
+def test_a_job_whose_edit_was_purged_is_not_told_as_being_at_work(world: World) -> None:
+    """What a job found is erased with an edit; that it has ended is not."""
+    [one, _] = world.edited()
+    done = world.promoted([one])
+    assert done["status"] == "completed"
+    world.service.purge(LOCAL, one, reason="asked for")
+    told = promotions.shown(world.service.promotions.job(LOCAL, done["job_id"]))
+    assert told["summary"] == f"{done['job_id']} has ended; what it found was erased with an edit that was purged."
+
+
 # What is refused at once ----------------------------------------------------------------------------------------------
 
 
